@@ -1,0 +1,456 @@
+"""What the user wants, as frozen dataclasses in compose terms. Wrong values raise `SpecError` at construction.
+
+Pure: nothing here looks at the host. Units are seconds (float) and bytes (int).
+Source: compose-spec 05-services.md, deploy.md; OCI runtime-spec config.md for root, namespaces and masked paths.
+"""
+
+from __future__ import annotations
+
+import re
+import signal as signals
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from tinyvisor.errors import SpecError
+
+RootMethod = Literal["pivot", "chroot"]
+RestartCondition = Literal["no", "always", "on-failure", "unless-stopped"]
+
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+"""A container's, service's or project's name: it becomes a cgroup directory and a log file."""
+
+NAMESPACES = frozenset({"pid", "mount", "uts", "ipc", "net", "cgroup", "user", "time"})
+DEFAULT_NAMESPACES = frozenset({"pid", "mount", "uts", "ipc", "net", "cgroup"})
+
+ULIMITS: Mapping[str, int] = MappingProxyType(
+    {
+        "cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7,
+        "memlock": 8, "as": 9, "locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14, "rttime": 15,
+    }
+)  # fmt: skip
+"""ulimit name → RLIMIT number (asm-generic/resource.h)."""
+
+CAPABILITIES: tuple[str, ...] = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)  # fmt: skip
+"""Capability names without CAP_, at the index that linux/capability.h gives them."""
+
+# moby daemon/pkg/oci/defaults.go; paths that a kernel lacks are passed over.
+DEFAULT_MASKED_PATHS = (
+    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+)  # fmt: skip
+DEFAULT_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def parse_signal(value: int | str) -> int:
+    """A signal's number from ``15``, ``"TERM"``, ``"SIGTERM"``, ``"RTMIN+3"``.
+
+    Raises:
+        ValueError: no such signal.
+    """
+    text = str(value).strip().upper().removeprefix("SIG")
+    base, plus, offset = text.partition("+")
+    try:
+        number = int(text) if text.isdigit() else signals.Signals[f"SIG{base}"] + (int(offset) if plus else 0)
+    except (KeyError, ValueError):
+        raise ValueError(f'"{value}" is not a signal; expected a name such as TERM or a number from 1 to 64') from None
+    if plus and base != "RTMIN" or not 1 <= number <= 64:
+        raise ValueError(f'"{value}" is not a signal; expected a name such as TERM or a number from 1 to 64')
+    return int(number)
+
+
+def parse_capability(value: str) -> str:
+    """``"cap_net_raw"`` → ``"NET_RAW"``; ``"ALL"`` stays.
+
+    Raises:
+        ValueError: no such capability.
+    """
+    name = value.strip().upper().removeprefix("CAP_")
+    if name != "ALL" and name not in CAPABILITIES:
+        raise ValueError(f'"{value}" is not a capability; see capabilities(7)')
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A host path seen inside (bind mount, with everything mounted below it).
+
+    Attributes:
+        source: absolute host path; must exist at start.
+        target: absolute path inside; made where missing.
+        read_only: applies to everything mounted below, too.
+    """
+
+    source: Path
+    target: str
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        _absolute("volumes", self.target)
+        if not Path(self.source).is_absolute():
+            raise SpecError("volumes", f'the source "{self.source}" must be an absolute path')
+        _no_nul("volumes", str(self.source))
+        object.__setattr__(self, "source", Path(self.source))
+
+
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A tmpfs of its own inside the container, nosuid and nodev.
+
+    Attributes:
+        target: absolute path inside.
+        size: bytes, > 0.
+        inodes: files and directories at most, > 0.
+        mode: of its root directory.
+        executable: whether programs may be run from it.
+    """
+
+    target: str
+    size: int = 64 << 20
+    inodes: int = 65536
+    mode: int = 0o1777
+    executable: bool = True
+
+    def __post_init__(self) -> None:
+        _absolute("tmpfs", self.target)
+        _positive("tmpfs", self.size)
+        _positive("tmpfs", self.inodes)
+
+
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A resource limit pair; -1 is unlimited. Units are setrlimit(2)'s."""
+
+    soft: int
+    hard: int
+
+    def __post_init__(self) -> None:
+        if self.soft < -1 or self.hard < -1:
+            raise SpecError("ulimits", "expected 0 or more, or -1 for unlimited")
+        if self.hard != -1 and (self.soft == -1 or self.soft > self.hard):
+            raise SpecError("ulimits", f"soft ({self.soft}) must not be above hard ({self.hard})")
+
+
+@dataclass(frozen=True, slots=True)
+class Blkio:
+    """Block I/O limits, by device.
+
+    Attributes:
+        weight: 10..1000, or None.
+        read_bps, write_bps: (device path, bytes per second) pairs.
+        read_iops, write_iops: (device path, operations per second) pairs.
+    """
+
+    weight: int | None = None
+    read_bps: tuple[tuple[str, int], ...] = ()
+    write_bps: tuple[tuple[str, int], ...] = ()
+    read_iops: tuple[tuple[str, int], ...] = ()
+    write_iops: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 10 <= self.weight <= 1000:
+            raise SpecError("blkio_config.weight", "expected 10 to 1000")
+        for name in ("read_bps", "write_bps", "read_iops", "write_iops"):
+            for device, rate in getattr(self, name):
+                _absolute(f"blkio_config.device_{name}", device)
+                _positive(f"blkio_config.device_{name}", rate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """One container. Every field is keyword-only; `with_` makes a changed copy.
+
+    Attributes:
+        command: the program and its arguments, without NUL; the program is searched in PATH inside the container.
+        name: unique among the running containers of one runtime.
+        environment: the workload's whole environment; PATH, HOME and HOSTNAME are filled in where missing.
+        working_dir: absolute path inside; None is ``/``.
+        user: ``"uid"``, ``"uid:gid"``, ``"name"``, ``"name:group"`` (looked up in the container's /etc/passwd and
+            /etc/group); None is root.
+        group_add: supplementary groups, numbers or names.
+        hostname: None takes `name`.
+        rootfs: a directory or tarball; None is the host view.
+        root_method: pivot_root, or chroot on request.
+        read_only: no writable layer: the root is read-only, /tmp, /run, /dev/shm stay writable tmpfs.
+        storage_size, storage_inodes: bound of the writable layer, bytes and inodes.
+        volumes, tmpfs: mounted in the order of their depth.
+        namespaces: those to make new; ``pid`` and ``mount`` can't be left out (nothing could be cleaned up for sure).
+        network_mode: ``"none"``: loopback only; ``"host"``: no isolation; ``"service:NAME"``: NAME's namespace.
+        pids_limit: processes and threads at most, > 0; None unlimited.
+        mem_limit: bytes, > 0, with no swap on top; None unlimited.
+        cpus: CPU time per wall time, > 0; None unlimited.
+        cpuset: CPU numbers to run on; empty is all.
+        blkio: block I/O limits; None unlimited.
+        ulimits: by name as in `ULIMITS`.
+        shm_size: bytes of /dev/shm.
+        capabilities: kept capabilities, names without CAP_; all others are dropped.
+        no_new_privs: set-id programs and file capabilities give nothing.
+        masked_paths, readonly_paths: absolute paths inside; missing ones are passed over.
+        umask: of the workload.
+        oom_score_adj: -1000..1000; None is inherited.
+        stop_signal: a signal number.
+        stop_grace_period: seconds between `stop_signal` and the kill, >= 0.
+        orphan_grace_period: seconds that the other processes get to finish once the workload has ended, >= 0.
+        signal_group: signals go to the workload's process group instead of the workload alone.
+        tty: stdio is a pseudo-terminal of the container's own.
+        stdin_open: stdin stays open; otherwise it is /dev/null.
+        timeout: wall seconds after which everything is killed and the status is ``time_limit``; None unlimited.
+    """
+
+    command: tuple[str, ...]
+    name: str = "container"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    working_dir: str | None = None
+    user: str | None = None
+    group_add: tuple[str, ...] = ()
+    hostname: str | None = None
+    rootfs: Path | None = None
+    root_method: RootMethod = "pivot"
+    read_only: bool = False
+    storage_size: int = 256 << 20
+    storage_inodes: int = 65536
+    volumes: tuple[Volume, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    namespaces: frozenset[str] = DEFAULT_NAMESPACES
+    network_mode: str = "none"
+    pids_limit: int | None = None
+    mem_limit: int | None = None
+    cpus: float | None = None
+    cpuset: frozenset[int] = frozenset()
+    blkio: Blkio | None = None
+    ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
+    shm_size: int = 64 << 20
+    capabilities: frozenset[str] = frozenset()
+    no_new_privs: bool = True
+    masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
+    readonly_paths: tuple[str, ...] = DEFAULT_READONLY_PATHS
+    umask: int = 0o022
+    oom_score_adj: int | None = None
+    stop_signal: int = int(signals.SIGTERM)
+    stop_grace_period: float = 10.0
+    orphan_grace_period: float = 0.0
+    signal_group: bool = False
+    tty: bool = False
+    stdin_open: bool = False
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        _tuples(self, ("command", "group_add", "volumes", "tmpfs", "masked_paths", "readonly_paths"))
+        for name in ("namespaces", "cpuset", "capabilities"):
+            object.__setattr__(self, name, frozenset(getattr(self, name)))
+        if self.rootfs is not None:
+            object.__setattr__(self, "rootfs", Path(self.rootfs))
+        self._check_process()
+        self._check_root()
+        self._check_limits()
+        self._check_isolation()
+
+    def with_(self, **changes: Any) -> Spec:
+        """A copy with `changes`; raises `SpecError` as construction does."""
+        unknown = changes.keys() - {item.name for item in fields(self)}
+        if unknown:
+            raise SpecError(sorted(unknown)[0], "there is no such field")
+        return replace(self, **changes)
+
+    def _check_process(self) -> None:
+        if not self.command or not self.command[0]:
+            raise SpecError("command", "expected a program to run")
+        for word in self.command:
+            _no_nul("command", word)
+        for key, value in self.environment.items():
+            if not key or "=" in key:
+                raise SpecError("environment", f'"{key}" is not a variable\'s name')
+            _no_nul("environment", key)
+            _no_nul("environment", value)
+        check_name("name", self.name)
+        if self.hostname is not None and not re.fullmatch(r"[a-zA-Z0-9_.-]{1,64}", self.hostname):
+            raise SpecError("hostname", "expected 1 to 64 letters, digits, dots, dashes or underscores")
+        if self.working_dir is not None:
+            _absolute("working_dir", self.working_dir)
+        for value in (self.user or "0", *self.group_add):
+            if not re.fullmatch(r"[a-zA-Z0-9_.$-]+(:[a-zA-Z0-9_.$-]+)?", value):
+                raise SpecError("user", f'"{value}" is not a user; expected uid, uid:gid, name or name:group')
+        if not 1 <= self.stop_signal <= 64:
+            raise SpecError("stop_signal", "expected a signal from 1 to 64")
+        for name in ("stop_grace_period", "orphan_grace_period"):
+            if not 0 <= getattr(self, name) < 1e9:
+                raise SpecError(name, "expected seconds, 0 or more")
+        if not 0 <= self.umask <= 0o777:
+            raise SpecError("umask", "expected 0 to 0o777")
+
+    def _check_root(self) -> None:
+        if self.root_method not in get_args(RootMethod):
+            raise SpecError("root_method", "expected pivot or chroot")
+        _positive("storage_opt.size", self.storage_size)
+        _positive("storage_opt.inodes", self.storage_inodes)
+        _positive("shm_size", self.shm_size)
+        targets = [mount.target for mount in (*self.volumes, *self.tmpfs)]
+        for target in targets:
+            if targets.count(target) > 1:
+                raise SpecError("volumes", f'"{target}" is mounted twice')
+        for name in ("masked_paths", "readonly_paths"):
+            for path in getattr(self, name):
+                _absolute(name, path)
+
+    def _check_limits(self) -> None:
+        for name in ("pids_limit", "mem_limit", "cpus", "timeout"):
+            value = getattr(self, name)
+            if value is not None:
+                _positive(name, value)
+        if self.cpus is not None and self.cpus < 0.01:
+            raise SpecError("cpus", "expected 0.01 or more")
+        for name in self.ulimits:
+            if name not in ULIMITS:
+                raise SpecError("ulimits", f'"{name}" is not a limit; expected one of {", ".join(ULIMITS)}')
+        for cpu in self.cpuset:
+            if not 0 <= cpu < 8192:
+                raise SpecError("cpuset", "expected CPU numbers from 0 to 8191")
+        if self.oom_score_adj is not None and not -1000 <= self.oom_score_adj <= 1000:
+            raise SpecError("oom_score_adj", "expected -1000 to 1000")
+
+    def _check_isolation(self) -> None:
+        unknown = self.namespaces - NAMESPACES
+        if unknown:
+            raise SpecError("namespaces", f'"{min(unknown)}" is not a namespace; expected {", ".join(sorted(NAMESPACES))}')
+        missing = {"pid", "mount"} - self.namespaces
+        if missing:
+            raise SpecError("namespaces", f"{min(missing)} can't be left out: without it nothing ends for sure with the container")
+        if self.network_mode not in ("none", "host") and not re.fullmatch(rf"service:{NAME.pattern}", self.network_mode):
+            raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
+        for capability in self.capabilities:
+            if capability not in CAPABILITIES:
+                raise SpecError("cap_add", f'"{capability}" is not a capability; see capabilities(7)')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """How long to wait before the next restart: ``initial * factor ** n``, at most `max`, jittered.
+
+    Attributes:
+        initial: seconds before the first restart, >= 0.
+        factor: >= 1.
+        max: seconds at most, >= initial.
+        jitter: 0..1, the share of the delay that is random (delay * (1 - jitter * u), u in 0..1).
+        reset_after: seconds of running after which the count starts anew, >= 0.
+    """
+
+    initial: float = 0.1
+    factor: float = 2.0
+    max: float = 60.0
+    jitter: float = 0.2
+    reset_after: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.initial <= self.max:
+            raise SpecError("backoff.initial", "expected 0 or more, and not above max")
+        if not 1 <= self.factor <= 1000:
+            raise SpecError("backoff.factor", "expected 1 to 1000")
+        if not 0 <= self.jitter <= 1:
+            raise SpecError("backoff.jitter", "expected 0 to 1")
+        if self.reset_after < 0:
+            raise SpecError("backoff.reset_after", "expected seconds, 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """When a service is started again.
+
+    Attributes:
+        condition: as compose's ``restart``.
+        max_attempts: restarts in a row at most (``on-failure:N``); None unlimited. Running for `backoff.reset_after`
+            ends the row.
+        backoff: the delay.
+        success_exit_codes: exit codes that count as success; 0 always does.
+        start_limit_burst, start_limit_interval: more than `burst` starts within `interval` seconds make the service
+            `failed` (systemd's StartLimitBurst=); burst 0 turns it off.
+    """
+
+    condition: RestartCondition = "no"
+    max_attempts: int | None = None
+    backoff: Backoff = Backoff()
+    success_exit_codes: frozenset[int] = frozenset()
+    start_limit_burst: int = 0
+    start_limit_interval: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.condition not in get_args(RestartCondition):
+            raise SpecError("restart", "expected no, always, on-failure[:N] or unless-stopped")
+        if self.max_attempts is not None and self.max_attempts < 0:
+            raise SpecError("restart", "expected 0 or more attempts")
+        for code in self.success_exit_codes:
+            if not 0 <= code <= 255:
+                raise SpecError("success_exit_codes", "expected exit codes from 0 to 255")
+        if self.start_limit_burst < 0 or self.start_limit_interval < 0:
+            raise SpecError("start_limit", "expected 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A container that is kept in the state its policy asks for.
+
+    Attributes:
+        spec: the container; ``spec.name`` is the service's name.
+        restart: when to start it again.
+        depends_on: names of services that must have been started before this one is.
+        log_max_size: bytes after which its log file is rotated, > 0.
+        log_max_files: log files kept, the current one included, >= 1.
+    """
+
+    spec: Spec
+    restart: RestartPolicy = RestartPolicy()
+    depends_on: frozenset[str] = frozenset()
+    log_max_size: int = 10 << 20
+    log_max_files: int = 5
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Project:
+    """What a configuration directory says: a name and its services, in the order they were read."""
+
+    name: str
+    services: Mapping[str, Service]
+
+
+def check_name(where: str, name: str) -> None:
+    """Raises `SpecError` for `where` unless `name` fits `NAME`."""
+    if not NAME.fullmatch(name):
+        raise SpecError(where, f"{name!r} is not a name; expected 1 to 63 letters, digits, dots, dashes or underscores")
+
+
+def _tuples(spec: Spec, names: Iterable[str]) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if isinstance(value, (str, bytes)):
+            raise SpecError(name, "expected a list, not one string")
+        object.__setattr__(spec, name, tuple(value))
+
+
+def _absolute(where: str, path: str) -> None:
+    _no_nul(where, path)
+    if not path.startswith("/") or ".." in PurePosixPath(path).parts:
+        raise SpecError(where, f'"{path}" must be an absolute path without ".."')
+
+
+def _no_nul(where: str, text: str) -> None:
+    if "\0" in text:
+        raise SpecError(where, "must not contain NUL")
+
+
+def _positive(where: str, value: float) -> None:
+    if isinstance(value, bool) or not value > 0:
+        raise SpecError(where, "must be more than 0")
