@@ -65,7 +65,7 @@ def parse_signal(value: int | str) -> int:
         number = int(text) if text.isdigit() else signals.Signals[f"SIG{base}"] + (int(offset) if plus else 0)
     except (KeyError, ValueError):
         raise ValueError(f'"{value}" is not a signal; expected a name such as TERM or a number from 1 to 64') from None
-    if plus and base != "RTMIN" or not 1 <= number <= 64:
+    if (plus and base != "RTMIN") or not 1 <= number <= 64:
         raise ValueError(f'"{value}" is not a signal; expected a name such as TERM or a number from 1 to 64')
     return int(number)
 
@@ -295,7 +295,7 @@ class Spec:
         _positive("storage_opt.size", self.storage_size)
         _positive("storage_opt.inodes", self.storage_inodes)
         _positive("shm_size", self.shm_size)
-        targets = [mount.target for mount in (*self.volumes, *self.tmpfs)]
+        targets = [volume.target for volume in self.volumes] + [tmpfs.target for tmpfs in self.tmpfs]
         for target in targets:
             if targets.count(target) > 1:
                 raise SpecError("volumes", f'"{target}" is mounted twice')
@@ -325,7 +325,7 @@ class Spec:
             raise SpecError("namespaces", f'"{min(unknown)}" is not a namespace; expected {", ".join(sorted(NAMESPACES))}')
         missing = {"pid", "mount"} - self.namespaces
         if missing:
-            raise SpecError("namespaces", f"{min(missing)} can't be left out: without it nothing ends for sure with the container")
+            raise SpecError("namespaces", f"{min(missing)} can't be left out: nothing could be ended for sure")
         if self.network_mode not in ("none", "host") and not re.fullmatch(rf"service:{NAME.pattern}", self.network_mode):
             raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
         for capability in self.capabilities:
