@@ -67,3 +67,116 @@ def signal_name(number: int) -> str:
         return signals.Signals(number).name
     except ValueError:
         return f"SIGRTMIN+{number - signals.SIGRTMIN}" if number > signals.SIGRTMIN else f"signal {number}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStarted:
+    """A service's container runs; `pid` is its init's on the host."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceExited:
+    """A service's container is gone and its output has been read to the end. What comes of it is the next event."""
+
+    name: str
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceBackoff:
+    """A service is started again after `delay` seconds, its restart number `attempt` in a row, because of `reason`."""
+
+    name: str
+    delay: float
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFinished:
+    """A service has done its work and is not started again."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFailed:
+    """A service is given up."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStopping:
+    """A service is being stopped; with `restarts` it comes back once it is down."""
+
+    name: str
+    restarts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStopped:
+    """A service was stopped on request and nothing of it is left."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopHeldUp:
+    """These processes, as ``"comm[pid]"``, outlived the grace period of a stop and were killed."""
+
+    name: str
+    processes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LogLost:
+    """So much of a service's output could not be written to its log file, because of `reason` (e.g. a full disk)."""
+
+    name: str
+    lines: int
+    bytes: int
+    reason: str
+
+
+Event = (
+    ServiceStarted
+    | ServiceExited
+    | ServiceBackoff
+    | ServiceFinished
+    | ServiceFailed
+    | ServiceStopping
+    | ServiceStopped
+    | StopHeldUp
+    | LogLost
+)
+"""What a supervisor tells its one consumer, in the order in which it happened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSummary:
+    """One service's line in the table at the end.
+
+    Attributes:
+        state: the phase it is in, as `policy.Phase`; ``exited``, ``failed`` or ``stopped`` once it is over.
+        exit: how its last container ended; None where none ever did.
+        restarts: launches after the first.
+        wall, cpu: seconds, over all its containers.
+        memory_peak: bytes, the highest of all its containers; None where it was not measured.
+        held_up_by: what outlived the grace period of its last stop, as ``"comm[pid]"``.
+        reason: why it failed, one line; empty otherwise.
+    """
+
+    name: str
+    state: str
+    exit: Exit | None = None
+    restarts: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+    memory_peak: int | None = None
+    held_up_by: tuple[str, ...] = ()
+    reason: str = ""

@@ -1,0 +1,229 @@
+"""A runtime without a kernel: containers that follow a script, in the clock's time. Fits `supervisor.Runtime`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+import trio
+
+from tinyvisor.errors import TinyvisorError
+from tinyvisor.spec import Spec
+from tinyvisor.state import Exit
+
+OK = Exit(status="ok", exit_code=0)
+KILLED = Exit(status="stopped", signal=9)
+STOPPED = Exit(status="stopped", signal=15)
+PIPE_CHUNKS = 4
+"""Chunks that a pipe holds before its writer waits."""
+
+
+def failure(code: int = 1) -> Exit:
+    return Exit(status="nonzero_exit", exit_code=code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What one container does.
+
+    Attributes:
+        seconds: it runs for so long, then ends with `exit`.
+        launch_seconds: until it runs, or fails with `error`.
+        error: raised instead of running.
+        launch_ignores_cancel: the launch can't be cancelled, as one that is on its last step.
+        stop_seconds: from the stop signal to its end; infinity ignores the signal until the grace is over.
+        output: (seconds after the start, stream, bytes), in order.
+        flood: written to stdout again and again until the end.
+        leaks_pipe: its stdout stays open after its end.
+        wait_error: raised by `wait` at its end.
+    """
+
+    seconds: float = math.inf
+    exit: Exit = OK
+    launch_seconds: float = 0.0
+    error: Exception | None = None
+    launch_ignores_cancel: bool = False
+    stop_seconds: float = 0.0
+    output: tuple[tuple[float, str, bytes], ...] = ()
+    flood: bytes = b""
+    leaks_pipe: bool = False
+    wait_error: Exception | None = None
+
+
+class Pipe:
+    """A bounded pipe; its reader is what `supervisor.ByteReceive` asks for."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[bytes](PIPE_CHUNKS)
+        self._rest = b""
+
+    async def write(self, data: bytes) -> None:
+        await self._send.send(data)
+
+    def close_write(self) -> None:
+        self._send.close()
+
+    async def receive(self, max_bytes: int = 65536, /) -> bytes:
+        if not self._rest:
+            try:
+                self._rest = await self._receive.receive()
+            except trio.EndOfChannel:
+                raise anyio.EndOfStream from None
+        else:
+            await trio.lowlevel.checkpoint()
+        data, self._rest = self._rest[:max_bytes], self._rest[max_bytes:]
+        return data
+
+    async def aclose(self) -> None:
+        self._receive.close()
+        await trio.lowlevel.checkpoint()
+
+
+class FakeContainer:
+    def __init__(self, runtime: FakeRuntime, spec: Spec, script: Script, pid: int) -> None:
+        self.name = spec.name
+        self.pid = pid
+        self.terminal: int | None = None
+        self.pipes = {"stdout": Pipe(), "stderr": Pipe()}
+        self._runtime = runtime
+        self._spec = spec
+        self._script = script
+        self._gone = trio.Event()
+        self._exit: Exit | None = None
+        self._stop_from = math.inf
+        self._changed = trio.Event()
+
+    @property
+    def stdout(self) -> Pipe | None:
+        return self.pipes["stdout"]
+
+    @property
+    def stderr(self) -> Pipe | None:
+        return self.pipes["stderr"]
+
+    async def wait(self) -> Exit:
+        await self._gone.wait()
+        if self._script.wait_error is not None:
+            raise self._script.wait_error
+        assert self._exit is not None
+        return self._exit
+
+    async def stop(self) -> Exit:
+        self._runtime.note("stop", self.name)
+        grace = self._spec.stop_grace_period
+        with trio.move_on_after(min(grace, self._script.stop_seconds)):
+            await self._gone.wait()
+        if self._script.stop_seconds > grace:
+            self._end(Exit(status="stopped", signal=9, held_up_by=(f"{self.name}[{self.pid}]",)))
+        else:
+            self._end(STOPPED)
+        return await self.wait()
+
+    def kill(self) -> None:
+        if not self._gone.is_set():
+            self._runtime.note("kill", self.name)
+        self._end(KILLED)
+
+    async def live(self) -> None:
+        with trio.move_on_after(self._script.seconds):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write_script)
+                if self._script.flood:
+                    nursery.start_soon(self._write_flood)
+                await self._gone.wait()
+                nursery.cancel_scope.cancel()
+        self._end(self._script.exit)
+
+    def _end(self, exit: Exit) -> None:
+        if self._exit is not None:
+            return
+        self._exit = exit
+        self._gone.set()
+        self._runtime.left(self)
+        for name, pipe in self.pipes.items():
+            if not (self._script.leaks_pipe and name == "stdout"):
+                pipe.close_write()
+
+    async def _write_script(self) -> None:
+        start = trio.current_time()
+        for when, stream, data in self._script.output:
+            await trio.sleep_until(start + when)
+            await self.pipes[stream].write(data)
+
+    async def _write_flood(self) -> None:
+        while True:
+            await self.pipes["stdout"].write(self._script.flood)
+
+
+@dataclass
+class FakeRuntime:
+    """Attributes:
+    scripts: by name, one after another; the last one is repeated. No script: runs until stopped.
+    history: (time, what, name), with what in launch, up, down, stop, kill.
+    """
+
+    scripts: Mapping[str, Iterable[Script]] = field(default_factory=dict)
+    history: list[tuple[float, str, str]] = field(default_factory=list)
+    running: dict[str, FakeContainer] = field(default_factory=dict)
+    launching: int = 0
+    most_launching: int = 0
+    most_running: int = 0
+
+    def __post_init__(self) -> None:
+        self._scripts = {name: list(scripts) for name, scripts in self.scripts.items()}
+        self._pids = 100
+
+    def note(self, what: str, name: str) -> None:
+        self.history.append((trio.current_time(), what, name))
+
+    def left(self, container: FakeContainer) -> None:
+        self.note("down", container.name)
+        del self.running[container.name]
+
+    def times(self, what: str, name: str) -> list[float]:
+        """When it happened, counted from the first thing that did."""
+        return [round(time - self.history[0][0], 6) for time, noted, of in self.history if (noted, of) == (what, name)]
+
+    def order(self, what: str) -> list[str]:
+        return [name for _, noted, name in self.history if noted == what]
+
+    @asynccontextmanager
+    async def start(
+        self, spec: Spec, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+    ) -> AsyncIterator[FakeContainer]:
+        scripts = self._scripts.get(spec.name) or [Script()]
+        script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
+        await self._launch(spec, script)
+        self._pids += 1
+        container = FakeContainer(self, spec, script, self._pids)
+        self.running[spec.name] = container
+        self.most_running = max(self.most_running, len(self.running))
+        self.note("up", spec.name)
+        try:
+            # The nursery is open across the yield, as in the real runtime: a supervisor that left its scopes in another
+            # order than it entered them would crash here.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(container.live)
+                yield container
+                container.kill()
+        finally:
+            container.kill()
+
+    async def _launch(self, spec: Spec, script: Script) -> None:
+        assert spec.name not in self.running, f"{spec.name} is running already"
+        self.note("launch", spec.name)
+        self.launching += 1
+        self.most_launching = max(self.most_launching, self.launching)
+        try:
+            with trio.CancelScope(shield=script.launch_ignores_cancel):
+                await trio.sleep(script.launch_seconds)
+        finally:
+            self.launching -= 1
+        if script.error is not None:
+            raise script.error
+        kind, _, provider = spec.network_mode.partition(":")
+        if kind == "service" and provider not in self.running:
+            raise TinyvisorError(f'network_mode: service "{provider}" is not running')

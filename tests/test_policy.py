@@ -1,0 +1,391 @@
+"""Every decision of the table, by example and by property."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyvisor.errors import InternalError
+from tinyvisor.policy import (
+    DOWN,
+    NEW,
+    Action,
+    DelayElapsed,
+    DependencyLost,
+    Exited,
+    KillRequested,
+    Launched,
+    LaunchFailed,
+    NotReady,
+    Phase,
+    Ready,
+    RestartRequested,
+    ServiceEvent,
+    StartRequested,
+    State,
+    StopRequested,
+    backoff_delay,
+    decide,
+    is_success,
+)
+from tinyvisor.spec import Backoff, RestartPolicy
+from tinyvisor.state import Exit, Status
+
+OK = Exit(status="ok", exit_code=0)
+BAD = Exit(status="nonzero_exit", exit_code=3)
+NO, ALWAYS = RestartPolicy(), RestartPolicy(condition="always")
+ON_FAILURE = RestartPolicy(condition="on-failure")
+PHASES: tuple[Phase, ...] = get_args(Phase)
+EVENTS: tuple[ServiceEvent, ...] = (
+    StartRequested(), StopRequested(), KillRequested(), RestartRequested(), Ready(), DependencyLost("gone"),
+    Launched(), LaunchFailed("no"), NotReady(), Exited(BAD), DelayElapsed(),
+)  # fmt: skip
+LEGAL = {
+    "waiting": {StartRequested, StopRequested, KillRequested, RestartRequested, Ready, DependencyLost},
+    "starting": {StartRequested, StopRequested, KillRequested, RestartRequested, Launched, LaunchFailed, NotReady},
+    "running": {StartRequested, StopRequested, KillRequested, RestartRequested, Exited},
+    "backoff": {StartRequested, StopRequested, KillRequested, RestartRequested, DelayElapsed},
+    "stopping": {StartRequested, StopRequested, KillRequested, RestartRequested, LaunchFailed, NotReady, Exited},
+    "exited": {StartRequested, StopRequested, KillRequested, RestartRequested},
+    "failed": {StartRequested, StopRequested, KillRequested, RestartRequested},
+    "stopped": {StartRequested, StopRequested, KillRequested, RestartRequested},
+}
+
+statuses = st.sampled_from(get_args(Status))
+exits = st.builds(Exit, status=statuses, exit_code=st.integers(0, 255), signal=st.none())
+backoffs = st.builds(
+    lambda initial, extra, factor, jitter, reset: Backoff(
+        initial=initial, factor=factor, max=initial + extra, jitter=jitter, reset_after=reset
+    ),
+    st.floats(0, 100), st.floats(0, 1e6), st.floats(1, 1000), st.floats(0, 1), st.floats(0, 100),
+)  # fmt: skip
+policies = st.builds(
+    RestartPolicy,
+    condition=st.sampled_from(["no", "always", "on-failure", "unless-stopped"]),
+    max_attempts=st.none() | st.integers(0, 5),
+    backoff=backoffs,
+    success_exit_codes=st.frozensets(st.integers(0, 255), max_size=3),
+    start_limit_burst=st.integers(0, 4),
+    start_limit_interval=st.floats(0, 50),
+)
+
+
+def play(policy: RestartPolicy, *events: ServiceEvent, state: State = NEW, now: float = 0.0) -> tuple[State, Action]:
+    action: Action = "nothing"
+    for event in events:
+        state, action = decide(policy, state, event, now=now)
+    return state, action
+
+
+def running(policy: RestartPolicy) -> State:
+    return play(policy, StartRequested(), Ready(), Launched())[0]
+
+
+# ---- the table itself ----
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: type(event).__name__)
+def test_every_pair_is_defined(phase: Phase, event: ServiceEvent) -> None:
+    state = State(phase=phase, launches=1)
+    if type(event) in LEGAL[phase]:
+        after, action = decide(ON_FAILURE, state, event, now=1.0)
+        assert after.phase in PHASES
+        assert action in get_args(Action)
+    else:
+        with pytest.raises(InternalError, match=phase):
+            decide(ON_FAILURE, state, event, now=1.0)
+
+
+def test_the_events_above_are_all_there_are() -> None:
+    assert {type(event) for event in EVENTS} == set(get_args(ServiceEvent))
+
+
+# ---- by example ----
+
+
+def test_the_way_up() -> None:
+    assert play(NO, StartRequested()) == (State(phase="waiting"), "wait")
+    assert play(NO, StartRequested(), Ready()) == (State(phase="starting", launches=1), "launch")
+    state, action = play(NO, StartRequested(), Ready(), Launched(), now=7.0)
+    assert (state.phase, state.started_at, action) == ("running", 7.0, "nothing")
+
+
+@pytest.mark.parametrize(
+    "condition, exit, phase",
+    [
+        ("no", OK, "exited"),
+        ("no", BAD, "failed"),
+        ("on-failure", OK, "exited"),
+        ("on-failure", BAD, "backoff"),
+        ("always", OK, "backoff"),
+        ("always", BAD, "backoff"),
+        ("unless-stopped", OK, "backoff"),
+        ("unless-stopped", BAD, "backoff"),
+    ],
+)
+def test_restart_by_condition(condition: Any, exit: Exit, phase: Phase) -> None:
+    policy = RestartPolicy(condition=condition)
+    state, action = play(policy, Exited(exit), state=running(policy))
+    assert state.phase == phase
+    assert action == ("delay" if phase == "backoff" else "finish")
+
+
+@pytest.mark.parametrize("status", ["signaled", "time_limit", "memory_limit", "output_limit", "pids_limit", "sandbox_error"])
+def test_a_limit_or_a_signal_is_a_failure_whatever_the_exit_code(status: Status) -> None:
+    exit = Exit(status=status, exit_code=0)
+    assert not is_success(RestartPolicy(success_exit_codes=frozenset({0})), exit)
+    assert play(ON_FAILURE, Exited(exit), state=running(ON_FAILURE))[0].phase == "backoff"
+    assert play(NO, Exited(exit), state=running(NO))[0].phase == "failed"
+
+
+def test_success_exit_codes_add_to_0() -> None:
+    policy = RestartPolicy(success_exit_codes=frozenset({3}))
+    assert [is_success(policy, Exit(status="nonzero_exit", exit_code=code)) for code in (3, 4)] == [True, False]
+    assert is_success(policy, OK)
+    assert play(policy, Exited(BAD), state=running(policy))[0].phase == "exited"
+
+
+def test_the_reason_of_a_failure_is_the_runtime_s_where_it_gave_one() -> None:
+    exit = Exit(status="memory_limit", signal=9, reason="killed by the OOM killer")
+    assert play(NO, Exited(exit), state=running(NO))[0].reason == "killed by the OOM killer"
+    assert play(NO, Exited(BAD), state=running(NO))[0].reason == "exit 3"
+
+
+def test_back_off_doubles_to_a_minute_and_a_good_run_resets_it() -> None:
+    state, delays, now = running(ALWAYS), [], 0.0
+    for _ in range(12):
+        state, _ = decide(ALWAYS, state, Exited(BAD), now=now)
+        delays.append(round(state.due - now, 6))
+        state, _ = play(ALWAYS, DelayElapsed(), Ready(), Launched(), state=state, now=now)
+    assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60, 60]
+    state, _ = decide(ALWAYS, state, Exited(BAD), now=now + 9.9)
+    assert state.attempt == 13
+    state, _ = play(ALWAYS, DelayElapsed(), Ready(), Launched(), state=state, now=100.0)
+    state, _ = decide(ALWAYS, state, Exited(BAD), now=110.0)
+    assert (state.attempt, state.due) == (1, 110.1)
+
+
+def test_jitter_only_shortens() -> None:
+    assert backoff_delay(Backoff(initial=1, jitter=0.2), 0, random=0.0) == 1
+    assert backoff_delay(Backoff(initial=1, jitter=0.2), 0, random=1.0) == pytest.approx(0.8)
+
+
+def test_on_failure_n_is_given_up_after_n_restarts() -> None:
+    policy = RestartPolicy(condition="on-failure", max_attempts=2)
+    state = running(policy)
+    for _ in range(2):
+        state, action = play(policy, Exited(BAD), DelayElapsed(), Ready(), Launched(), state=state)
+    state, action = play(policy, Exited(BAD), state=state)
+    assert (state.phase, action, state.launches) == ("failed", "finish", 3)
+    assert state.reason == "gave up after 2 restarts in a row: exit 3"
+
+
+def test_max_attempts_with_always_ends_as_the_last_run_did() -> None:
+    policy = RestartPolicy(condition="always", max_attempts=0)
+    assert play(policy, Exited(OK), state=running(policy))[0].phase == "exited"
+    failed, _ = play(policy, Exited(BAD), state=running(policy))
+    assert (failed.phase, failed.reason) == ("failed", "exit 3")
+
+
+def test_a_launch_that_fails_is_retried_like_a_failure() -> None:
+    starting, _ = play(ON_FAILURE, StartRequested(), Ready())
+    state, action = decide(ON_FAILURE, starting, LaunchFailed("mount: no"), now=5.0)
+    assert (state.phase, action, state.due, state.reason) == ("backoff", "delay", 5.1, "mount: no")
+    assert decide(NO, starting, LaunchFailed("mount: no"), now=5.0)[0].phase == "failed"
+
+
+def test_a_launch_that_can_not_work_is_not_retried() -> None:
+    starting, _ = play(ALWAYS, StartRequested(), Ready())
+    state, action = decide(ALWAYS, starting, LaunchFailed("no cgroup controller io", final=True), now=0.0)
+    assert (state.phase, action, state.reason) == ("failed", "finish", "no cgroup controller io")
+
+
+def test_start_limit() -> None:
+    policy = RestartPolicy(condition="always", start_limit_burst=3, start_limit_interval=10, backoff=Backoff(initial=0))
+    state, now = NEW, 0.0
+    state, _ = play(policy, StartRequested())
+    for now in (0.0, 1.0, 2.0):
+        state, action = play(policy, Ready(), Launched(), Exited(OK), DelayElapsed(), state=state, now=now)
+    state, action = decide(policy, state, Ready(), now=9.9)
+    assert (state.phase, action) == ("failed", "finish")
+    assert state.reason == "started 3 times within 10.0s: exit 0"
+
+
+def test_start_limit_forgets_what_is_older_than_its_interval() -> None:
+    policy = RestartPolicy(condition="always", start_limit_burst=1, start_limit_interval=10)
+    state = running(policy)
+    state, _ = play(policy, Exited(OK), DelayElapsed(), state=state)
+    assert decide(policy, state, Ready(), now=10.0)[0].phase == "starting"
+    assert decide(policy, state, Ready(), now=9.0)[0].phase == "failed"
+
+
+def test_a_stop_on_request_never_restarts() -> None:
+    for policy in (NO, ALWAYS, ON_FAILURE):
+        for request, action in ((StopRequested(), "stop"), (KillRequested(), "kill")):
+            state, done = decide(policy, running(policy), request, now=0.0)
+            assert (state.phase, done) == ("stopping", action)
+            assert play(policy, Exited(BAD), state=state)[0].phase == "stopped"
+
+
+def test_a_stop_during_the_launch_cancels_it() -> None:
+    starting, _ = play(ALWAYS, StartRequested(), Ready())
+    state, action = decide(ALWAYS, starting, StopRequested(), now=0.0)
+    assert (state.phase, action) == ("stopping", "cancel")
+    assert decide(ALWAYS, state, LaunchFailed("cancelled"), now=0.0)[0].phase == "stopped"
+
+
+@pytest.mark.parametrize("phase", ["waiting", "backoff"])
+def test_a_stop_without_a_container_is_done_at_once(phase: Phase) -> None:
+    for again in (False, True):
+        state, action = decide(ALWAYS, State(phase=phase, again=again), StopRequested(), now=0.0)
+        assert (state.phase, state.again, action) == ("stopped", False, "finish")
+
+
+def test_a_requested_restart_skips_delay_and_count() -> None:
+    policy = RestartPolicy(condition="no", start_limit_burst=1)
+    state, action = decide(policy, running(policy), RestartRequested(), now=1.0)
+    assert (state.phase, state.again, action) == ("stopping", True, "stop")
+    state, action = decide(policy, state, Exited(BAD), now=1.0)
+    assert (state.phase, state.attempt, action) == ("waiting", 0, "wait")
+    state, action = decide(policy, state, Ready(), now=1.0)
+    assert (state.phase, action) == ("starting", "launch")
+
+
+def test_a_stop_beats_a_restart_and_a_start_beats_a_stop() -> None:
+    restarting, _ = decide(ALWAYS, running(ALWAYS), RestartRequested(), now=0.0)
+    assert play(ALWAYS, StopRequested(), Exited(OK), state=restarting)[0].phase == "stopped"
+    assert play(ALWAYS, KillRequested(), Exited(OK), state=restarting)[0].phase == "stopped"
+    assert play(ALWAYS, StopRequested(), StartRequested(), Exited(OK), state=restarting)[0].phase == "waiting"
+
+
+def test_a_start_request_forgets_failures_and_skips_the_delay() -> None:
+    for phase in ("backoff", "failed", "exited", "stopped"):
+        state = State(phase=phase, attempt=7, launches=9, starts=(1.0, 2.0), reason="why")
+        assert decide(ALWAYS, state, StartRequested(), now=3.0) == (State(phase="waiting", launches=9), "wait")
+
+
+def test_a_launch_without_its_dependency_does_not_count() -> None:
+    policy = RestartPolicy(start_limit_burst=1)
+    state, action = play(policy, StartRequested(), Ready(), NotReady())
+    assert (state.phase, state.launches, state.attempt, action) == ("waiting", 0, 0, "wait")
+    assert play(policy, Ready(), state=state)[0].phase == "starting"
+
+
+def test_a_lost_dependency_is_a_failure() -> None:
+    state, action = play(ALWAYS, StartRequested(), DependencyLost("it depends on db, which has failed"))
+    assert (state.phase, action, state.reason) == ("failed", "finish", "it depends on db, which has failed")
+
+
+def test_stopped_through_another_door_is_a_stop() -> None:
+    assert play(ALWAYS, Exited(Exit(status="stopped", signal=9)), state=running(ALWAYS))[0].phase == "stopped"
+
+
+# ---- by property ----
+
+
+@given(backoffs, st.integers(0, 10_000), st.floats(0, 1))
+def test_a_delay_is_within_its_bounds(backoff: Backoff, attempt: int, random: float) -> None:
+    full = backoff_delay(backoff, attempt)
+    assert backoff.initial <= full <= backoff.max
+    assert full * (1 - backoff.jitter) - 1e-9 <= backoff_delay(backoff, attempt, random) <= full
+    assert math.isfinite(full)
+
+
+@given(backoffs, st.integers(0, 500))
+def test_delays_without_jitter_never_get_shorter(backoff: Backoff, attempt: int) -> None:
+    assert backoff_delay(backoff, attempt) <= backoff_delay(backoff, attempt + 1)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[RestartPolicy, list[tuple[State, ServiceEvent, State, Action, float]]]:
+    """A policy, and a walk of legal events through its table."""
+    policy, state, now = draw(policies), NEW, 0.0
+    steps = []
+    for _ in range(draw(st.integers(1, 60))):
+        kinds = [event for event in EVENTS if type(event) in LEGAL[state.phase]]
+        if state.phase not in DOWN:  # requests are rare, or nothing else would ever happen
+            own = [event for event in kinds if not type(event).__name__.endswith("Requested")]
+            kinds = own * 4 + kinds
+        event = draw(st.sampled_from(kinds))
+        if isinstance(event, Exited):
+            event = Exited(draw(exits))
+        if isinstance(event, LaunchFailed):
+            event = LaunchFailed("no", final=draw(st.booleans()))
+        now = max(now + draw(st.floats(0, 30)), state.due if isinstance(event, DelayElapsed) else 0.0)
+        after, action = decide(policy, state, event, now=now, random=draw(st.floats(0, 1)))
+        steps.append((state, event, after, action, now))
+        state = after
+    return policy, steps
+
+
+@given(histories())
+def test_nothing_restarts_after_a_stop_until_a_start(history: tuple[RestartPolicy, Any]) -> None:
+    stopped = False
+    for _, event, _, action, _ in history[1]:
+        if isinstance(event, StopRequested | KillRequested):
+            stopped = True
+        if isinstance(event, StartRequested):
+            stopped = False
+        assert not (stopped and action in ("launch", "delay", "wait"))
+
+
+@given(histories())
+def test_down_is_final_until_a_start(history: tuple[RestartPolicy, Any]) -> None:
+    for before, event, after, action, _ in history[1]:
+        if before.phase in DOWN and not isinstance(event, StartRequested):
+            assert after == before
+            assert action == "nothing"
+
+
+@given(histories())
+def test_no_more_restarts_in_a_row_than_allowed(history: tuple[RestartPolicy, Any]) -> None:
+    policy, row = history[0], 0
+    for before, event, _, action, now in history[1]:
+        rested = before.phase == "running" and now - before.started_at >= policy.backoff.reset_after
+        if isinstance(event, StartRequested) or (rested and isinstance(event, Exited | RestartRequested)):
+            row = 0
+        row += action == "delay"
+        assert policy.max_attempts is None or row <= policy.max_attempts
+
+
+@given(histories())
+def test_no_more_counted_starts_than_the_start_limit(history: tuple[RestartPolicy, Any]) -> None:
+    policy, starts = history[0], list[float]()
+    for before, event, _, action, now in history[1]:
+        if isinstance(event, StartRequested):
+            starts = []
+        if action == "launch" and not before.again:
+            starts.append(now)
+        window = [start for start in starts if now - start < policy.start_limit_interval]
+        if policy.start_limit_burst:
+            assert len(window) <= policy.start_limit_burst
+
+
+@given(histories())
+def test_actions_fit_the_phase(history: tuple[RestartPolicy, Any]) -> None:
+    phases = {
+        "wait": {"waiting"}, "launch": {"starting"}, "cancel": {"stopping"}, "stop": {"stopping"},
+        "kill": {"stopping"}, "delay": {"backoff"}, "finish": DOWN, "nothing": set(PHASES),
+    }  # fmt: skip
+    for before, _, after, action, now in history[1]:
+        assert after.phase in phases[action]
+        assert after.due >= now or action != "delay"
+        assert action != "nothing" or after.phase == before.phase or before.phase == "starting"
+        assert after.phase != "failed" or after.reason
+        assert len(after.starts) <= history[0].start_limit_burst
+
+
+@given(histories())
+def test_the_same_history_gives_the_same_decisions(history: tuple[RestartPolicy, Any]) -> None:
+    policy = replace(history[0], backoff=replace(history[0].backoff, jitter=0))
+    for before, event, _, _, now in history[1]:
+        first, second = itertools.repeat(0), (decide(policy, before, event, now=now, random=random) for random in (0.0, 1.0))
+        del first
+        assert next(second) == next(second)

@@ -1,0 +1,266 @@
+"""One running container, as a scope: how it is signalled, stopped, waited for and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import socket
+import struct
+import termios
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import anyio
+
+from tinyvisor.errors import ContainerError, InternalError, LauncherDied, LaunchError
+from tinyvisor.runtime import launcher as wire
+from tinyvisor.runtime.cgroup import Usage
+from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Streams
+from tinyvisor.runtime.verdict import Outcome, judge
+from tinyvisor.spec import Spec
+from tinyvisor.state import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_PROCESSES = 1000
+"""How many processes `Container.processes` names at most."""
+
+
+class Container:
+    """A container between its start and its end. Made by `Runtime.start` only.
+
+    Attributes:
+        spec: what it was started with.
+        id: the launcher's number for it, never given twice by one runtime.
+        pid: its init, as the host numbers it; the number is the container's own until `wait` returns.
+        stdin, stdout, stderr: our ends of the pipes that were asked for.
+        terminal: the master side of its pty, where ``spec.tty``.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        id: int,
+        streams: Streams,
+        kill: Callable[[Container], None],
+        describe: Callable[[int, int], str],
+        limits_enforced: tuple[str, ...],
+        readback: tuple[tuple[int, str], ...],
+    ) -> None:
+        self.spec = spec
+        self.id = id
+        self.pid = 0
+        self.terminal: int | None = None
+        self.readback = readback
+        self._streams = streams
+        self._kill = kill
+        self._describe = describe
+        self._limits_enforced = limits_enforced
+        self._events, self.init_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._events.setblocking(False)
+        self._gone = anyio.Event()
+        self._exit: Exit | None = None
+        self._error: Exception | None = None
+        self._exited: wire.Event | None = None
+        self._failed: wire.Event | None = None
+        self._started = False
+        self._stopped = False
+        self._held_up_by: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def stdin(self) -> SendPipe | None:
+        return self._streams.stdin
+
+    @property
+    def stdout(self) -> ReceivePipe | None:
+        return self._streams.stdout
+
+    @property
+    def stderr(self) -> ReceivePipe | None:
+        return self._streams.stderr
+
+    async def wait(self) -> Exit:
+        """Waits until the container is empty and gone, and says how it ended. Any number of tasks may wait.
+
+        Raises:
+            LauncherDied: the launcher was killed; the kernel killed the container with it.
+        Cancellation: the container goes on.
+        """
+        await self._gone.wait()
+        if self._error is not None:
+            raise self._error
+        if self._exit is None:
+            raise InternalError(f"{self.name}: gone without an exit")
+        return self._exit
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended; None while it runs."""
+        return self._exit
+
+    async def signal(self, number: int, *, all: bool = False) -> None:
+        """Sends a signal to the workload (its group where ``spec.signal_group``), or to every process of the container.
+
+        Nothing happens once the workload has ended.
+        """
+        command = wire.encode_signal(number, wire.SCOPE_ALL if all else wire.SCOPE_WORKLOAD)
+        while not self._gone.is_set():
+            try:
+                self._events.send(command)
+                return
+            except BlockingIOError:
+                with contextlib.suppress(anyio.ClosedResourceError):
+                    await anyio.wait_writable(self._events)
+            except OSError:
+                return  # init is gone, or will never read again: the end is on its way
+
+    async def stop(self, *, signal: int | None = None, grace: float | None = None) -> Exit:
+        """Sends `signal` (default: the spec's), waits `grace` seconds (default: the spec's), then kills what is left.
+
+        ``Exit.held_up_by`` names the processes that had to be killed.
+
+        Cancellation: kills at once, and waits for the end all the same.
+        """
+        self._stopped = self._stopped or not self._gone.is_set()
+        await self.signal(self.spec.stop_signal if signal is None else signal)
+        try:
+            with anyio.move_on_after(self.spec.stop_grace_period if grace is None else grace):
+                return await self.wait()
+            self._held_up_by = self.processes()
+        finally:
+            if not self._gone.is_set():
+                self.kill()
+                with anyio.CancelScope(shield=True):
+                    await self._gone.wait()
+        return await self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL for everything in the container, now. `wait` says when it is gone."""
+        if not self._gone.is_set():
+            self._stopped = True
+            self._kill(self)
+
+    def processes(self) -> tuple[str, ...]:
+        """What runs in the container besides init, as ``"comm[pid]"`` with the host's numbers; `MAX_PROCESSES` at most."""
+        found: list[str] = []
+        for pid in _descendants(self.pid):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
+                found.append(f"{file.read().strip()}[{pid}]")
+            if len(found) == MAX_PROCESSES:
+                break
+        return tuple(found)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tells the container's terminal its size; nothing where it has none."""
+        if self.terminal is not None:
+            fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    # ---- for the runtime ----
+
+    async def wait_started(self) -> None:
+        """Until the workload has been exec'ed.
+
+        Raises:
+            LaunchError: a step failed.
+        """
+        while not self._started and self._failed is None and not self._gone.is_set():
+            with contextlib.suppress(anyio.ClosedResourceError):  # it was gone before we woke up: `finish` read everything
+                await anyio.wait_readable(self._events)
+            self._read_events()
+        if self._failed is None and self._started:
+            return
+        await self._gone.wait()
+        if self._error is not None:
+            raise self._error
+        raise self._launch_error()
+
+    def _launch_error(self) -> Exception:
+        if self._failed is None:
+            return ContainerError(self.name, "its init was killed while it was starting")
+        return LaunchError(self.name, self._describe(self._failed.a, self._failed.b), self._failed.c)
+
+    def _read_events(self) -> None:
+        if self._gone.is_set():
+            return
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while (received := wire.receive_event(self._events)) is not None:
+                event, fds = received
+                if event.type == wire.LAUNCHED:
+                    self.pid = event.a
+                elif event.type == wire.STARTED:
+                    self._started = True
+                elif event.type == wire.FAILED:
+                    self._failed = event
+                elif event.type == wire.EXITED:
+                    self._exited = event
+                elif event.type == wire.PTY and fds and self.terminal is None:
+                    self.terminal = fds.pop()
+                for fd in fds:
+                    os.close(fd)
+
+    def finish(self, gone: wire.Event, usage: Usage) -> None:
+        """The launcher has reaped init: nothing of the container is left."""
+        self._read_events()
+        exited = self._exited
+        if exited is None or self._failed is not None:
+            status, wall = (gone.a, math.nan) if self._failed is None else (0, 0.0)
+        else:
+            status, wall = exited.a, exited.n[0] / 1e9
+        outcome = Outcome(
+            wait_status=status,
+            timed_out=exited is not None and exited.b == 1,
+            wall=0.0 if math.isnan(wall) else wall,
+            cpu_user=gone.n[0] / 1e6,
+            cpu_system=gone.n[1] / 1e6,
+            usage=usage,
+            stopped=self._stopped,
+            limits_enforced=self._limits_enforced,
+            held_up_by=self._held_up_by,
+        )
+        self._exit = judge(self.spec, outcome)
+        if gone.b:
+            self._error = ContainerError(self.name, f"its cgroup could not be removed: {os.strerror(gone.b)}")
+        self._set_gone()
+
+    def refuse(self, error: Exception) -> None:
+        """It never started, or its launcher is gone."""
+        self._error = error
+        self._set_gone()
+
+    def lose(self) -> None:
+        """The launcher died, and took the container with it."""
+        self.refuse(LauncherDied(f"{self.name}: the launcher was killed, and the container with it"))
+
+    def _set_gone(self) -> None:
+        anyio.notify_closing(self._events)
+        self._events.close()
+        self._gone.set()
+
+    def close(self) -> None:
+        """Gives back the fds: ours, those meant for init, the terminal."""
+        self.init_end.close()
+        self._streams.close_given()
+        self._streams.close()
+        if self.terminal is not None:
+            os.close(self.terminal)
+            self.terminal = None
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Every process below `pid`: orphans are children of init, so this finds all of a container."""
+    queue = [pid]
+    while queue:
+        parent = queue.pop()
+        with contextlib.suppress(OSError):
+            for thread in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{thread}/children") as file:
+                    children = [int(child) for child in file.read().split()]
+                yield from children
+                queue += children

@@ -1,0 +1,430 @@
+"""The runtime: one launcher, the cgroups of one project, and the containers in them. Written on anyio alone."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from tinyvisor.errors import HostError, LauncherDied, LaunchError, SpecError, TinyvisorError
+from tinyvisor.runtime import launcher as wire
+from tinyvisor.runtime import plan as planning
+from tinyvisor.runtime import steps as s
+from tinyvisor.runtime.cgroup import CgroupTree, ProjectLock, Usage, default_lock_dir, limit_writes, read_usage, sweep
+from tinyvisor.runtime.container import Container
+from tinyvisor.runtime.host import Host, probe
+from tinyvisor.runtime.identity import Identity, read_in_root, resolve
+from tinyvisor.runtime.launcher import LauncherProcess, Section
+from tinyvisor.runtime.rootfs import HostView, host_view, write_etc
+from tinyvisor.runtime.stdio import Stdio, Streams
+from tinyvisor.runtime.steps import Step
+from tinyvisor.runtime.syscalls import new_tmpfs, open_tree
+from tinyvisor.runtime.unpack import unpack
+from tinyvisor.spec import Spec, check_name
+
+_SHAPE_FIELDS = tuple(
+    item.name for item in fields(Spec) if item.name not in ("command", "environment", "name", "ulimits", "rootfs")
+)
+_PLACEHOLDER = "\udcf7"  # one byte, 0xf7, that is in no UTF-8 text and, four in a row, in no number of a plan
+_MIN_PLACEHOLDER = 4
+_runs = itertools.count()
+
+
+def cache_directory() -> Path:
+    """Where unpacked roots live: /var/cache/tinyvisor for root, else $XDG_CACHE_HOME/tinyvisor."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/tinyvisor")
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinyvisor"
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """An encoded plan but for the name and the exec step."""
+
+    init: Section
+    workload: Section
+    cleanup: Section
+    trees: tuple[planning.Tree, ...]
+    readback: tuple[tuple[int, str], ...]
+
+    def named(self, name: str) -> _Shape:
+        raw, holes = name.encode(), _PLACEHOLDER.encode("utf-8", "surrogateescape") * len(name)
+        sections = (Section(part.count, part.body.replace(holes, raw)) for part in (self.init, self.workload, self.cleanup))
+        return _Shape(*sections, self.trees, self.readback)
+
+
+@contextlib.asynccontextmanager
+async def open_runtime(*, name: str | None = None) -> AsyncIterator[Runtime]:
+    """A runtime with a launcher of its own. Leaving it, in whatever way, kills every container in it.
+
+    Args:
+        name: the project's name, which its cgroups carry; only one runtime of a name can be open at a time. None makes
+            one up.
+
+    Raises:
+        HostError: this host can't run containers, with the cure.
+        TinyvisorError: a runtime of that name is open elsewhere.
+    Cancellation: leaves nothing behind.
+    """
+    name = f"run-{os.getpid()}-{next(_runs)}" if name is None else name
+    check_name("name", name)
+    runtime = Runtime(name, probe())
+    error: BaseException | None = None
+    try:
+        runtime._open()
+        async with anyio.create_task_group() as group:
+            group.start_soon(runtime._serve)
+            try:
+                await runtime._prepare_first()
+                yield runtime
+            except BaseException as exc:  # raised again below, where the task group can't wrap it
+                error = exc
+            group.cancel_scope.cancel()
+    finally:
+        await runtime._aclose()
+    if error is not None:
+        raise error
+
+
+class Runtime:
+    """Starts containers. Made by `open_runtime` only.
+
+    Attributes:
+        name: the project's name.
+        host: what this host offers.
+    """
+
+    def __init__(self, name: str, host: Host) -> None:
+        self.name = name
+        self.host = host
+        self.containers: dict[int, Container] = {}
+        self._ids = itertools.count(1)
+        self._names: dict[str, Container] = {}
+        self._shapes: dict[tuple[Any, ...], _Shape] = {}
+        self._prepared: dict[int, _Reply] = {}
+        self._view: HostView | None = None
+        self._view_lock = anyio.Lock()
+        self._dead: Exception | None = None
+        self._stack = contextlib.ExitStack()
+
+    # ---- life ----
+
+    def _open(self) -> None:
+        if os.geteuid() != 0:
+            raise HostError("tinyvisor needs root for now", "run it as root; rootless containers are on their way")
+        stack, locks = self._stack, default_lock_dir()
+        self._lock = stack.enter_context(ProjectLock(locks, self.name))
+        sweep(self.host.layout, locks, mine=self.name)
+        self._tree = CgroupTree.open(self.host.layout, self.name)
+        stack.callback(self._remove_tree)
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, self._null)
+        self._prepared[0] = _Reply()
+        self._launcher = LauncherProcess(self._on_event)
+
+    def _remove_tree(self) -> None:
+        """The launcher has done it already, unless it was killed."""
+        self._lock.keep = bool(self._tree.remove())
+
+    async def _aclose(self) -> None:
+        with anyio.CancelScope(shield=True):
+            if hasattr(self, "_launcher"):
+                await self._launcher.aclose()
+        for container in tuple(self.containers.values()):
+            self._forget(container)
+            container.lose()
+        self._stack.close()
+
+    async def _serve(self) -> None:
+        try:
+            await self._launcher.serve()
+        except LauncherDied as exc:
+            self._dead = exc
+            for container in tuple(self.containers.values()):
+                self._forget(container)
+                container.lose()
+            for reply in self._prepared.values():
+                reply.set(exc)
+
+    async def _prepare_first(self) -> None:
+        """What every container needs: the fds of the cgroups, and the shared /dev."""
+        await self._prepared[0].wait("leave the host's mounts")
+        locks = os.open(default_lock_dir(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fds = [*self._tree.fds, *self._tree.parent_fds, self._lock.fd, locks]
+        parents, hierarchies = len(self._tree.fds), self._tree.layout.hierarchies
+        last = s.KEPT | len(fds) - 1
+        epilogue: list[Step] = [s.Remove(s.KEPT | parents + n, self.name, item.label) for n, item in enumerate(hierarchies)]
+        # Last, and only when the others are gone: what has a lock file, the next run sweeps.
+        epilogue.append(s.Remove(last, f"{self.name}.lock", str(default_lock_dir())))
+        try:
+            await self._prepare((), fds=fds, flags=wire.KEEP_FDS, epilogue=epilogue)
+        finally:
+            os.close(locks)
+        steps = (s.Directory("/t/dev"), *planning.dev_template("/t/dev", console=False))
+        await self._prepare((*steps, s.Directory("/t/dev-tty"), *planning.dev_template("/t/dev-tty", console=True)))
+
+    async def _prepare(
+        self, steps: Iterable[Step], *, fds: Iterable[int] = (), flags: int = 0, epilogue: Iterable[Step] = ()
+    ) -> None:
+        """Has the launcher itself run steps, in its own world."""
+        steps, fds, id_ = tuple(steps), tuple(fds), next(self._ids)
+        reply = self._prepared[id_] = _Reply()
+        sections = (wire.encode(steps), wire.EMPTY, wire.EMPTY, wire.encode(epilogue))
+        try:
+            self._launcher.send(wire.encode_request(wire.PREPARE, id_, sections, fds=len(fds), flags=flags), fds)
+            await reply.wait("prepare the launcher", steps)
+        finally:
+            del self._prepared[id_]
+
+    async def _prepared_view(self) -> HostView:
+        """The host view's trees in the launcher's world: made once, when the first container needs them."""
+        async with self._view_lock:
+            if self._view is None:
+                view = host_view()
+                with contextlib.ExitStack() as stack:
+                    etc = new_tmpfs(size=16 << 20, inodes=8192)
+                    stack.callback(os.close, etc)
+                    await anyio.to_thread.run_sync(write_etc, Path(f"/proc/self/fd/{etc}"))
+                    trees = [etc]
+                    for path in view.binds:
+                        trees.append(open_tree(path, recursive=True, read_only=True))
+                        stack.callback(os.close, trees[-1])
+                    targets = ("/etc", *view.binds)
+                    binds = [s.Bind(slot, f"/t{target}", 0, target) for slot, target in enumerate(targets)]
+                    await self._prepare(binds, fds=trees)
+                self._view = view
+            return self._view
+
+    # ---- containers ----
+
+    @contextlib.asynccontextmanager
+    async def start(
+        self, spec: Spec, *, stdin: Stdio = None, stdout: Stdio = None, stderr: Stdio = None, terminal: tuple[int, int] = (24, 80)
+    ) -> AsyncIterator[Container]:
+        """A container as a scope: entered once the workload has been exec'ed, left when everything in it is gone.
+
+        Args:
+            stdin, stdout, stderr: None is /dev/null; `PIPE`; an fd or file that the container gets directly; for
+                stderr `STDOUT`, too. Not used with ``spec.tty``.
+            terminal: rows and columns of the pty.
+
+        Raises:
+            LaunchError: a step failed; nothing is left of the container.
+            HostError: this host can't enforce a limit that was asked for. Nothing was created.
+            SpecError: a name is in use, or a user or a path is unknown. Nothing was created.
+        Cancellation: kills everything in the container and waits for it to be gone.
+        """
+        container = await self._launch(spec, stdin, stdout, stderr, terminal)
+        try:
+            await container.wait_started()
+            yield container
+        finally:
+            if container.id in self.containers:
+                container.kill()
+                with anyio.CancelScope(shield=True):
+                    await container._gone.wait()
+            container.close()
+
+    async def _launch(
+        self, spec: Spec, stdin: Stdio, stdout: Stdio, stderr: Stdio, terminal: tuple[int, int]
+    ) -> Container:
+        self._check_open()
+        if spec.name in self._names:
+            raise SpecError("name", f'a container named "{spec.name}" is running already')
+        view = await self._prepared_view() if spec.rootfs is None else None
+        spec = await self._with_directory(spec)
+        other = self._provider(spec)
+        with contextlib.ExitStack() as stack:
+            trees = [self._open_tree(spec, tree, stack) for tree in self._trees(spec)]
+            identity = self._identity(spec, trees[0] if spec.rootfs else None)
+            shape = self._shape(spec, view, identity, terminal)
+            exec_ = wire.encode_step(planning.exec_step(spec, identity, spec.name))
+            id_ = next(self._ids)
+            streams = Streams(stdin, stdout, stderr, self._null)
+            describe = functools.partial(self._describe, spec, view, identity)
+            container = Container(spec, id_, streams, self._kill, describe, _enforced(spec), shape.readback)
+            fds = (container.init_end.fileno(), *streams.given, *trees)
+            workload = Section(shape.workload.count + 1, shape.workload.body + exec_)
+            try:
+                request = wire.encode_request(
+                    wire.LAUNCH,
+                    id_,
+                    (wire.EMPTY, shape.init, workload, shape.cleanup),
+                    fds=len(fds),
+                    pid=other.pid if other else 0,
+                    other=other.id if other else 0,
+                )
+                self._launcher.send(request, fds)
+            except ValueError as exc:
+                container.lose()
+                container.close()
+                raise SpecError("command", str(exc)) from None
+            except BaseException:
+                container.lose()
+                container.close()
+                raise
+        container.init_end.close()
+        streams.close_given()
+        self.containers[id_] = container
+        self._names[spec.name] = container
+        return container
+
+    def _check_open(self) -> None:
+        if self._dead is not None:
+            raise LauncherDied("the launcher is gone") from self._dead
+
+    async def _with_directory(self, spec: Spec) -> Spec:
+        """A tarball is replaced by the directory that it was unpacked to."""
+        if spec.rootfs is None or spec.rootfs.is_dir():
+            return spec
+        if not spec.rootfs.exists():
+            raise SpecError("rootfs", f"{spec.rootfs} does not exist")
+        return spec.with_(rootfs=await anyio.to_thread.run_sync(unpack, spec.rootfs, cache_directory()))
+
+    def _provider(self, spec: Spec) -> Container | None:
+        """The container whose network is joined."""
+        if not spec.network_mode.startswith("service:"):
+            return None
+        name = spec.network_mode.removeprefix("service:")
+        if name not in self._names:
+            raise TinyvisorError(f'{spec.name}: network_mode: service "{name}" is not running')
+        return self._names[name]
+
+    def _trees(self, spec: Spec) -> list[planning.Tree]:
+        trees = [planning.Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
+        return trees + [planning.Tree(volume.source, volume.read_only) for volume in spec.volumes]
+
+    def _open_tree(self, spec: Spec, tree: planning.Tree, stack: contextlib.ExitStack) -> int:
+        try:
+            fd = open_tree(str(tree.path), recursive=tree.recursive, read_only=tree.read_only)
+        except OSError as exc:
+            raise LaunchError(spec.name, f"open {tree.path}", exc.errno or 0) from None
+        stack.callback(os.close, fd)
+        return fd
+
+    def _identity(self, spec: Spec, root: int | None) -> Identity:
+        if spec.user is None and not spec.group_add:
+            return planning.ROOT_USER
+        contents = []
+        for path in ("etc/passwd", "etc/group"):
+            try:
+                contents.append(read_in_root(root, path) if root is not None else Path("/", path).read_bytes())
+            except OSError:
+                contents.append(b"")
+        return resolve(spec.user, spec.group_add, *contents)
+
+    def _shape(self, spec: Spec, view: HostView | None, identity: Identity, terminal: tuple[int, int]) -> _Shape:
+        if len(spec.name) < _MIN_PLACEHOLDER or spec.network_mode == "host":
+            return self._encode(spec, self._plan(spec, view, identity, spec.name, terminal))
+        hostname = spec.hostname
+        key = (
+            len(spec.name), identity, terminal, hostname, spec.rootfs,
+            *(getattr(spec, name) for name in _SHAPE_FIELDS), *spec.ulimits.items(),
+        )  # fmt: skip
+        shape = self._shapes.get(key)
+        if shape is None:
+            if len(self._shapes) >= 256:
+                self._shapes.clear()
+            placeholder = _PLACEHOLDER * len(spec.name)
+            shape = self._shapes[key] = self._encode(spec, self._plan(spec, view, identity, placeholder, terminal))
+        return shape.named(spec.name)
+
+    def _encode(self, spec: Spec, plan: planning.Plan) -> _Shape:
+        sections = (wire.encode(plan.init), wire.encode(plan.workload[:-1]), wire.encode(plan.cleanup))
+        return _Shape(*sections, plan.trees, self._limits(spec).readback())
+
+    def _plan(
+        self, spec: Spec, view: HostView | None, identity: Identity, name: str, terminal: tuple[int, int] = (24, 80)
+    ) -> planning.Plan:
+        limits = self._limits(spec)
+        resolv_conf = Path("/etc/resolv.conf").read_bytes() if spec.network_mode == "host" else None
+        return planning.plan(
+            spec, limits=limits, view=view, name=name, identity=identity, resolv_conf=resolv_conf, terminal=terminal
+        )
+
+    def _limits(self, spec: Spec) -> planning.Limits:
+        layout = self._tree.layout
+        return planning.Limits(layout, tuple(limit_writes(spec, layout, exists=self._tree.has)))
+
+    def _describe(self, spec: Spec, view: HostView | None, identity: Identity, section: int, step: int) -> str:
+        """The failed step in words: the plan is made again, which a start that went well never pays for."""
+        plan = self._plan(spec, view, identity, spec.name)
+        steps = (plan.init, plan.workload)[section - 1]
+        return steps[step].describe() if step < len(steps) else "start the workload"
+
+    def _kill(self, container: Container) -> None:
+        with contextlib.suppress(LauncherDied):
+            self._launcher.send(wire.encode_request(wire.KILL, container.id, pid=container.pid))
+
+    # ---- events ----
+
+    def _on_event(self, event: wire.Event) -> None:
+        if event.type == wire.PREPARED:
+            self._prepared[event.id].set(event)
+            return
+        container = self.containers.get(event.id)
+        if event.type == wire.REFUSED and event.id in self._prepared:
+            self._prepared[event.id].set(event)
+        elif container is not None:
+            self._forget(container)
+            if event.type == wire.GONE:
+                container.finish(event, _usage(event.data, container.readback))
+            else:
+                container.refuse(LaunchError(container.name, "clone the container's init", event.a))
+
+    def _forget(self, container: Container) -> None:
+        del self.containers[container.id]
+        del self._names[container.name]
+
+
+def _usage(data: bytes, readback: tuple[tuple[int, str], ...]) -> Usage:
+    """The counters out of what the launcher read: a 32-bit size and the bytes, for each file; size ~0 for a missing one."""
+    contents: dict[str, bytes] = {}
+    at = 0
+    for _, file in readback:
+        size = int.from_bytes(data[at : at + 4], "little")
+        at += 4
+        if size != 0xFFFFFFFF:
+            contents[file] = data[at : at + size]
+            at += size
+    return read_usage(contents)
+
+
+def _enforced(spec: Spec) -> tuple[str, ...]:
+    wanted = (
+        ("pids_limit", spec.pids_limit), ("mem_limit", spec.mem_limit), ("cpus", spec.cpus), ("cpuset", spec.cpuset or None),
+        ("blkio_config", spec.blkio), ("timeout", spec.timeout),
+    )  # fmt: skip
+    return tuple(name for name, value in wanted if value is not None)
+
+
+class _Reply:
+    """What the launcher said to a prepare request."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._answer: wire.Event | Exception | None = None
+
+    def set(self, answer: wire.Event | Exception) -> None:
+        self._answer = answer
+        self._event.set()
+
+    async def wait(self, what: str, steps: tuple[Step, ...] = ()) -> None:
+        await self._event.wait()
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        assert self._answer is not None
+        error = self._answer.a or self._answer.c
+        if error:
+            at = self._answer.b
+            step = steps[at].describe() if self._answer.type == wire.PREPARED and at < len(steps) else f"{what} (byte {at})"
+            raise HostError(f"{step}: {os.strerror(error)}", "see `tinyvisor doctor`")

@@ -1,0 +1,296 @@
+"""The launcher's other end: the wire protocol (encode requests, decode events) and the process itself.
+
+The format is launcher/launcher.h's: one request or event is one SOCK_SEQPACKET message, fixed header first, native byte
+order (both ends are one machine). Written on anyio alone.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import socket
+import struct
+import subprocess
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import anyio
+
+from tinyvisor.errors import HostError, InternalError, LauncherDied
+from tinyvisor.runtime.steps import Step
+
+MAGIC = 0x4C565954
+VERSION = 1
+MAX_REQUEST = 4 << 20
+MAX_INLINE = 48 << 10
+"""Bytes of a request that go into the message itself; more goes into a memfd (the launcher's own bound is 64 KiB)."""
+MAX_FDS = 64
+
+PREPARE, LAUNCH, KILL = 1, 2, 3
+BODY_IN_MEMFD, KEEP_FDS = 1, 2
+SECTIONS = ("launcher", "init", "workload", "cleanup")
+LAUNCHED, STARTED, FAILED, PTY, EXITED, GONE, REFUSED, PREPARED = range(1, 9)
+SCOPE_WORKLOAD, SCOPE_GROUP, SCOPE_ALL = 0, 1, 2
+
+_REQUEST = struct.Struct("=IHHIIQQI4HHH")
+_STEP = struct.Struct("=HBBI")
+_LENGTH = struct.Struct("=I")
+_EVENT = struct.Struct("=IHHQ4i4QII")
+_COMMAND = struct.Struct("=IHHii")
+_MAX_EVENT = _EVENT.size + (32 << 10)
+_TITLE_ROOM = " " * 80
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Encoded steps: how many, and their bytes."""
+
+    count: int = 0
+    body: bytes = b""
+
+    def __add__(self, other: Section) -> Section:
+        return Section(self.count + other.count, self.body + other.body)
+
+
+EMPTY = Section()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What the launcher or an init said; the meaning of the numbers is in launcher.h (enum event_type)."""
+
+    type: int
+    id: int
+    a: int
+    b: int
+    c: int
+    n: tuple[int, int, int, int]
+    data: bytes
+
+
+def encode(steps: Iterable[Step]) -> Section:
+    """Steps as the launcher reads them."""
+    parts = [encode_step(step) for step in steps]
+    return Section(len(parts), b"".join(parts))
+
+
+def encode_step(step: Step) -> bytes:
+    """One step: header, 64-bit numbers, strings each with its length and a NUL behind."""
+    numbers, strings = step.numbers(), step.strings()
+    parts = [struct.pack(f"={len(numbers)}Q", *numbers)]
+    for string in strings:
+        raw = string.encode("utf-8", "surrogateescape") if isinstance(string, str) else string
+        parts += (_LENGTH.pack(len(raw)), raw, b"\0")
+    body = b"".join(parts)
+    return _STEP.pack(step.op, len(numbers), len(strings), _STEP.size + len(body)) + body
+
+
+def encode_request(
+    type: int, id: int, sections: Sequence[Section] = (), *, fds: int = 0, flags: int = 0, pid: int = 0, other: int = 0
+) -> bytes:
+    """A whole request. `sections` are in `SECTIONS`' order; `fds` is how many go with it, a body's memfd not counted.
+
+    Raises:
+        ValueError: it is larger than the launcher takes (`MAX_REQUEST` bytes).
+    """
+    padded = [*sections, *[EMPTY] * (4 - len(sections))]
+    body = b"".join(section.body for section in padded)
+    length = _REQUEST.size + len(body)
+    if length > MAX_REQUEST:
+        raise ValueError(f"command and environment are too large: {length} bytes, at most {MAX_REQUEST}")
+    if length > MAX_INLINE:
+        flags |= BODY_IN_MEMFD
+    counts = [section.count for section in padded]
+    return _REQUEST.pack(MAGIC, VERSION, type, length, flags, id, other, pid, *counts, fds, 0) + body
+
+
+def encode_signal(number: int, scope: int) -> bytes:
+    """A command for an init: send a signal to its workload, the workload's group, or all of the container."""
+    return _COMMAND.pack(MAGIC, VERSION, 1, number, scope)
+
+
+def decode_event(message: bytes) -> Event:
+    """Raises `InternalError` for a message that no launcher of this version sends."""
+    if len(message) < _EVENT.size:
+        raise InternalError(f"short event from the launcher: {len(message)} bytes")
+    magic, version, type_, id_, a, b, c, _d, n0, n1, n2, n3, length, _ = _EVENT.unpack_from(message)
+    if magic != MAGIC or version != VERSION or length != len(message) - _EVENT.size:
+        raise InternalError("garbled event from the launcher")
+    return Event(type_, id_, a, b, c, (n0, n1, n2, n3), message[_EVENT.size :])
+
+
+def receive_event(sock: socket.socket) -> tuple[Event, list[int]] | None:
+    """The next event and the fds that came with it; None where the other end is gone.
+
+    Raises:
+        BlockingIOError: there is none yet.
+    """
+    try:
+        message, control, _flags, _ = sock.recvmsg(_MAX_EVENT, 64, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionError:
+        return None
+    if not message:
+        return None
+    fds: list[int] = []
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            received = array.array("i")
+            received.frombytes(data)
+            fds.extend(received)
+    return decode_event(message), fds
+
+
+def launcher_path() -> Path:
+    """Where the build put the launcher.
+
+    Raises:
+        HostError: this installation has none.
+    """
+    path = Path(str(files("tinyvisor") / "_bin" / "tinyvisor-launcher"))
+    if not path.is_file():
+        raise HostError(f"{path} is missing", "install tinyvisor with pip, which builds it (needs a C compiler or ziglang)")
+    return path
+
+
+def _sealed_copy(path: Path) -> int:
+    """The program in a memfd that nobody can change any more: no container can get at a file of the host through
+    /proc/PID/exe (CVE-2019-5736)."""
+    exec_flag = getattr(os, "MFD_EXEC", 0x10)  # 6.3; older kernels say EINVAL and need no flag
+    try:
+        fd = os.memfd_create("tinyvisor-launcher", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | exec_flag)
+    except OSError:
+        fd = os.memfd_create("tinyvisor-launcher", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, path.read_bytes())
+        os.fchmod(fd, 0o500)
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class LauncherProcess:
+    """The launcher, started synchronously from this thread, and the queue of what is to be sent to it.
+
+    Events arrive at `on_event`, called by `serve`. Never blocks; what the socket does not take at once is queued, in
+    order, and `serve`'s flusher sends it.
+    """
+
+    def __init__(self, on_event: Callable[[Event], None], path: Path | None = None) -> None:
+        self._on_event = on_event
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._queued = anyio.Event()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        program = _sealed_copy(path or launcher_path())
+        self._socket.setblocking(False)
+        try:
+            self._process = subprocess.Popen(
+                ["tinyvisor-launcher", "serve", str(theirs.fileno()), str(os.getpid()), _TITLE_ROOM],
+                executable=f"/proc/self/fd/{program}",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), program),
+                env={},
+                start_new_session=True,
+            )
+        except BaseException:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(program)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, request: bytes, fds: Sequence[int] = ()) -> None:
+        """Sends a request now or, where the socket is full, later. The fds may be closed on return.
+
+        Raises:
+            LauncherDied: there is nobody to send it to.
+        """
+        if not self._queue:
+            try:
+                _send(self._socket, request, fds)
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                raise LauncherDied("the launcher is gone; its containers were killed with it") from exc
+            else:
+                return
+        self._queue.append((request, [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) for fd in fds]))
+        self._queued.set()
+
+    async def serve(self) -> None:
+        """Hands every event to `on_event` until the launcher is gone, then raises `LauncherDied`."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._flush)
+            while True:
+                await anyio.wait_readable(self._socket)
+                with contextlib.suppress(BlockingIOError):
+                    while (received := receive_event(self._socket)) is not None:
+                        self._on_event(received[0])
+                    raise LauncherDied("the launcher is gone; its containers were killed with it")
+
+    async def _flush(self) -> None:
+        while True:
+            await self._queued.wait()
+            while self._queue:
+                await anyio.wait_writable(self._socket)
+                request, fds = self._queue[0]
+                try:
+                    _send(self._socket, request, fds)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    return  # gone: the reader says so
+                self._queue.popleft()
+                _close_all(fds)
+            self._queued = anyio.Event()
+
+    async def aclose(self) -> None:
+        """Closes the socket, which makes the launcher kill and clean up all it has, and waits for its end.
+
+        Cancellation: shielded; the launcher's own end is bounded.
+        """
+        self._socket.close()
+        while self._queue:
+            _close_all(self._queue.popleft()[1])
+        with anyio.CancelScope(shield=True):
+            try:
+                pidfd = os.pidfd_open(self._process.pid)
+            except ProcessLookupError:
+                pass  # the host program reaps children that it does not know
+            else:
+                try:
+                    await anyio.wait_readable(pidfd)
+                finally:
+                    anyio.notify_closing(pidfd)
+                    os.close(pidfd)
+        self._process.wait()
+
+
+def _send(sock: socket.socket, request: bytes, fds: Sequence[int]) -> None:
+    if len(request) <= MAX_INLINE:
+        socket.send_fds(sock, [request], fds)
+        return
+    body = os.memfd_create("tinyvisor-request", os.MFD_CLOEXEC)
+    try:
+        with open(body, "wb", closefd=False) as file:
+            file.write(request[_REQUEST.size :])
+        socket.send_fds(sock, [request[: _REQUEST.size]], [*fds, body])
+    finally:
+        os.close(body)
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

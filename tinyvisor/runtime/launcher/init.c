@@ -1,0 +1,362 @@
+/* PID 1 of a container, and the same by itself as `tinyvisor-launcher init`.
+ *
+ * All signals are blocked and taken from a signalfd, so none is lost between fork and exec: it stays pending and is
+ * forwarded afterwards. SIGCHLD only says "look": every wake-up reaps until there is nothing left, because signals of one
+ * kind coalesce (catatonit#4). Nothing here polls; an idle init sleeps for ever. */
+#define _GNU_SOURCE
+#include "launcher.h"
+
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+
+struct init { /* what stays of a container's set-up */
+	int signals, event; /* event -1: nobody to report to */
+	pid_t workload;
+	bool group;
+	uint64_t id;
+	int64_t started; /* ns */
+	int orphan_signal;
+	unsigned orphan_grace_ms;
+	int64_t deadline; /* ns, 0 for none */
+	bool stops_with_child; /* stand-alone under a shell: a stopped child stops us, so that the shell sees it */
+};
+
+struct report { /* shared with the child between fork and exec */
+	int step, error;
+};
+
+static int64_t now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+/* libc's sets leave out the real-time signals that libc keeps for itself; these don't. */
+void set_signal_mask(uint64_t mask)
+{
+	(void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
+}
+
+void block_all_signals(uint64_t *old)
+{
+	uint64_t all = ~0ull;
+
+	(void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, old, sizeof all);
+}
+
+void reset_dispositions(void)
+{
+	const uint64_t standard[4] = {0}; /* struct sigaction of the kernel: SIG_DFL */
+
+	for (int signal = 1; signal <= 64; signal++)
+		(void)syscall(SYS_rt_sigaction, signal, standard, NULL, sizeof(uint64_t));
+}
+
+static int open_signals(void)
+{
+	uint64_t all = ~0ull;
+
+	return (int)syscall(SYS_signalfd4, -1, &all, sizeof all, O_CLOEXEC | O_NONBLOCK);
+}
+
+static void forward(const struct init *init, int signal, enum scope scope)
+{
+	if (scope == SCOPE_ALL)
+		(void)kill(-1, signal);
+	else if (init->workload > 0) /* ESRCH: it ended just now, its exit is what counts */
+		(void)kill(scope == SCOPE_GROUP || init->group ? -init->workload : init->workload, signal);
+}
+
+/* True once the workload has been reaped. */
+static bool reap(struct init *init, int *status)
+{
+	bool ended = false;
+	int one;
+	pid_t pid;
+
+	while ((pid = waitpid(-1, &one, WNOHANG | (init->stops_with_child ? WUNTRACED : 0))) > 0) {
+		if (pid != init->workload)
+			continue;
+		if (WIFSTOPPED(one)) {
+			(void)tcsetpgrp(STDIN_FILENO, getpgrp());
+			(void)kill(getpid(), SIGSTOP);
+			(void)tcsetpgrp(STDIN_FILENO, init->workload);
+			(void)kill(-init->workload, SIGCONT);
+			continue;
+		}
+		*status = one;
+		init->workload = 0; /* its number may be given anew from here on */
+		ended = true;
+	}
+	return ended;
+}
+
+static void take_signals(const struct init *init)
+{
+	struct { uint32_t number; char rest[124]; } info; /* struct signalfd_siginfo */
+
+	while (read(init->signals, &info, sizeof info) == (ssize_t)sizeof info)
+		if (info.number != SIGCHLD)
+			forward(init, (int)info.number, SCOPE_WORKLOAD);
+}
+
+static void take_command(struct init *init)
+{
+	struct command command;
+	ssize_t size = recv(init->event, &command, sizeof command, MSG_DONTWAIT);
+
+	if (size == 0 || (size < 0 && errno != EAGAIN && errno != EINTR)) {
+		close(init->event); /* the supervisor is gone; what that means is the launcher's to decide */
+		init->event = -1;
+	} else if (size == (ssize_t)sizeof command && command.magic == MAGIC && command.version == VERSION &&
+		   command.type == COMMAND_SIGNAL && command.signal > 0 && command.signal <= 64)
+		forward(init, command.signal, (enum scope)command.scope);
+}
+
+/* Until a signal, a command or `end` (ns, 0 for never). */
+static void wait_for_something(struct init *init, int64_t end)
+{
+	struct pollfd fds[2] = {{init->signals, POLLIN, 0}, {init->event, POLLIN, 0}};
+	int64_t left = end ? end - now() : 0;
+	struct timespec time = {left / 1000000000, left % 1000000000};
+
+	if (left < 0 || ppoll(fds, 2, end ? &time : NULL, NULL) <= 0)
+		return;
+	if (fds[1].revents)
+		take_command(init);
+	if (fds[0].revents)
+		take_signals(init);
+}
+
+/* The others get a signal and a bounded time; then the end of PID 1 kills them. */
+static void wait_for_orphans(struct init *init)
+{
+	int64_t end = now() + init->orphan_grace_ms * 1000000LL;
+
+	if (!init->orphan_grace_ms)
+		return;
+	if (getpid() == 1)
+		(void)kill(-1, init->orphan_signal);
+	while (now() < end) {
+		pid_t pid;
+		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+			;
+		if (pid < 0)
+			return; /* ECHILD: empty */
+		wait_for_something(init, end);
+	}
+}
+
+static int64_t microseconds(struct timeval time)
+{
+	return time.tv_sec * 1000000LL + time.tv_usec;
+}
+
+static void report_exit(const struct init *init, int status, bool timed_out)
+{
+	struct rusage usage;
+	struct event event = {.type = EVENT_EXITED, .id = init->id, .a = status, .b = timed_out};
+
+	if (init->event < 0)
+		return;
+	getrusage(RUSAGE_CHILDREN, &usage);
+	event.n[0] = (uint64_t)(now() - init->started);
+	event.n[1] = (uint64_t)microseconds(usage.ru_utime);
+	event.n[2] = (uint64_t)microseconds(usage.ru_stime);
+	send_event(init->event, &event, NULL, 0, -1);
+}
+
+static int exit_code(int status)
+{
+	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static _Noreturn void run(struct init *init)
+{
+	int status = 0;
+	bool timed_out = false;
+
+	while (!reap(init, &status)) { /* before the first wait, too: it may have ended already */
+		wait_for_something(init, timed_out ? 0 : init->deadline);
+		if (init->deadline && !timed_out && now() >= init->deadline) {
+			timed_out = true;
+			(void)kill(-1, SIGKILL);
+		}
+	}
+	report_exit(init, status, timed_out); /* now: the end of a namespace takes its time (runtimes.md 2.3) */
+	wait_for_orphans(init);
+	_exit(exit_code(status));
+}
+
+/* ---- in a container ---- */
+
+struct birth {
+	struct context *context;
+	const struct plan *plan;
+	struct report *report;
+};
+
+/* The child between fork and exec. With CLONE_VM init sleeps until exec or exit. */
+static int workload_main(void *argument)
+{
+	const struct birth *birth = argument;
+	struct context *context = birth->context;
+	int failed, error = 0;
+
+	for (int i = 0; i < 3 && !error; i++) {
+		int fd = context->tty >= 0 ? context->tty : context->stdio[i];
+		/* A source below 3 would be overwritten before its turn: init made sure that there is none. */
+		error = dup2(fd, i) < 0 ? -errno : 0;
+	}
+	if (!error) {
+		set_signal_mask(0);
+		error = run_steps(context, birth->plan->section[SECTION_WORKLOAD], birth->plan->count[SECTION_WORKLOAD], &failed);
+		birth->report->step = failed;
+	}
+	birth->report->error = error ? -error : ENOEXEC;
+	_exit(error == -ENOENT ? 127 : 126);
+}
+
+static pid_t give_birth(struct birth *birth)
+{
+	static char stack[128 << 10] __attribute__((aligned(16)));
+	struct {
+		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+	} clone3 = {.flags = 0x4000 /* CLONE_VFORK */, .exit_signal = SIGCHLD};
+	pid_t child;
+
+#if !defined(__SANITIZE_ADDRESS__)
+	if (!(birth->context->init_flags & INIT_FORK))
+		return clone(workload_main, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, birth);
+#endif
+	(void)stack;
+	if (birth->context->cgroup >= 0) {
+		clone3.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP, 5.7 */
+		clone3.cgroup = (uint64_t)birth->context->cgroup;
+	}
+	child = (pid_t)syscall(NR_clone3, &clone3, sizeof clone3);
+	if (child == 0)
+		workload_main(birth);
+	return child;
+}
+
+static _Noreturn void fail(const struct context *context, enum section section, int step, int error)
+{
+	struct event event = {.type = EVENT_FAILED, .id = context->id, .a = (int)section, .b = step, .c = error};
+
+	send_event(context->event, &event, NULL, 0, -1);
+	_exit(error == ENOENT ? 127 : 126);
+}
+
+/* Keeps two fds and nothing else: an init that held the workload's pipes would keep their readers from seeing the end. */
+static void keep_only(int *event, int *signals)
+{
+	if (dup3(*signals, 4, O_CLOEXEC) < 0 || dup3(*event, 3, O_CLOEXEC) < 0)
+		_exit(125);
+	*event = 3;
+	*signals = 4;
+	(void)syscall(NR_close_range, 5u, ~0u, 0);
+	(void)syscall(NR_close_range, 0u, 2u, 0);
+}
+
+/* The parent may have died before PDEATHSIG was set; getppid() can't tell from inside a new pid namespace. */
+static void die_with_launcher(void)
+{
+	struct pollfd launcher = {launcher_pidfd, POLLIN, 0};
+
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || poll(&launcher, 1, 0) != 0)
+		_exit(125);
+}
+
+_Noreturn void init_main(struct context *context, const struct plan *plan)
+{
+	struct report *report;
+	struct init init = {.id = context->id};
+	struct event started = {.type = EVENT_STARTED, .id = context->id};
+	int failed, error;
+
+	die_with_launcher();
+	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	error = run_steps(context, plan->section[SECTION_INIT], plan->count[SECTION_INIT], &failed);
+	if (error)
+		fail(context, SECTION_INIT, failed, -error);
+	show_as("tinyvisor-init", context->name);
+	report = mmap(NULL, sizeof *report, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	init.signals = open_signals();
+	if (report == MAP_FAILED || init.signals < 0)
+		fail(context, SECTION_WORKLOAD, 0, errno);
+	init.started = now();
+	init.workload = give_birth(&(struct birth){context, plan, report});
+	if (init.workload < 0)
+		fail(context, SECTION_WORKLOAD, 0, errno);
+	if (report->error)
+		fail(context, SECTION_WORKLOAD, report->step, report->error);
+	init.event = context->event;
+	init.group = context->init_flags & INIT_SIGNAL_GROUP;
+	init.orphan_signal = context->orphan_signal;
+	init.orphan_grace_ms = context->orphan_grace_ms;
+	init.deadline = context->timeout_ms ? init.started + (int64_t)context->timeout_ms * 1000000 : 0;
+	keep_only(&init.event, &init.signals);
+	send_event(init.event, &started, NULL, 0, -1);
+	run(&init);
+}
+
+/* ---- stand-alone: tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND... ---- */
+
+static _Noreturn void exec_command(char **command, uint64_t mask)
+{
+	/* A group of its own in the terminal's foreground, so that job control works for a shell. SIGTTOU is blocked. */
+	(void)setpgid(0, 0);
+	if (tcsetpgrp(STDIN_FILENO, getpgrp()) < 0 && errno != ENOTTY && errno != ENXIO && errno != EBADF && errno != EPERM)
+		fprintf(stderr, "tinyvisor-init: tcsetpgrp: %s\n", strerror(errno));
+	set_signal_mask(mask);
+	execvp(command[0], command);
+	int error = errno;
+	fprintf(stderr, "tinyvisor-init: %s: %s\n", command[0], strerror(error));
+	_exit(error == ENOENT || error == ENOTDIR ? 127 : 126);
+}
+
+int init_standalone(int argc, char **argv)
+{
+	struct init init = {.event = -1, .orphan_signal = SIGTERM, .stops_with_child = getpid() != 1};
+	bool subreaper = false;
+	int option, parent_signal = 0;
+	uint64_t mask;
+
+	while ((option = getopt(argc, argv, "+gsp:t:")) != -1)
+		switch (option) {
+		case 'g': init.group = true; break;
+		case 's': subreaper = true; break;
+		case 'p': parent_signal = atoi(optarg); break;
+		case 't': init.orphan_grace_ms = (unsigned)atoi(optarg); break;
+		default: return 125;
+		}
+	if (optind >= argc) {
+		fprintf(stderr, "usage: tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND...\n");
+		return 125;
+	}
+	if ((subreaper && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0) ||
+	    (parent_signal && prctl(PR_SET_PDEATHSIG, parent_signal, 0, 0, 0) < 0)) {
+		perror("tinyvisor-init");
+		return 125;
+	}
+	block_all_signals(&mask);
+	init.signals = open_signals();
+	init.workload = fork();
+	if (init.workload == 0)
+		exec_command(argv + optind, mask);
+	if (init.workload < 0 || init.signals < 0) {
+		perror("tinyvisor-init");
+		return 125;
+	}
+	(void)setpgid(init.workload, init.workload); /* here, too: a signal to the group must not come before the child's own call */
+	run(&init);
+}

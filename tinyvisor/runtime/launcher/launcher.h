@@ -1,0 +1,191 @@
+/* What the launcher's files share. Kernel numbers that old libc headers lack are given here, with their kernel version. */
+#pragma once
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+/* System calls from 424 on have one number on every architecture. */
+#define NR_pidfd_send_signal 424
+#define NR_open_tree 428
+#define NR_move_mount 429
+#define NR_fsopen 430
+#define NR_fsconfig 431
+#define NR_fsmount 432
+#define NR_pidfd_open 434
+#define NR_clone3 435
+#define NR_close_range 436
+#define NR_openat2 437
+#define NR_mount_setattr 442
+
+#define NEW_TIME 0x00000080u /* CLONE_NEW*: linux/sched.h */
+#define NEW_MOUNT 0x00020000u
+#define NEW_CGROUP 0x02000000u
+#define NEW_UTS 0x04000000u
+#define NEW_IPC 0x08000000u
+#define NEW_USER 0x10000000u
+#define NEW_PID 0x20000000u
+#define NEW_NET 0x40000000u
+
+/* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
+
+#define MAGIC 0x4c565954u /* "TYVL" */
+#define VERSION 1
+#define MAX_REQUEST (4u << 20) /* bytes */
+#define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
+#define MAX_STEPS 1024
+#define MAX_FDS 64
+#define MAX_KEPT 32
+#define MAX_ARGUMENTS 32768
+#define MAX_INTS 6
+#define MAX_STRINGS 3
+#define KEPT 0x100 /* a slot number with this bit names a kept fd, else one that came with the request */
+
+enum request_type { REQUEST_PREPARE = 1, REQUEST_LAUNCH, REQUEST_KILL };
+enum {
+	FLAG_BODY_IN_MEMFD = 1, /* the last fd holds all that follows the header */
+	FLAG_KEEP_FDS = 2,      /* prepare: the other fds stay open and can be named by later requests */
+};
+enum section { SECTION_LAUNCHER, SECTION_INIT, SECTION_WORKLOAD, SECTION_CLEANUP, SECTIONS };
+
+struct request {
+	uint32_t magic;
+	uint16_t version, type;
+	uint32_t length; /* bytes, this header included */
+	uint32_t flags;
+	uint64_t id;    /* of the container, the supervisor's choice */
+	uint64_t other; /* launch: the container whose namespaces are joined, 0 for none */
+	uint32_t pid;   /* kill: of the container's init; launch: of the other's init */
+	uint16_t count[SECTIONS]; /* steps in each section */
+	uint16_t fds, unused;
+};
+
+struct step {
+	uint16_t op;
+	uint32_t size[MAX_STRINGS]; /* bytes of each string, without the NUL that follows */
+	uint64_t number[MAX_INTS];
+	const char *string[MAX_STRINGS];
+};
+
+enum event_type {
+	EVENT_LAUNCHED = 1, /* a: host pid of init; on the container's socket */
+	EVENT_STARTED,      /* the workload has been exec'ed */
+	EVENT_FAILED,       /* a: section, b: step, c: errno */
+	EVENT_PTY,          /* carries the master's fd */
+	EVENT_EXITED,       /* a: wait status of the workload, b: 1 if its time was up; n: wall ns, utime us, stime us */
+	EVENT_GONE,         /* a: wait status of init, b: errno of a failed clean-up; n: utime us, stime us; data: files read */
+	EVENT_REFUSED,      /* a: errno, b: byte offset; nothing was done */
+	EVENT_PREPARED,     /* a: 0, or c: errno and b: step */
+};
+
+struct event {
+	uint32_t magic;
+	uint16_t version, type;
+	uint64_t id;
+	int32_t a, b, c, d;
+	uint64_t n[4];
+	uint32_t length, unused; /* bytes of data that follow */
+};
+
+enum command_type { COMMAND_SIGNAL = 1 };
+enum scope { SCOPE_WORKLOAD, SCOPE_GROUP, SCOPE_ALL };
+
+struct command { /* supervisor to init, on the container's socket */
+	uint32_t magic;
+	uint16_t version, type;
+	int32_t signal, scope;
+};
+
+enum { OP_READ = 60, OP_REMOVE = 61 };
+
+/* ---- one launch ---- */
+
+struct container { /* what the launcher keeps of a running container: no fd at all */
+	uint64_t id;
+	pid_t pid;
+	struct container *next; /* in its pid bucket, or in the list of those being cleaned up */
+	char *cleanup;          /* owned: the encoded clean-up steps */
+	uint32_t cleanup_size;
+	uint16_t cleanup_count;
+	struct event gone;      /* what will be reported, and the files read for it: */
+	char *data;             /* owned */
+	uint32_t data_size;
+	int tries;
+};
+
+struct context {
+	int event;          /* the container's socket */
+	int stdio[3];
+	const int *fds;     /* fds of this request */
+	int fd_count;
+	int joined;         /* pidfd of the container whose namespaces are joined, or -1 */
+	int root;           /* O_PATH fd of the new root, or -1 */
+	int cgroup;         /* v2: where the workload is born, or -1 */
+	int user_namespace; /* fd, or -1 */
+	int tty;            /* slave side of the container's pty, or -1 */
+	uint64_t id;
+	unsigned init_flags;
+	int orphan_signal;
+	unsigned orphan_grace_ms;
+	uint64_t timeout_ms;
+	char name[65];
+};
+
+enum { INIT_SIGNAL_GROUP = 1, INIT_FORK = 2 };
+
+struct plan { /* a decoded request */
+	struct step step[MAX_STEPS];
+	const struct step *section[SECTIONS];
+	int count[SECTIONS];
+	const char *cleanup; /* the encoded clean-up section */
+	uint32_t cleanup_size;
+};
+
+/* wire.c */
+int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan, uint32_t *offset);
+int decode_steps(const char **at, const char *end, int count, enum section section, int fds, struct step *out);
+ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count);
+void send_event(int socket, struct event *event, const void *data, uint32_t size, int fd);
+
+/* steps.c */
+typedef int step_function(struct context *context, const struct step *step); /* 0 or -errno */
+struct step_kind {
+	const char *name;
+	uint8_t ints, strings;
+	uint8_t sections; /* bit per section that may hold it */
+	uint8_t slots;    /* bit per number that is a slot */
+	step_function *run;
+};
+const struct step_kind *step_kind(unsigned op);
+void print_steps(void);
+int run_steps(struct context *context, const struct step *step, int count, int *failed);
+int slot_fd(const struct context *context, uint64_t slot);
+int keep_fds(const int *fds, int count);
+extern int launcher_pidfd;
+
+/* mounts.c */
+step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory, step_link, step_file, step_node,
+	step_mount, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_pivot_root, step_chroot, step_pty;
+int enter_own_world(void);
+int open_in_root(const struct context *context, const char *path, int flags);
+
+/* workload.c */
+step_function step_cgroup_join, step_session, step_rlimit, step_oom_score, step_affinity, step_close_fds, step_umask,
+	step_bounding, step_identity, step_capabilities, step_no_new_privs, step_working_dir, step_exec, step_enter_user;
+
+/* init.c */
+_Noreturn void init_main(struct context *context, const struct plan *plan);
+int init_standalone(int argc, char **argv);
+void block_all_signals(uint64_t *old);
+void set_signal_mask(uint64_t mask);
+void reset_dispositions(void);
+void show_as(const char *comm, const char *title);

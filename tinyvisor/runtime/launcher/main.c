@@ -1,0 +1,431 @@
+/* tinyvisor-launcher: starts containers for a supervisor that never forks.
+ *
+ * Theory of operation
+ *   The supervisor (Python) execs this program once from a sealed memfd and sends requests over a SOCK_SEQPACKET pair. A
+ *   launch is a list of steps that Python wrote; this program checks the list, clones, and the child (init, PID 1 of a new
+ *   pid namespace) runs it: no policy is decided here. Init starts the workload, reaps and forwards, and tells the
+ *   supervisor what happened over the container's own socket. The launcher is every init's parent: it reaps it, runs the
+ *   clean-up steps (read counters, remove cgroups) and reports EVENT_GONE over the control socket.
+ * Rights
+ *   All of the supervisor's. An init keeps them until the workload's steps drop them in the child; it is not dumpable,
+ *   holds two fds and no host path. The launcher itself is in a mount namespace that holds one small tmpfs.
+ * What ends it
+ *   The end of the supervisor, seen as EOF on the control socket or by its pidfd (a forked child of the supervisor may
+ *   still hold the socket): every init is killed, reaped and cleaned up after, then the launcher exits. If the launcher
+ *   is killed, PDEATHSIG kills every init.
+ * Files
+ *   wire.c requests and events   steps.c the table of steps   mounts.c root and mounts   workload.c before exec   init.c PID 1
+ * No fd is kept per container, so that a clone copies a handful of them however many containers run. */
+#define _GNU_SOURCE
+#include "launcher.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+
+#define BUCKETS 4096 /* a power of two */
+#define MAX_TRIES 400 /* of removing a cgroup, RETRY_MS apart */
+#define RETRY_MS 5
+#define MAX_READ 4096 /* bytes of each file that is read back */
+
+int launcher_pidfd = -1;
+
+static int control = -1, signals = -1, supervisor = -1;
+static char *buffer; /* MAX_REQUEST bytes */
+static struct plan plan;
+static struct container *buckets[BUCKETS], *cleaning, epilogue;
+static size_t running;
+static char *title_start, *title_end;
+
+static struct container **find(pid_t pid)
+{
+	struct container **at = &buckets[(unsigned)pid % BUCKETS];
+
+	while (*at && (*at)->pid != pid)
+		at = &(*at)->next;
+	return at;
+}
+
+static const struct container *find_id(pid_t pid, uint64_t id)
+{
+	const struct container *container = *find(pid);
+
+	return container && container->id == id ? container : NULL;
+}
+
+void show_as(const char *comm, const char *title)
+{
+	(void)prctl(PR_SET_NAME, comm, 0, 0, 0);
+	if (title_start) {
+		memset(title_start, 0, (size_t)(title_end - title_start));
+		snprintf(title_start, (size_t)(title_end - title_start), "%s: %s", comm, title);
+	}
+}
+
+/* ---- clean-up ---- */
+
+/* Appends one file as a 32-bit size and its bytes; size ~0: this kernel has no such file. Returns the bytes appended. */
+static uint32_t read_back(const struct step *step, char *out, uint32_t space)
+{
+	const struct context none = {0};
+	uint32_t size = ~0u;
+	ssize_t n;
+	int fd;
+
+	if (space < sizeof size)
+		return 0;
+	fd = openat(slot_fd(&none, step->number[0]), step->string[0], O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, out + sizeof size, space - sizeof size < MAX_READ ? space - sizeof size : MAX_READ);
+	if (fd >= 0)
+		close(fd);
+	if (n >= 0)
+		size = (uint32_t)n;
+	memcpy(out, &size, sizeof size);
+	return (uint32_t)sizeof size + (n < 0 ? 0 : (uint32_t)n);
+}
+
+static int remove_entry(const struct step *step)
+{
+	const struct context none = {0};
+
+	if (unlinkat(slot_fd(&none, step->number[0]), step->string[0], AT_REMOVEDIR) == 0 || errno == ENOENT)
+		return 0;
+	if (errno == ENOTDIR) /* a lock file */
+		return unlinkat(slot_fd(&none, step->number[0]), step->string[0], 0) < 0 ? errno : 0;
+	return step->number[1] ? errno : 0; /* impatient: others may still use it */
+}
+
+/* Runs the steps of one kind; returns the errno that stopped a removal, 0 where all is gone. */
+static int run_cleanup(const struct container *container, unsigned op, char *out, uint32_t space, uint32_t *used)
+{
+	static struct step steps[MAX_STEPS];
+	const char *at = container->cleanup;
+	int error = 0;
+
+	/* Checked when the request came, so this can't fail. */
+	(void)decode_steps(&at, at + container->cleanup_size, container->cleanup_count, SECTION_CLEANUP, 0, steps);
+	for (int i = 0; i < container->cleanup_count && !error; i++) {
+		if (steps[i].op != op)
+			continue;
+		if (op == OP_READ)
+			*used += read_back(steps + i, out + *used, space - *used);
+		else
+			error = remove_entry(steps + i);
+	}
+	return error;
+}
+
+static void report_gone(struct container *container, const void *data, uint32_t size)
+{
+	container->gone.type = EVENT_GONE;
+	container->gone.id = container->id;
+	send_event(control, &container->gone, data, size, -1);
+	free(container->cleanup);
+	free(container->data);
+	free(container);
+	running--;
+}
+
+/* The container's processes are gone. Its cgroups may stay busy for a moment: the last task is still on its way out. */
+static void finish(struct container *container)
+{
+	static char data[MAX_INLINE / 2];
+	uint32_t size = 0;
+
+	(void)run_cleanup(container, OP_READ, data, sizeof data, &size);
+	container->gone.b = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
+	container->data = container->gone.b == EBUSY ? malloc(size + 1) : NULL;
+	if (!container->data) {
+		report_gone(container, data, size);
+		return;
+	}
+	memcpy(container->data, data, size);
+	container->data_size = size;
+	container->next = cleaning;
+	cleaning = container;
+}
+
+static void retry_cleaning(void)
+{
+	for (struct container **at = &cleaning; *at;) {
+		struct container *container = *at;
+		container->gone.b = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
+		if (container->gone.b == EBUSY && ++container->tries < MAX_TRIES) {
+			at = &container->next;
+			continue;
+		}
+		*at = container->next;
+		report_gone(container, container->data, container->data_size);
+	}
+}
+
+static void reap_inits(void)
+{
+	char drain[1024];
+	struct rusage usage;
+	int status;
+	pid_t pid;
+
+	while (read(signals, drain, sizeof drain) > 0)
+		;
+	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+		struct container **at = find(pid), *container = *at;
+		if (!container)
+			continue;
+		*at = container->next;
+		container->gone.a = status;
+		container->gone.n[0] = (uint64_t)usage.ru_utime.tv_sec * 1000000u + (uint64_t)usage.ru_utime.tv_usec;
+		container->gone.n[1] = (uint64_t)usage.ru_stime.tv_sec * 1000000u + (uint64_t)usage.ru_stime.tv_usec;
+		finish(container);
+	}
+}
+
+/* ---- requests ---- */
+
+static int prepare(const int *fds, int count, int *failed)
+{
+	struct context context = {.root = -1, .fds = fds, .fd_count = count};
+	int error;
+
+	if (plan.count[SECTION_CLEANUP]) { /* run when the launcher ends */
+		free(epilogue.cleanup);
+		epilogue.cleanup = malloc(plan.cleanup_size);
+		if (!epilogue.cleanup)
+			return -ENOMEM;
+		memcpy(epilogue.cleanup, plan.cleanup, plan.cleanup_size);
+		epilogue.cleanup_size = plan.cleanup_size;
+		epilogue.cleanup_count = (uint16_t)plan.count[SECTION_CLEANUP];
+	}
+	context.root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	error = run_steps(&context, plan.section[SECTION_LAUNCHER], plan.count[SECTION_LAUNCHER], failed);
+	close(context.root);
+	return error;
+}
+
+static void refuse(uint64_t id, int error, uint32_t offset)
+{
+	struct event event = {.type = EVENT_REFUSED, .id = id, .a = -error, .b = (int32_t)offset};
+
+	send_event(control, &event, NULL, 0, -1);
+}
+
+/* CLONE_NEWPID only: the child makes the other namespaces itself, or every start would wait for them here. */
+static pid_t clone_init(void)
+{
+	struct {
+		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
+	} arguments = {.flags = NEW_PID, .exit_signal = SIGCHLD};
+
+	return (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
+}
+
+static int launch(const struct request *request, int *fds, int count)
+{
+	struct event launched = {.type = EVENT_LAUNCHED, .id = request->id};
+	struct container *container = calloc(1, sizeof *container);
+	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
+				  .joined = -1, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id};
+
+	if (container)
+		container->cleanup = malloc(plan.cleanup_size + 1);
+	if (!container || !container->cleanup) {
+		free(container);
+		return -ENOMEM;
+	}
+	if (request->other && find_id((pid_t)request->pid, request->other))
+		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
+	memcpy(container->cleanup, plan.cleanup, plan.cleanup_size);
+	container->cleanup_size = plan.cleanup_size;
+	container->cleanup_count = (uint16_t)plan.count[SECTION_CLEANUP];
+	container->id = request->id;
+	container->pid = clone_init();
+	if (container->pid == 0)
+		init_main(&context, &plan);
+	int error = container->pid < 0 ? -errno : 0;
+	if (context.joined >= 0)
+		close(context.joined);
+	if (error) {
+		free(container->cleanup);
+		free(container);
+		return error;
+	}
+	struct container **bucket = &buckets[(unsigned)container->pid % BUCKETS];
+	container->next = *bucket;
+	*bucket = container;
+	running++;
+	launched.a = container->pid;
+	send_event(context.event, &launched, NULL, 0, -1);
+	return 0;
+}
+
+static void serve_request(const struct request *request, int *fds, int count)
+{
+	struct event prepared = {.type = EVENT_PREPARED, .id = request->id};
+	int error = 0, failed = 0;
+
+	switch (request->type) {
+	case REQUEST_LAUNCH:
+		error = launch(request, fds, count);
+		if (error)
+			refuse(request->id, error, 0);
+		break;
+	case REQUEST_PREPARE:
+		prepared.c = -prepare(fds, count, &failed);
+		prepared.b = failed;
+		send_event(control, &prepared, NULL, 0, -1);
+		break;
+	default:
+		if (find_id((pid_t)request->pid, request->id))
+			(void)kill((pid_t)request->pid, SIGKILL); /* ours to reap and not reaped: the number is still its own */
+	}
+}
+
+/* False at the end of the stream. */
+static bool serve(void)
+{
+	int fds[MAX_FDS], count, error;
+	bool kept = false;
+	uint32_t offset = 0;
+	struct request request = {0};
+	ssize_t size = receive_request(control, buffer, fds, &count);
+
+	if (size == 0)
+		return false;
+	error = size < 0 ? (int)size : decode_request(buffer, (uint32_t)size, count, &plan, &offset);
+	if (size < 0 || (size_t)size >= sizeof request)
+		memcpy(&request, buffer, sizeof request);
+	if (!error && request.type == REQUEST_PREPARE && request.flags & FLAG_KEEP_FDS) {
+		error = keep_fds(fds, count);
+		kept = !error;
+	}
+	if (error)
+		refuse(request.id, error, offset);
+	else
+		serve_request(&request, fds, count);
+	for (int i = 0; i < count && !kept; i++)
+		close(fds[i]);
+	if (size > 0) /* what one container was given is not the next one's to inherit */
+		memset(buffer, 0, (size_t)size);
+	return true;
+}
+
+/* ---- life ---- */
+
+static void kill_all(void)
+{
+	for (size_t i = 0; i < BUCKETS; i++)
+		for (const struct container *container = buckets[i]; container; container = container->next)
+			(void)kill(container->pid, SIGKILL);
+}
+
+static void run_epilogue(void)
+{
+	const struct timespec pause = {0, RETRY_MS * 1000000L};
+
+	for (int i = 0; i < MAX_TRIES && epilogue.cleanup && run_cleanup(&epilogue, OP_REMOVE, NULL, 0, NULL) == EBUSY; i++)
+		nanosleep(&pause, NULL);
+}
+
+static void serve_for_ever(void)
+{
+	struct pollfd fds[3] = {{control, POLLIN, 0}, {signals, POLLIN, 0}, {supervisor, POLLIN, 0}};
+	bool ending = false;
+
+	while (!ending || running) {
+		if (poll(fds, 3, cleaning ? RETRY_MS : -1) < 0 && errno != EINTR)
+			abort();
+		if (fds[1].revents)
+			reap_inits();
+		if (cleaning)
+			retry_cleaning();
+		if (!ending && (fds[2].revents || (fds[0].revents && !serve()))) {
+			ending = true;
+			fds[0].fd = fds[2].fd = -1;
+			kill_all();
+		}
+	}
+	run_epilogue();
+}
+
+static int usage(void)
+{
+	fprintf(stderr, "usage: tinyvisor-launcher serve FD SUPERVISOR-PID ROOM-FOR-A-TITLE\n"
+			"       tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND...\n"
+			"       tinyvisor-launcher steps | check FD-COUNT < REQUEST\n");
+	return 125;
+}
+
+static int fail(const char *what, int error)
+{
+	struct event event = {.type = EVENT_PREPARED, .c = error};
+
+	fprintf(stderr, "tinyvisor-launcher: %s: %s\n", what, strerror(error));
+	send_event(control, &event, NULL, 0, -1);
+	return 125;
+}
+
+/* Decodes one request from stdin: for tests and fuzzers. Prints the errno and offset of the refusal, or "0". */
+static int check(int fds)
+{
+	uint32_t offset = 0;
+	size_t size = fread(buffer, 1, MAX_REQUEST, stdin);
+	int error = decode_request(buffer, (uint32_t)size, fds, &plan, &offset);
+
+	printf("%d %u\n", -error, offset);
+	return 0;
+}
+
+static int serve_main(char **argv, bool has_title)
+{
+	struct event ready = {.type = EVENT_PREPARED};
+	int error;
+
+	control = fcntl(atoi(argv[2]), F_DUPFD_CLOEXEC, 200); /* out of the way of what comes with requests */
+	if (control < 0)
+		return usage();
+	(void)syscall(NR_close_range, 3u, (unsigned)control - 1, 0);
+	(void)syscall(NR_close_range, (unsigned)control + 1, ~0u, 0);
+	block_all_signals(NULL);
+	reset_dispositions();
+	(void)prctl(PR_SET_NAME, "tinyvisor-launcher", 0, 0, 0);
+	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	(void)umask(0022);
+	if (has_title) {
+		title_start = argv[0];
+		title_end = argv[4] + strlen(argv[4]);
+	}
+	supervisor = (int)syscall(NR_pidfd_open, atoi(argv[3]), 0);
+	if (supervisor < 0 || getppid() != atoi(argv[3]))
+		return 0; /* it is gone already */
+	launcher_pidfd = (int)syscall(NR_pidfd_open, getpid(), 0);
+	uint64_t child = 1ull << (SIGCHLD - 1);
+	signals = (int)syscall(SYS_signalfd4, -1, &child, sizeof child, O_CLOEXEC | O_NONBLOCK);
+	if (launcher_pidfd < 0 || signals < 0)
+		return fail("pidfd_open, signalfd", errno);
+	error = enter_own_world();
+	if (error)
+		return fail("leaving the host's mounts", -error);
+	send_event(control, &ready, NULL, 0, -1);
+	serve_for_ever();
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	buffer = mmap(NULL, MAX_REQUEST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (buffer == MAP_FAILED || argc < 2)
+		return usage();
+	if (!strcmp(argv[1], "init"))
+		return init_standalone(argc - 1, argv + 1);
+	if (!strcmp(argv[1], "steps"))
+		return print_steps(), 0;
+	if (!strcmp(argv[1], "check") && argc == 3)
+		return check(atoi(argv[2]));
+	if (!strcmp(argv[1], "serve") && (argc == 4 || argc == 5))
+		return serve_main(argv, argc == 5);
+	return usage();
+}

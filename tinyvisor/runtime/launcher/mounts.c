@@ -1,0 +1,399 @@
+/* Mounts, the root and what is put into it.
+ *
+ * The launcher lives in a mount namespace of its own (enter_own_world) that holds one small tmpfs:
+ *   /new    where a container's root is put     /lower, /upper   layers of an overlay while it is mounted
+ *   /t/...  templates: trees that all containers share, bound into them
+ * A container's init has a copy of that namespace until pivot_root. Every path below /new may be controlled by an image:
+ * it is resolved by open_in_root (never leaves the root, no magic links), and mounted on by fd, never by path
+ * (CVE-2021-30465, CVE-2019-19921, CVE-2023-27561). All mounting is by the mount API of Linux 5.2, mount_setattr of 5.12. */
+#define _GNU_SOURCE
+#include "launcher.h"
+
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/sysmacros.h>
+
+enum { /* linux/mount.h */
+	TREE_CLONE = 1, TREE_CLOEXEC = O_CLOEXEC,
+	MOVE_F_EMPTY = 0x04, MOVE_T_EMPTY = 0x40,
+	FSCONFIG_FLAG = 0, FSCONFIG_STRING = 1, FSCONFIG_CREATE_FS = 6,
+	FS_CLOEXEC = 1,
+	ATTR_RDONLY = 1, ATTR_NOSUID = 2, ATTR_NODEV = 4, ATTR_NOEXEC = 8,
+	EMPTY_PATH = 0x1000, RECURSIVE = 0x8000,
+};
+
+enum { RESOLVE_MAGICLINKS_REFUSED = 0x02, RESOLVE_ROOT = 0x10 }; /* linux/openat2.h */
+
+#define DEVPTS_MAGIC 0x1cd1
+
+struct mount_attr_ { /* linux/mount.h struct mount_attr */
+	uint64_t set, clear, propagation, userns_fd;
+};
+
+static int tree_of(int dir, const char *path, unsigned flags)
+{
+	int fd = (int)syscall(NR_open_tree, dir, path, (unsigned)TREE_CLONE | (unsigned)TREE_CLOEXEC | flags);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static int set_attributes(int tree, uint64_t set, uint64_t clear, unsigned flags)
+{
+	struct mount_attr_ attr = {.set = set, .clear = clear};
+
+	return syscall(NR_mount_setattr, tree, "", (unsigned)EMPTY_PATH | flags, &attr, sizeof attr) < 0 ? -errno : 0;
+}
+
+/* The tree with more attributes on every mount of it; closed, and -errno, where that fails. */
+static int with_attributes(int tree, uint64_t set)
+{
+	int error = tree < 0 || !set ? 0 : set_attributes(tree, set, 0, RECURSIVE);
+
+	if (error)
+		close(tree);
+	return error ? error : tree;
+}
+
+static int attach(int tree, int target)
+{
+	return syscall(NR_move_mount, tree, "", target, "", MOVE_F_EMPTY | MOVE_T_EMPTY) < 0 ? -errno : 0;
+}
+
+/* Options are "key=value,flag,..." as in mount(8). Returns a detached mount or -errno. */
+static int new_mount(const char *type, const char *options, unsigned attributes)
+{
+	char copy[4096], *save = NULL;
+	int error = 0, fd, context = (int)syscall(NR_fsopen, type, FS_CLOEXEC);
+
+	if (context < 0)
+		return -errno;
+	(void)syscall(NR_fsconfig, context, FSCONFIG_STRING, "source", type, 0); /* what mount(8) shows; overlay takes none */
+	if ((size_t)snprintf(copy, sizeof copy, "%s", options) >= sizeof copy)
+		error = -E2BIG;
+	for (char *key = strtok_r(copy, ",", &save); key && !error; key = strtok_r(NULL, ",", &save)) {
+		char *value = strchr(key, '=');
+		if (value)
+			*value++ = 0;
+		if (syscall(NR_fsconfig, context, value ? FSCONFIG_STRING : FSCONFIG_FLAG, key, value, 0) < 0)
+			error = -errno;
+	}
+	if (!error && syscall(NR_fsconfig, context, FSCONFIG_CREATE_FS, NULL, NULL, 0) < 0)
+		error = -errno;
+	fd = error ? error : (int)syscall(NR_fsmount, context, FS_CLOEXEC, attributes);
+	if (!error && fd < 0)
+		fd = -errno;
+	close(context);
+	return fd;
+}
+
+static int attach_and_close(int tree, int target)
+{
+	int error = tree < 0 ? tree : target < 0 ? target : attach(tree, target);
+
+	if (tree >= 0)
+		close(tree);
+	if (target >= 0)
+		close(target);
+	return error;
+}
+
+/* Leaves the host's mounts for a namespace with nothing in it, so that what a container's init copies is small and holds
+ * nothing of value. */
+int enter_own_world(void)
+{
+	static const char *const directories[] = {"/new", "/lower", "/upper", "/t", "/t/empty"};
+	int root;
+
+	if (unshare((int)NEW_MOUNT) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
+		return -errno;
+	root = new_mount("tmpfs", "mode=755,size=16m,nr_inodes=8192", ATTR_NOSUID);
+	if (root < 0)
+		return root;
+	if (syscall(NR_move_mount, root, "", AT_FDCWD, "/", MOVE_F_EMPTY) < 0 || fchdir(root) < 0 ||
+	    syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+		return -errno;
+	close(root);
+	for (size_t i = 0; i < sizeof directories / sizeof *directories; i++)
+		if (mkdir(directories[i], 0755) < 0)
+			return -errno;
+	return mknod("/t/null", S_IFCHR | 0666, makedev(1, 3)) < 0 ? -errno : 0;
+}
+
+int open_in_root(const struct context *context, const char *path, int flags)
+{
+	struct { uint64_t flags, mode, resolve; } how = {
+		.flags = (unsigned)(flags | O_CLOEXEC), .resolve = RESOLVE_ROOT | RESOLVE_MAGICLINKS_REFUSED};
+	int fd = (int)syscall(NR_openat2, context->root, path, &how, sizeof how);
+
+	return fd < 0 ? -errno : fd;
+}
+
+/* Opens the directory that holds the last component of `path`, making what is missing; `name` is that component. */
+static int open_parent(const struct context *context, const char *path, const char **name)
+{
+	char part[4096];
+	const char *slash = strrchr(path, '/');
+	size_t length = slash ? (size_t)(slash - path) : 0;
+	int fd;
+
+	*name = slash ? slash + 1 : path;
+	if (!length)
+		return open_in_root(context, "/", O_PATH | O_DIRECTORY);
+	if (length >= sizeof part)
+		return -ENAMETOOLONG;
+	memcpy(part, path, length);
+	part[length] = 0;
+	fd = open_in_root(context, part, O_PATH | O_DIRECTORY);
+	if (fd == -ENOENT) {
+		const char *last;
+		int parent = open_parent(context, part, &last);
+		if (parent < 0)
+			return parent;
+		fd = mkdirat(parent, last, 0755) < 0 && errno != EEXIST ? -errno : open_in_root(context, part, O_PATH | O_DIRECTORY);
+		close(parent);
+	}
+	return fd;
+}
+
+/* A place to mount on, made where it is missing; never the root itself, and never a link. */
+static int open_target(const struct context *context, const char *path, bool directory)
+{
+	const char *name;
+	int parent, error = 0, fd = open_in_root(context, path, O_PATH);
+
+	if (fd != -ENOENT)
+		return fd;
+	parent = open_parent(context, path, &name);
+	if (parent < 0)
+		return parent;
+	if ((directory ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0)) < 0)
+		error = -errno;
+	close(parent);
+	return error ? error : open_in_root(context, path, O_PATH);
+}
+
+static bool is_directory(int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 && S_ISDIR(status.st_mode);
+}
+
+/* ---- the root ---- */
+
+static int put_root(struct context *context, int tree)
+{
+	int error = attach_and_close(tree, open("/new", O_PATH | O_CLOEXEC));
+
+	if (error)
+		return error;
+	context->root = open("/new", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	return context->root < 0 ? -errno : 0;
+}
+
+static int sized_tmpfs(const struct step *step, int size, unsigned attributes)
+{
+	char options[128];
+
+	snprintf(options, sizeof options, "mode=755,size=%llu,nr_inodes=%llu", (unsigned long long)step->number[size],
+		 (unsigned long long)step->number[size + 1]);
+	return new_mount("tmpfs", options, attributes);
+}
+
+int step_root_tmpfs(struct context *context, const struct step *step)
+{
+	return put_root(context, sized_tmpfs(step, 0, (unsigned)step->number[2]));
+}
+
+int step_root_tree(struct context *context, const struct step *step)
+{
+	int tree = slot_fd(context, step->number[0]), error = set_attributes(tree, step->number[1], 0, 0);
+
+	return error ? error : put_root(context, fcntl(tree, F_DUPFD_CLOEXEC, 0));
+}
+
+int step_root_overlay(struct context *context, const struct step *step)
+{
+	int error = attach_and_close(fcntl(slot_fd(context, step->number[0]), F_DUPFD_CLOEXEC, 0), open("/lower", O_PATH | O_CLOEXEC));
+
+	if (!error)
+		error = attach_and_close(sized_tmpfs(step, 1, 0), open("/upper", O_PATH | O_CLOEXEC));
+	if (error)
+		return error;
+	if (mkdir("/upper/u", 0755) < 0 || mkdir("/upper/w", 0700) < 0)
+		return -errno;
+	/* index and xino are of no use here, and fill the kernel's log (bubblewrap#783). */
+	return put_root(context, new_mount("overlay", "lowerdir=/lower,upperdir=/upper/u,workdir=/upper/w,index=off,xino=off",
+					   (unsigned)step->number[3]));
+}
+
+int step_pivot_root(struct context *context, const struct step *step)
+{
+	(void)step;
+	/* pivot_root(2) NOTES: old root on top of the new one, then detached; nothing of the launcher's world stays. */
+	if (fchdir(context->root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+		return -errno;
+	return 0;
+}
+
+int step_chroot(struct context *context, const struct step *step)
+{
+	(void)step;
+	return fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
+}
+
+/* ---- what is put into the root ---- */
+
+int step_directory(struct context *context, const struct step *step)
+{
+	const char *name;
+	int error = 0, parent = open_parent(context, step->string[0], &name);
+
+	if (parent < 0)
+		return parent;
+	if (mkdirat(parent, name, 0700) < 0)
+		error = errno == EEXIST ? 0 : -errno;
+	else if (fchownat(parent, name, (uid_t)step->number[1], (gid_t)step->number[2], AT_SYMLINK_NOFOLLOW) < 0 ||
+		 fchmodat(parent, name, (mode_t)step->number[0], 0) < 0) /* by mode and not by the umask */
+		error = -errno;
+	close(parent);
+	return error;
+}
+
+int step_link(struct context *context, const struct step *step)
+{
+	const char *name;
+	int error, parent = open_parent(context, step->string[0], &name);
+
+	if (parent < 0)
+		return parent;
+	error = symlinkat(step->string[1], parent, name) < 0 && errno != EEXIST ? -errno : 0;
+	close(parent);
+	return error;
+}
+
+int step_file(struct context *context, const struct step *step)
+{
+	const char *name;
+	uint32_t done = 0;
+	int error = 0, fd, parent = open_parent(context, step->string[0], &name);
+
+	if (parent < 0)
+		return parent;
+	if (step->number[1]) /* replace what an image has there, be it a link */
+		(void)unlinkat(parent, name, 0);
+	fd = openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, (mode_t)step->number[0]);
+	close(parent);
+	if (fd < 0)
+		return -errno;
+	while (done < step->size[1] && !error) {
+		ssize_t n = write(fd, step->string[1] + done, step->size[1] - done);
+		error = n < 0 ? -errno : 0;
+		done += n < 0 ? 0 : (uint32_t)n;
+	}
+	close(fd);
+	return error;
+}
+
+int step_node(struct context *context, const struct step *step)
+{
+	const char *name;
+	int error = 0, parent = open_parent(context, step->string[0], &name);
+
+	if (parent < 0)
+		return parent;
+	if (mknodat(parent, name, (mode_t)step->number[0], (dev_t)step->number[1]) < 0 ||
+	    fchmodat(parent, name, (mode_t)step->number[0] & 07777, 0) < 0)
+		error = -errno;
+	close(parent);
+	return error;
+}
+
+int step_mount(struct context *context, const struct step *step)
+{
+	return attach_and_close(new_mount(step->string[0], step->string[2], (unsigned)step->number[0]),
+				open_target(context, step->string[1], true));
+}
+
+/* A detached tree from the supervisor. The tree keeps its own flags; attributes are added to all of it. */
+int step_bind(struct context *context, const struct step *step)
+{
+	int tree = slot_fd(context, step->number[0]), error = set_attributes(tree, step->number[1], 0, RECURSIVE);
+
+	if (error)
+		return error;
+	return attach_and_close(fcntl(tree, F_DUPFD_CLOEXEC, 0), open_target(context, step->string[0], is_directory(tree)));
+}
+
+int step_bind_template(struct context *context, const struct step *step)
+{
+	int tree = with_attributes(tree_of(AT_FDCWD, step->string[0], RECURSIVE), step->number[0]);
+
+	return attach_and_close(tree, open_target(context, step->string[1], tree >= 0 && is_directory(tree)));
+}
+
+/* The masks come from the launcher's own tmpfs and not from the container's /dev/null (CVE-2025-31133). */
+int step_mask(struct context *context, const struct step *step)
+{
+	int tree, target = open_in_root(context, step->string[0], O_PATH);
+
+	if (target == -ENOENT)
+		return 0;
+	if (target < 0)
+		return target;
+	tree = tree_of(AT_FDCWD, is_directory(target) ? "/t/empty" : "/t/null", 0);
+	return attach_and_close(with_attributes(tree, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC), target);
+}
+
+int step_read_only(struct context *context, const struct step *step)
+{
+	int tree, target = open_in_root(context, step->string[0], O_PATH);
+
+	if (target == -ENOENT)
+		return 0;
+	if (target < 0)
+		return target;
+	tree = tree_of(target, "", (unsigned)EMPTY_PATH | (unsigned)RECURSIVE);
+	return attach_and_close(with_attributes(tree, ATTR_RDONLY), target);
+}
+
+int step_remount(struct context *context, const struct step *step)
+{
+	int error, target = open_in_root(context, step->string[0], O_PATH);
+
+	if (target < 0)
+		return target;
+	error = set_attributes(target, step->number[0], 0, 0);
+	close(target);
+	return error;
+}
+
+/* ---- the terminal ---- */
+
+/* The master is made from the container's own devpts and checked to be that (CVE-2025-52565: an image's /dev/pts). */
+int step_pty(struct context *context, const struct step *step)
+{
+	struct winsize size = {.ws_row = (unsigned short)step->number[2], .ws_col = (unsigned short)step->number[3]};
+	struct event event = {.type = EVENT_PTY, .id = context->id};
+	struct statfs fs;
+	int unlocked = 0, error = 0, master = open_in_root(context, "dev/pts/ptmx", O_RDWR | O_NOCTTY | O_NOFOLLOW);
+
+	if (master < 0)
+		return master;
+	if (fstatfs(master, &fs) < 0 || fs.f_type != DEVPTS_MAGIC)
+		error = -ENOTTY;
+	else if (ioctl(master, TIOCSPTLCK, &unlocked) < 0 || ioctl(master, TIOCSWINSZ, &size) < 0 ||
+		 (context->tty = ioctl(master, _IO('T', 0x41), O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) /* TIOCGPTPEER */
+		error = -errno;
+	else if (fchown(context->tty, (uid_t)step->number[0], (gid_t)step->number[1]) < 0)
+		error = -errno;
+	if (!error)
+		error = attach_and_close(tree_of(context->tty, "", EMPTY_PATH), open_target(context, "/dev/console", false));
+	if (!error)
+		send_event(context->event, &event, NULL, 0, master);
+	close(master);
+	return error;
+}

@@ -1,0 +1,229 @@
+/* The table of launch steps, and the steps that are neither mounts nor the workload's own. One function per step around
+ * one system call or two. The numbers are the wire's: never reuse one. */
+#define _GNU_SOURCE
+#include "launcher.h"
+
+#include <net/if.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+static int kept[MAX_KEPT], kept_count;
+
+int slot_fd(const struct context *context, uint64_t slot)
+{
+	if (slot & KEPT)
+		return (slot & ~(uint64_t)KEPT) < (uint64_t)kept_count ? kept[slot & ~(uint64_t)KEPT] : -1;
+	return slot < (uint64_t)context->fd_count ? context->fds[slot] : -1;
+}
+
+/* Takes the fds over for the launcher's life; slots are given out in order. */
+int keep_fds(const int *fds, int count)
+{
+	if (count > MAX_KEPT - kept_count)
+		return -E2BIG;
+	memcpy(kept + kept_count, fds, (size_t)count * sizeof *fds);
+	kept_count += count;
+	return 0;
+}
+
+static int result(long value)
+{
+	return value < 0 ? -errno : 0;
+}
+
+static int step_unshare(struct context *context, const struct step *step)
+{
+	(void)context;
+	return result(unshare((int)step->number[0]));
+}
+
+static int step_join(struct context *context, const struct step *step)
+{
+	return context->joined < 0 ? -ESRCH : result(setns(context->joined, (int)step->number[0]));
+}
+
+static int step_hostname(struct context *context, const struct step *step)
+{
+	(void)context;
+	return result(sethostname(step->string[0], step->size[0]));
+}
+
+static int step_loopback_up(struct context *context, const struct step *step)
+{
+	struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+	int error, fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+	(void)context;
+	(void)step;
+	if (fd < 0)
+		return -errno;
+	error = result(ioctl(fd, SIOCSIFFLAGS, &request));
+	close(fd);
+	return error;
+}
+
+static int step_cgroup_make(struct context *context, const struct step *step)
+{
+	return result(mkdirat(slot_fd(context, step->number[0]), step->string[0], 0755));
+}
+
+/* A limit file that the kernel lacks is passed over only where the plan says so (number 1). */
+static int step_cgroup_write(struct context *context, const struct step *step)
+{
+	int error = 0, fd = openat(slot_fd(context, step->number[0]), step->string[0], O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno == ENOENT && step->number[1] ? 0 : -errno;
+	if (write(fd, step->string[1], step->size[1]) < 0)
+		error = -errno;
+	close(fd);
+	return error;
+}
+
+static int step_cgroup_into(struct context *context, const struct step *step)
+{
+	context->cgroup = openat(slot_fd(context, step->number[0]), step->string[0], O_PATH | O_DIRECTORY | O_CLOEXEC);
+	context->init_flags |= INIT_FORK;
+	return result(context->cgroup);
+}
+
+static int step_init(struct context *context, const struct step *step)
+{
+	context->init_flags |= (unsigned)step->number[0];
+	context->orphan_grace_ms = (unsigned)step->number[1];
+	context->orphan_signal = (int)step->number[2];
+	context->timeout_ms = step->number[3];
+	snprintf(context->name, sizeof context->name, "%s", step->string[0]);
+	return 0;
+}
+
+static int write_map(int proc, pid_t pid, const char *file, const struct step *step, int string)
+{
+	char path[64];
+	int fd, error = 0;
+
+	snprintf(path, sizeof path, "%d/%s", (int)pid, file);
+	fd = openat(proc, path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (write(fd, step->string[string], step->size[string]) < 0)
+		error = -errno;
+	close(fd);
+	return error;
+}
+
+/* A child that lives only while its user namespace is mapped and opened: the workload joins that namespace last, so every
+ * mount and every other namespace stays out of its root's power. */
+static int step_user_namespace(struct context *context, const struct step *step)
+{
+	int proc = open_in_root(context, "proc", O_RDONLY | O_DIRECTORY), ready[2], error;
+	char path[64], byte = 0;
+	pid_t child;
+
+	if (proc < 0)
+		return proc;
+	if (pipe2(ready, O_CLOEXEC) < 0)
+		return -errno;
+	child = fork();
+	if (child == 0) {
+		byte = (char)(unshare((int)NEW_USER) < 0 ? errno : 0);
+		(void)!write(ready[1], &byte, 1);
+		for (;;)
+			pause();
+	}
+	close(ready[1]);
+	error = child < 0 ? -errno : read(ready[0], &byte, 1) != 1 ? -EIO : -byte;
+	close(ready[0]);
+	if (!error)
+		error = write_map(proc, child, "uid_map", step, 0);
+	if (!error)
+		error = write_map(proc, child, "gid_map", step, 1);
+	snprintf(path, sizeof path, "%d/ns/user", (int)child);
+	if (!error)
+		error = result(context->user_namespace = openat(proc, path, O_RDONLY | O_CLOEXEC));
+	close(proc);
+	if (child > 0) {
+		kill(child, SIGKILL);
+		waitpid(child, NULL, 0);
+	}
+	return error;
+}
+
+#define L (1u << SECTION_LAUNCHER)
+#define I (1u << SECTION_INIT)
+#define W (1u << SECTION_WORKLOAD)
+#define C (1u << SECTION_CLEANUP)
+
+static const struct step_kind kinds[] = {
+	/*                        name          ints strings  where  slots */
+	[1] = {"unshare",            1, 0, I | W, 0, step_unshare},
+	[2] = {"join",               1, 0, I,     0, step_join},
+	[3] = {"root_tmpfs",         3, 0, I,     0, step_root_tmpfs},
+	[4] = {"root_tree",          2, 0, I,     1, step_root_tree},
+	[5] = {"root_overlay",       4, 0, I,     1, step_root_overlay},
+	[6] = {"directory",          3, 1, L | I, 0, step_directory},
+	[7] = {"link",               0, 2, L | I, 0, step_link},
+	[8] = {"file",              2, 2, L | I, 0, step_file},
+	[9] = {"node",               2, 1, L,     0, step_node},
+	[10] = {"mount",             1, 3, L | I, 0, step_mount},
+	[11] = {"bind",              2, 1, L | I, 1, step_bind},
+	[12] = {"bind_template",     1, 2, I,     0, step_bind_template},
+	[13] = {"mask",              0, 1, I,     0, step_mask},
+	[14] = {"read_only",         0, 1, I,     0, step_read_only},
+	[15] = {"remount",           1, 1, L | I, 0, step_remount},
+	[16] = {"pivot_root",        0, 0, I,     0, step_pivot_root},
+	[17] = {"chroot",            0, 0, I,     0, step_chroot},
+	[18] = {"hostname",          0, 1, I,     0, step_hostname},
+	[19] = {"loopback_up",       0, 0, I,     0, step_loopback_up},
+	[20] = {"cgroup_make",       1, 1, I,     1, step_cgroup_make},
+	[21] = {"cgroup_write",      2, 2, I,     1, step_cgroup_write},
+	[22] = {"cgroup_into",       1, 1, I,     1, step_cgroup_into},
+	[23] = {"pty",               4, 0, I,     0, step_pty},
+	[24] = {"user_namespace",    0, 2, I,     0, step_user_namespace},
+	[25] = {"init",              4, 1, I,     0, step_init},
+	[40] = {"cgroup_join",       1, 1, W,     1, step_cgroup_join},
+	[41] = {"session",           0, 0, W,     0, step_session},
+	[42] = {"rlimit",            3, 0, W,     0, step_rlimit},
+	[43] = {"oom_score_adj",     1, 0, W,     0, step_oom_score},
+	[44] = {"affinity",          0, 1, W,     0, step_affinity},
+	[45] = {"close_fds",         0, 0, W,     0, step_close_fds},
+	[46] = {"umask",             1, 0, W,     0, step_umask},
+	[47] = {"bounding_set",      1, 0, W,     0, step_bounding},
+	[48] = {"identity",          2, 1, W,     0, step_identity},
+	[49] = {"capabilities",      1, 0, W,     0, step_capabilities},
+	[50] = {"no_new_privs",      0, 0, W,     0, step_no_new_privs},
+	[51] = {"working_dir",       0, 1, W,     0, step_working_dir},
+	[52] = {"exec",              2, 2, W,     0, step_exec},
+	[53] = {"enter_user",        0, 0, W,     0, step_enter_user},
+	/* 54 and 55 are landlock's and seccomp's place, between no_new_privs and exec. */
+	[OP_READ] = {"read",              1, 1, C,     1, NULL},
+	[OP_REMOVE] = {"remove",            2, 1, C,     1, NULL},
+};
+
+const struct step_kind *step_kind(unsigned op)
+{
+	return op < sizeof kinds / sizeof *kinds && kinds[op].name ? &kinds[op] : NULL;
+}
+
+/* For the test that compares this table with Python's. */
+void print_steps(void)
+{
+	for (unsigned op = 0; op < sizeof kinds / sizeof *kinds; op++)
+		if (kinds[op].name)
+			printf("%u %s %d %d %d\n", op, kinds[op].name, kinds[op].ints, kinds[op].strings, kinds[op].sections);
+}
+
+/* Returns 0 or -errno with the index of the step that failed. */
+int run_steps(struct context *context, const struct step *step, int count, int *failed)
+{
+	int error = 0;
+
+	for (*failed = 0; *failed < count; ++*failed)
+		if ((error = step_kind(step[*failed].op)->run(context, step + *failed)))
+			break;
+	return error;
+}

@@ -1,0 +1,224 @@
+/* The steps between init's vfork and the exec of the user's command, in the child. It may share init's memory (CLONE_VM):
+ * nothing here allocates, and nothing is written that init still needs. Raw system calls for ids: a libc would signal
+ * threads that do not exist. */
+#define _GNU_SOURCE
+#include "launcher.h"
+
+#include <grp.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+
+#define PROC_MAGIC 0x9fa0
+#define CAPABILITY_VERSION 0x20080522u /* linux/capability.h _LINUX_CAPABILITY_VERSION_3 */
+#define MAX_GROUPS 1024
+
+static int result(long value)
+{
+	return value < 0 ? -errno : 0;
+}
+
+/* "0" written to a v1 `tasks` file moves the single thread that writes, without the lock that stops every fork on the
+ * host (kernel commit 9a3284fad42f). */
+int step_cgroup_join(struct context *context, const struct step *step)
+{
+	int error, fd = openat(slot_fd(context, step->number[0]), step->string[0], O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	error = result(write(fd, "0", 1));
+	close(fd);
+	return error;
+}
+
+int step_session(struct context *context, const struct step *step)
+{
+	(void)step;
+	if (setsid() < 0)
+		return -errno;
+	return context->tty < 0 ? 0 : result(ioctl(context->tty, TIOCSCTTY, 0));
+}
+
+int step_rlimit(struct context *context, const struct step *step)
+{
+	struct { uint64_t soft, hard; } limit = {step->number[1], step->number[2]};
+
+	(void)context;
+	return result(syscall(SYS_prlimit64, 0, (int)step->number[0], &limit, NULL));
+}
+
+/* Our own /proc is in place; that it really is a procfs is checked all the same (CVE-2025-52881). */
+int step_oom_score(struct context *context, const struct step *step)
+{
+	char text[16];
+	struct statfs fs;
+	int size = snprintf(text, sizeof text, "%lld", (long long)step->number[0]), error = 0;
+	int fd = open_in_root(context, "proc/self/oom_score_adj", O_WRONLY);
+
+	if (fd < 0)
+		return fd;
+	if (fstatfs(fd, &fs) < 0 || fs.f_type != PROC_MAGIC)
+		error = -EXDEV;
+	else
+		error = result(write(fd, text, (size_t)size));
+	close(fd);
+	return error;
+}
+
+int step_affinity(struct context *context, const struct step *step)
+{
+	(void)context;
+	return result(syscall(SYS_sched_setaffinity, 0, (size_t)step->size[0], step->string[0]));
+}
+
+/* Before the working directory is entered: a host directory still open here would be a way out (CVE-2024-21626). */
+int step_close_fds(struct context *context, const struct step *step)
+{
+	(void)context;
+	(void)step;
+	return result(syscall(NR_close_range, 3u, ~0u, 0));
+}
+
+int step_umask(struct context *context, const struct step *step)
+{
+	(void)context;
+	(void)umask((mode_t)step->number[0]);
+	return 0;
+}
+
+int step_bounding(struct context *context, const struct step *step)
+{
+	(void)context;
+	for (unsigned cap = 0; cap < 64; cap++)
+		if (!(step->number[0] >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
+			return errno == EINVAL ? 0 : -errno; /* EINVAL: past the kernel's last one */
+	return 0;
+}
+
+int step_enter_user(struct context *context, const struct step *step)
+{
+	(void)step;
+	return result(setns(context->user_namespace, (int)NEW_USER));
+}
+
+/* Supplementary groups come as 32-bit numbers. */
+int step_identity(struct context *context, const struct step *step)
+{
+	gid_t groups[MAX_GROUPS];
+	size_t count = step->size[0] / sizeof(gid_t);
+
+	(void)context;
+	if (count > MAX_GROUPS)
+		return -EINVAL;
+	memcpy(groups, step->string[0], count * sizeof(gid_t));
+	if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 || syscall(SYS_setgroups, count, groups) < 0 ||
+	    syscall(SYS_setresgid, (gid_t)step->number[1], (gid_t)step->number[1], (gid_t)step->number[1]) < 0 ||
+	    syscall(SYS_setresuid, (uid_t)step->number[0], (uid_t)step->number[0], (uid_t)step->number[0]) < 0 ||
+	    prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0)
+		return -errno;
+	return 0;
+}
+
+/* The ambient set is what carries a kept capability over exec where the user is not root. */
+int step_capabilities(struct context *context, const struct step *step)
+{
+	struct { uint32_t version; int pid; } header = {CAPABILITY_VERSION, 0};
+	uint32_t low = (uint32_t)step->number[0], high = (uint32_t)(step->number[0] >> 32);
+	struct { uint32_t effective, permitted, inheritable; } data[2] = {{low, low, low}, {high, high, high}};
+
+	(void)context;
+	if (syscall(SYS_capset, &header, data) < 0 || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
+		return -errno;
+	for (unsigned cap = 0; cap < 64; cap++)
+		if (step->number[0] >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
+			return -errno;
+	return 0;
+}
+
+int step_no_new_privs(struct context *context, const struct step *step)
+{
+	(void)context;
+	(void)step;
+	return result(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+}
+
+int step_working_dir(struct context *context, const struct step *step)
+{
+	char path[4096];
+
+	(void)context;
+	if (chdir(step->string[0]) < 0)
+		return -errno;
+	/* The kernel says "(unreachable)/..." for a directory outside the root (CVE-2024-21626). */
+	return syscall(SYS_getcwd, path, sizeof path) < 0 ? -errno : path[0] == '/' ? 0 : -EXDEV;
+}
+
+/* ---- exec ---- */
+
+static char *words[MAX_ARGUMENTS + 2], *variables[MAX_ARGUMENTS + 1];
+
+static char **split(char **list, const char *text, uint64_t count)
+{
+	for (uint64_t i = 0; i < count; i++, text += strlen(text) + 1)
+		list[i] = (char *)(uintptr_t)text;
+	list[count] = NULL;
+	return list;
+}
+
+static bool holds_strings(const struct step *step, int which)
+{
+	uint64_t found = 0;
+
+	for (uint32_t i = 0; i < step->size[which]; i++)
+		found += step->string[which][i] == 0;
+	return found == step->number[which] && found <= MAX_ARGUMENTS && (!found || step->string[which][step->size[which] - 1] == 0);
+}
+
+static const char *search_path(void)
+{
+	for (char **variable = variables; *variable; variable++)
+		if (!strncmp(*variable, "PATH=", 5))
+			return *variable + 5;
+	return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+}
+
+/* As execvp(3), but in the new root and with the new PATH: what can't be executed outweighs what isn't there. */
+static int exec_in_path(const char *name)
+{
+	char file[4096 + 256];
+	int error = -ENOENT;
+
+	for (const char *at = search_path();;) {
+		size_t length = strcspn(at, ":");
+		if (length && length + strlen(name) + 2 <= sizeof file) {
+			snprintf(file, sizeof file, "%.*s/%s", (int)length, at, name);
+			execve(file, words, variables);
+			if (errno != ENOENT && errno != ENOTDIR) {
+				error = -errno;
+				if (errno != EACCES)
+					return error;
+			}
+		}
+		if (!at[length])
+			return error;
+		at += length + 1;
+	}
+}
+
+/* Numbers: how many words and variables; strings: each followed by a NUL. */
+int step_exec(struct context *context, const struct step *step)
+{
+	(void)context;
+	if (!holds_strings(step, 0) || !holds_strings(step, 1) || !step->number[0])
+		return -EINVAL;
+	split(words, step->string[0], step->number[0]);
+	split(variables, step->string[1], step->number[1]);
+	if (!words[0][0])
+		return -ENOENT;
+	if (!strchr(words[0], '/'))
+		return exec_in_path(words[0]);
+	execve(words[0], words, variables);
+	return -errno;
+}

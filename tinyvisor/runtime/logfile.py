@@ -1,0 +1,248 @@
+"""A service's log file: append, rotate by size, survive a full disk.
+
+The format is the CRI's, one record a line, so that the tools that read Kubernetes' logs read these::
+
+    2026-01-02T03:04:05.678901Z stdout F a whole line
+    2026-01-02T03:04:05.678901Z stderr P a piece; no newline follows it
+
+The workload's bytes are kept as they came: what a stream wrote is its records' contents, with a newline after each F.
+
+Writes are synchronous: one write(2) to the page cache for each piece of output, and never an fsync. A workload that
+makes dirty pages faster than the disk takes them is slowed by the kernel, and the caller with it; a thread per write
+would cost more than what it hides.
+
+Source: kubernetes design-proposals-archive node/kubelet-cri-logging.md; cri-api constants.go (LogTagPartial, LogTagFull).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+Stream = Literal["stdout", "stderr"]
+
+MAX_PIECE: Final = 16 << 10
+"""A longer line is cut into pieces of so many bytes, as containerd does."""
+
+# O_NONBLOCK: a FIFO in the file's place must not make open(2) wait for a reader.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class Piece(NamedTuple):
+    """A line without its newline, or a part of one.
+
+    Attributes:
+        data: at most `MAX_PIECE` bytes.
+        full: a newline followed it.
+    """
+
+    data: bytes
+    full: bool
+
+
+class Lines:
+    """Cuts a stream of chunks into pieces. Holds at most `MAX_PIECE` bytes."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> list[Piece]:
+        """The pieces that `chunk` completes."""
+        *whole, rest = (self._rest + chunk).split(b"\n")
+        pieces = [piece for line in whole for piece in _cut(line, full=True)]
+        # A rest of exactly MAX_PIECE stays: its newline may be next, and then it is a whole line.
+        *parts, last = _cut(rest, full=False)
+        self._rest = last.data
+        return pieces + parts
+
+    def flush(self) -> list[Piece]:
+        """What the stream ended with after its last newline, if anything."""
+        rest, self._rest = self._rest, b""
+        return [Piece(rest, False)] if rest else []
+
+
+def _cut(line: bytes, *, full: bool) -> list[Piece]:
+    if len(line) <= MAX_PIECE:
+        return [Piece(line, full)]
+    parts = [line[start : start + MAX_PIECE] for start in range(0, len(line), MAX_PIECE)]
+    return [Piece(part, False) for part in parts[:-1]] + [Piece(parts[-1], full)]
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Output that could not be written.
+
+    Attributes:
+        lines: pieces.
+        bytes: of their contents.
+        reason: the kernel's first answer in words, e.g. ``"No space left on device"``.
+    """
+
+    lines: int
+    bytes: int
+    reason: str
+
+
+class LogFile:
+    """`path`, `path`.1 … `path`.N, the newest without a number. Not shared: one writer at a time.
+
+    A record is never torn over two files. A file is at most `max_size` bytes long, or one record where that is longer;
+    a line of more than `MAX_PIECE` is several records, and a rotation may come between them.
+
+    When it can't be written (disk full, quota, I/O error, directory gone), what comes is counted and thrown away, and
+    the next `write` that works first says so in the file, once. Nothing is raised and nothing waits.
+
+    Args:
+        path: its directory is made (0750) where missing.
+        max_size: bytes, > 0.
+        max_files: the current one included, >= 1.
+        clock: nanoseconds since the epoch.
+
+    Raises:
+        OSError: it can't be opened, is a symbolic link (ELOOP), or is not a regular file.
+    """
+
+    def __init__(self, path: Path, *, max_size: int, max_files: int, clock: Callable[[], int] = time.time_ns) -> None:
+        self.path = path
+        self._max_size = max_size
+        self._max_files = max_files
+        self._clock = clock
+        self._fd = -1
+        self._size = 0
+        self._lost: Lost | None = None
+        _make_directory(path.parent)
+        self._open()
+
+    def write(self, stream: Stream, pieces: Iterable[Piece]) -> Lost | None:
+        """Appends `pieces`, all with the time of now. Returns what was lost before, once it works again."""
+        tag = timestamp(self._clock()) + b" " + stream.encode()
+        batch = list(pieces)
+        records = [b"%s %c %s\n" % (tag, b"F" if piece.full else b"P", piece.data) for piece in batch]
+        if not records:
+            return None
+        recovered = self._lost
+        if recovered is not None:
+            records.insert(0, _notice(self._clock(), recovered))
+        done, problem = self._append(records)
+        if recovered is not None and done:
+            self._lost, done = None, done - 1
+        elif recovered is not None:
+            recovered = None
+        if problem is not None:
+            self._lose(batch[done:], problem)
+        return recovered
+
+    def close(self) -> Lost | None:
+        """Closes the file. Returns what was lost and not yet told."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+        lost, self._lost = self._lost, None
+        return lost
+
+    def _append(self, records: list[bytes]) -> tuple[int, OSError | None]:
+        """Writes as much as it can in as few writes as rotation allows. Returns how many records are whole in a file."""
+        done = 0
+        try:
+            while done < len(records):
+                if self._fd < 0:
+                    self._open()
+                count, length = self._fitting(records, done)
+                if not count:
+                    self._rotate()
+                    continue
+                self._write_all(b"".join(records[done : done + count]), length)
+                done += count
+        except OSError as error:
+            return done, error
+        return done, None
+
+    def _fitting(self, records: list[bytes], start: int) -> tuple[int, int]:
+        """How many records from `start` on fit into the file, and their bytes. An empty file takes any record."""
+        count = length = 0
+        for record in islice(records, start, None):
+            if self._size + length + len(record) > self._max_size and self._size + length > 0:
+                break
+            count, length = count + 1, length + len(record)
+        return count, length
+
+    def _write_all(self, data: bytes, length: int) -> None:
+        """All of `data` or nothing: a full disk leaves no half record behind."""
+        start, written = self._size, 0
+        try:
+            while written < length:
+                written += os.write(self._fd, data[written:] if written else data)
+        except OSError:
+            if written:
+                # Giving back blocks needs none. Where even that fails, the torn end stays and the size is still right.
+                with suppress(OSError):
+                    os.ftruncate(self._fd, start)
+                    written = 0
+            self._size = start + written
+            raise
+        self._size = start + length
+
+    def _open(self) -> None:
+        fd = os.open(self.path, _FLAGS, 0o640)
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file", str(self.path))
+        self._fd, self._size = fd, status.st_size
+
+    def _rotate(self) -> None:
+        """Renames the files one number up; those above `max_files`, also of an earlier and larger setting, go first.
+
+        Where a rename fails, the current file stays closed and the next write tries again: growing without bound would
+        be worse than losing output.
+        """
+        os.close(self._fd)
+        self._fd = -1
+        names = [self.path] + [self.path.with_name(f"{self.path.name}.{number}") for number in range(1, self._max_files)]
+        extra = self._max_files
+        while _unlink(self.path.with_name(f"{self.path.name}.{extra}")):
+            extra += 1
+        _unlink(names[-1])
+        for old, new in reversed(list(pairwise(names))):
+            with suppress(FileNotFoundError):
+                os.rename(old, new)
+        self._open()
+
+    def _lose(self, pieces: list[Piece], problem: OSError) -> None:
+        before = self._lost or Lost(0, 0, problem.strerror or str(problem))
+        size = sum(len(piece.data) + piece.full for piece in pieces)
+        self._lost = Lost(before.lines + len(pieces), before.bytes + size, before.reason)
+
+
+def timestamp(nanoseconds: int) -> bytes:
+    """RFC 3339 in UTC with microseconds: ``2026-01-02T03:04:05.678901Z``."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).encode() + b".%06dZ" % (rest // 1000)
+
+
+def _notice(now: int, lost: Lost) -> bytes:
+    text = f"tinyvisor: {lost.lines} lines ({lost.bytes} bytes) are missing here: {lost.reason}"
+    return b"%s stderr F %s\n" % (timestamp(now), text.encode())
+
+
+def _make_directory(path: Path) -> None:
+    if not path.is_dir():
+        _make_directory(path.parent)
+        with suppress(FileExistsError):  # by somebody else, just now; if it is a file, open() says so
+            os.mkdir(path, 0o750)
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,319 @@
+"""`Spec` + what the host offers → the list of launch steps. Pure: the same input gives the same plan, on any machine.
+
+The order is the security argument, so read it top down:
+  init      namespaces, cgroup with its limits, root, mounts, masks, then pivot_root: all with full rights, none of the
+            container's code running yet
+  workload  joins the cgroup, takes its limits, closes every fd, drops capabilities, becomes the user, execs
+  cleanup   run by the launcher when the last process is gone: read the counters, remove the cgroup
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyvisor.runtime import steps as s
+from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
+from tinyvisor.runtime.identity import Identity
+from tinyvisor.runtime.rootfs import HostView, hosts_file
+from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
+from tinyvisor.spec import CAPABILITIES, DEFAULT_PATH, ULIMITS, Spec, Tmpfs, Volume
+
+USER_ID_BASE, USER_ID_COUNT = 0x70000000, 65536
+"""Host ids that `namespaces: [user]` maps the container's ids to: 1879048192 and up, above systemd's ranges
+(systemd UIDS-GIDS.md), which no distribution gives out."""
+
+ROOT_USER = Identity(uid=0, gid=0, groups=(), home="/root")
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A host path that the supervisor opens as a detached tree and sends with the request.
+
+    Attributes:
+        path: on the host.
+        read_only: all of it.
+        recursive: with what is mounted below.
+    """
+
+    path: Path
+    read_only: bool = False
+    recursive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One launch. `trees` are to be opened in order: the first has slot `steps.FIRST_TREE`."""
+
+    init: tuple[Step, ...]
+    workload: tuple[Step, ...]
+    cleanup: tuple[Step, ...]
+    trees: tuple[Tree, ...]
+
+    def describe(self) -> str:
+        """The plan as text, a step a line: what `tinyvisor plan` prints."""
+        lines = []
+        for title in ("init", "workload", "cleanup"):
+            lines.append(f"{title}:")
+            lines += [f"  {index:2} {step.describe()}" for index, step in enumerate(getattr(self, title))]
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How the container's cgroups are made: the host's part of a plan.
+
+    Attributes:
+        layout: the hierarchies; hierarchy n's project directory is the launcher's kept fd n.
+        writes: limits, in the order in which they must be written.
+    """
+
+    layout: Layout
+    writes: tuple[LimitWrite, ...] = ()
+
+    def used(self) -> tuple[tuple[int, Hierarchy], ...]:
+        """The hierarchies in which the container gets a cgroup: those of its limits, and those that count what it uses."""
+        wanted = {write.hierarchy for write in self.writes} | {self.layout.index("pids"), self.layout.index("memory")}
+        return tuple((index, hierarchy) for index, hierarchy in enumerate(self.layout.hierarchies) if index in wanted)
+
+    def readback(self) -> tuple[tuple[int, str], ...]:
+        """(hierarchy, file) of the counters to read at the end, in the order in which they come back."""
+        used = {index for index, _ in self.used()}
+        return tuple((index, file) for index, file in readback_files(self.layout) if index in used)
+
+
+def plan(
+    spec: Spec,
+    *,
+    limits: Limits,
+    view: HostView | None,
+    name: str | None = None,
+    identity: Identity = ROOT_USER,
+    resolv_conf: bytes | None = None,
+    terminal: tuple[int, int] = (24, 80),
+) -> Plan:
+    """The launch steps for `spec`.
+
+    Args:
+        view: the host view; used where the spec has no rootfs.
+        name: stands in for ``spec.name`` everywhere (the launch cache plans with a placeholder).
+        identity: who ``spec.user`` is, inside.
+        resolv_conf: content, where the network is the host's.
+        terminal: rows and columns of a tty.
+    """
+    name = name if name is not None else spec.name
+    trees = [Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
+    trees += [Tree(volume.source, volume.read_only) for volume in spec.volumes]
+    init = [
+        *_namespaces(spec),
+        *_make_cgroups(limits, name),
+        *_root(spec, view, name, resolv_conf),
+        *_mounts(spec),
+        *(s.Mask(path) for path in spec.masked_paths),
+        *(s.ReadOnly(path) for path in spec.readonly_paths),
+        *_working_directory(spec, identity),
+        *_seal(spec),
+        *([s.Pty(identity.uid, identity.gid, *terminal)] if spec.tty else []),
+        *_user_namespace(spec),
+        s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
+        *_identity_of_host(spec, name),
+        _init(spec, name),
+    ]
+    cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
+    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity)), tuple(cleanup), tuple(trees))
+
+
+def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
+    """The last step of the workload: the only one that a batch of equal jobs differs in."""
+    environment = {"PATH": DEFAULT_PATH, "HOME": identity.home, "HOSTNAME": spec.hostname or name}
+    if spec.tty:
+        environment["TERM"] = "xterm"
+    environment.update(spec.environment)
+    return s.Exec(spec.command, tuple(environment.items()))
+
+
+def dev_template(path: str, *, console: bool) -> tuple[Step, ...]:
+    """Steps, run once by the launcher itself, that make the /dev which all containers share, read-only.
+
+    Source: OCI runtime-spec config-linux.md "Default Devices".
+    """
+    devices = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+    links = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"))
+    return (
+        s.Mount("tmpfs", path, "mode=755,size=64k,nr_inodes=64", NOSUID | NOEXEC),
+        *(s.Node(f"{path}/{name}", 0o666, major << 8 | minor) for name, major, minor in devices),
+        *(s.Link(f"{path}/{name}", to) for name, to in (*links, ("ptmx", "pts/ptmx"))),
+        *(s.Directory(f"{path}/{name}") for name in ("pts", "shm", "mqueue")),
+        *([s.File(f"{path}/console", b"", 0o600)] if console else []),
+    )
+
+
+# ---- init ----
+
+
+def _namespaces(spec: Spec) -> Iterator[Step]:
+    # The pid namespace comes with the clone, the cgroup namespace after the cgroup, the user namespace last.
+    wanted = spec.namespaces - {"pid", "cgroup", "user"}
+    if spec.network_mode != "none":
+        wanted -= {"net"}
+    yield s.Unshare(sum(NAMESPACE_FLAGS[name] for name in wanted))
+    if spec.network_mode.startswith("service:"):
+        yield s.Join(NAMESPACE_FLAGS["net"], spec.network_mode.removeprefix("service:"))
+
+
+def _make_cgroups(limits: Limits, name: str) -> Iterator[Step]:
+    for index, hierarchy in limits.used():
+        yield s.CgroupMake(s.KEPT | index, name, hierarchy.label)
+    for write in limits.writes:
+        where = limits.layout.hierarchies[write.hierarchy].label
+        yield s.CgroupWrite(s.KEPT | write.hierarchy, f"{name}/{write.file}", write.content, write.optional, where)
+    for index, hierarchy in limits.used():
+        if hierarchy.version == 2:
+            yield s.CgroupInto(s.KEPT | index, name, hierarchy.label)
+
+
+def _no_suid(spec: Spec) -> int:
+    return NOSUID if spec.no_new_privs else 0
+
+
+def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | None) -> Iterator[Step]:
+    attributes = NODEV | _no_suid(spec)
+    if spec.rootfs is None:
+        assert view is not None
+        yield s.RootTmpfs(spec.storage_size, spec.storage_inodes, attributes)
+        yield from _host_view(spec, view)
+    elif spec.read_only:
+        # Made read-only at the end (_seal): mount points may have to be made first, where the file system lets us.
+        yield s.RootTree(s.FIRST_TREE, attributes, str(spec.rootfs))
+    else:
+        yield s.RootOverlay(s.FIRST_TREE, spec.storage_size, spec.storage_inodes, attributes, str(spec.rootfs))
+    yield s.Mount("proc", "/proc", "", NOSUID | NOEXEC | NODEV)
+    yield s.BindTemplate("/t/dev-tty" if spec.tty else "/t/dev", "/dev", RDONLY | NOSUID | NOEXEC)
+    yield s.Mount("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5", NOSUID | NOEXEC)
+    yield s.Mount("tmpfs", "/dev/shm", f"mode=1777,size={spec.shm_size},nr_inodes=16384", NOSUID | NOEXEC | NODEV)
+    yield from _generated_files(spec, name, resolv_conf)
+
+
+def _host_view(spec: Spec, view: HostView) -> Iterator[Step]:
+    for path, mode in (("/root", 0o700), ("/home", 0o755), ("/var", 0o755), ("/var/tmp", 0o1777), ("/opt", 0o755)):
+        yield s.Directory(path, mode)
+    if spec.read_only:
+        for target, mode in (("/tmp", 0o1777), ("/run", 0o755)):
+            yield _tmpfs(Tmpfs(target, spec.storage_size, spec.storage_inodes, mode))
+    else:
+        yield s.Directory("/tmp", 0o1777)
+        yield s.Directory("/run")
+    for path in view.binds:
+        yield s.BindTemplate(f"/t{path}", path, RDONLY | NODEV | _no_suid(spec))
+    for path, to in view.links:
+        yield s.Link(path, to)
+    yield s.BindTemplate("/t/etc", "/etc", RDONLY | NODEV | NOSUID | NOEXEC)
+
+
+def _generated_files(spec: Spec, name: str, resolv_conf: bytes | None) -> Iterator[Step]:
+    """/etc/hosts and the like: in the host view they are links into /run; into an image's writable layer they are
+    written as they are, and a read-only image keeps its own."""
+    hostname = spec.hostname or name
+    contents = {"hosts": hosts_file(hostname), "hostname": f"{hostname}\n".encode("utf-8", "surrogateescape")}
+    if resolv_conf is not None:
+        contents["resolv.conf"] = resolv_conf
+    if spec.rootfs is None:
+        yield from (s.File(f"/run/{file}", content) for file, content in contents.items())
+    elif not spec.read_only:
+        yield from (s.File(f"/etc/{file}", content, replace=True) for file, content in contents.items())
+
+
+def _mounts(spec: Spec) -> Iterator[Step]:
+    first = s.FIRST_TREE + (spec.rootfs is not None)
+    mounts: list[tuple[Volume | Tmpfs, int]] = [(volume, first + index) for index, volume in enumerate(spec.volumes)]
+    mounts += [(tmpfs, 0) for tmpfs in spec.tmpfs]
+    for mount, slot in sorted(mounts, key=lambda item: item[0].target.rstrip("/").count("/")):
+        if isinstance(mount, Tmpfs):
+            yield _tmpfs(mount)
+        else:
+            attributes = NODEV | _no_suid(spec) | (RDONLY if mount.read_only else 0)
+            yield s.Bind(slot, mount.target, attributes, str(mount.source))
+
+
+def _tmpfs(tmpfs: Tmpfs) -> Step:
+    options = f"mode={tmpfs.mode:o},size={tmpfs.size},nr_inodes={tmpfs.inodes}"
+    return s.Mount("tmpfs", tmpfs.target, options, NOSUID | NODEV | (0 if tmpfs.executable else NOEXEC))
+
+
+def _working_directory(spec: Spec, identity: Identity) -> Iterator[Step]:
+    if spec.working_dir not in (None, "/") and not spec.read_only:
+        yield s.Directory(str(spec.working_dir), 0o755, identity.uid, identity.gid)
+
+
+def _seal(spec: Spec) -> Iterator[Step]:
+    if spec.read_only:
+        yield s.Remount("/", RDONLY)
+
+
+def _user_namespace(spec: Spec) -> Iterator[Step]:
+    if "user" in spec.namespaces:
+        ids = f"0 {USER_ID_BASE} {USER_ID_COUNT}"
+        yield s.UserNamespace(ids, ids)
+
+
+def _identity_of_host(spec: Spec, name: str) -> Iterator[Step]:
+    if "uts" in spec.namespaces:
+        yield s.Hostname(spec.hostname or name)
+    if "net" in spec.namespaces and spec.network_mode == "none":
+        yield s.LoopbackUp()
+
+
+def _init(spec: Spec, name: str) -> Step:
+    flags = s.INIT_SIGNAL_GROUP if spec.signal_group else 0
+    if "time" in spec.namespaces:
+        flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
+    timeout = 0 if spec.timeout is None else max(1, round(spec.timeout * 1000))
+    return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, timeout, name)
+
+
+# ---- workload ----
+
+
+def capability_mask(names: Iterable[str]) -> int:
+    """The kernel's bit mask of the capabilities."""
+    return sum(1 << CAPABILITIES.index(name) for name in names)
+
+
+def _workload(spec: Spec, limits: Limits, name: str, identity: Identity) -> Iterator[Step]:
+    for index, hierarchy in limits.used():
+        if hierarchy.version == 1:
+            yield s.CgroupJoin(s.KEPT | index, f"{name}/tasks", hierarchy.label)
+    if "cgroup" in spec.namespaces:
+        yield s.Unshare(NAMESPACE_FLAGS["cgroup"])  # its root is the cgroup that was just joined
+    if spec.oom_score_adj is not None:
+        yield s.OomScoreAdj(spec.oom_score_adj)
+    for limit, value in sorted(spec.ulimits.items()):
+        yield s.Rlimit(ULIMITS[limit], value.soft, value.hard, limit)
+    if spec.cpuset:
+        yield s.Affinity(spec.cpuset)
+    yield s.Session()
+    if "user" in spec.namespaces:
+        yield s.EnterUser()
+    yield s.CloseFds()
+    yield s.Umask(spec.umask)
+    kept = capability_mask(spec.capabilities)
+    yield s.BoundingSet(kept)
+    yield s.SetIdentity(identity.uid, identity.gid, identity.groups)
+    yield s.Capabilities(kept, tuple(sorted(spec.capabilities)))
+    yield s.WorkingDir(spec.working_dir or "/")
+    if spec.no_new_privs:
+        yield s.NoNewPrivs()
+    yield exec_step(spec, identity, name)
+
+
+# ---- cleanup ----
+
+
+def _readback(limits: Limits, name: str) -> Iterator[Step]:
+    for hierarchy, file in limits.readback():
+        yield s.Read(s.KEPT | hierarchy, f"{name}/{file}", limits.layout.hierarchies[hierarchy].label)
+
+
+def _remove_cgroups(limits: Limits, name: str) -> Sequence[Step]:
+    return [s.Remove(s.KEPT | index, name, hierarchy.label) for index, hierarchy in limits.used()]

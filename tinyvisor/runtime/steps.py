@@ -1,0 +1,656 @@
+"""Launch steps: what the C launcher can do, one small frozen dataclass per step. Pure.
+
+Each class mirrors one row of the table in launcher/steps.c (`op`, how many numbers and strings go over the wire); a test
+compares both. `describe()` says in one line what the step does: it is what `tinyvisor plan` prints and what a
+`LaunchError` names.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tinyvisor.units import format_size
+
+# linux/sched.h CLONE_NEW*
+NAMESPACE_FLAGS = {
+    "time": 0x80, "mount": 0x20000, "cgroup": 0x2000000, "uts": 0x4000000, "ipc": 0x8000000,
+    "user": 0x10000000, "pid": 0x20000000, "net": 0x40000000,
+}  # fmt: skip
+
+# linux/mount.h MOUNT_ATTR_*
+RDONLY, NOSUID, NODEV, NOEXEC = 1, 2, 4, 8
+_ATTRIBUTES = ((RDONLY, "ro"), (NOSUID, "nosuid"), (NODEV, "nodev"), (NOEXEC, "noexec"))
+
+KEPT = 0x100
+"""Slot numbers with this bit name an fd that the launcher keeps; others name one that comes with the request."""
+
+FIRST_TREE = 4
+"""Slots 0..3 of a launch are the event socket, stdin, stdout, stderr; detached trees follow."""
+
+INIT_SIGNAL_GROUP, INIT_FORK = 1, 2
+
+
+class Step:
+    """Base of all steps."""
+
+    __slots__ = ()
+    op: ClassVar[int]
+
+    def numbers(self) -> tuple[int, ...]:
+        """The unsigned 64-bit numbers on the wire."""
+        return ()
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        """The strings on the wire."""
+        return ()
+
+    def describe(self) -> str:
+        """One line for people."""
+        raise NotImplementedError
+
+
+def _namespaces(flags: int) -> str:
+    return ", ".join(sorted(name for name, flag in NAMESPACE_FLAGS.items() if flags & flag))
+
+
+def _with_attributes(attributes: int, *more: str) -> str:
+    words = [*more, *(word for bit, word in _ATTRIBUTES if attributes & bit)]
+    return f" ({', '.join(words)})" if words else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unshare(Step):
+    op = 1
+    flags: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.flags,)
+
+    def describe(self) -> str:
+        return f"new namespaces: {_namespaces(self.flags)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Join(Step):
+    """Joins namespaces of the container that the request names."""
+
+    op = 2
+    flags: int
+    whose: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.flags,)
+
+    def describe(self) -> str:
+        return f"join the {_namespaces(self.flags)} namespace of {self.whose}"
+
+
+@dataclass(frozen=True, slots=True)
+class RootTmpfs(Step):
+    op = 3
+    size: int
+    inodes: int
+    attributes: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.size, self.inodes, self.attributes
+
+    def describe(self) -> str:
+        limits = (f"size={format_size(self.size)}", f"nr_inodes={self.inodes}")
+        return f"root: a new tmpfs{_with_attributes(self.attributes, *limits)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RootTree(Step):
+    op = 4
+    slot: int
+    attributes: int
+    path: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.slot, self.attributes
+
+    def describe(self) -> str:
+        return f"root: {self.path}{_with_attributes(self.attributes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class RootOverlay(Step):
+    op = 5
+    slot: int
+    size: int
+    inodes: int
+    attributes: int
+    path: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.slot, self.size, self.inodes, self.attributes
+
+    def describe(self) -> str:
+        limits = (f"size={format_size(self.size)}", f"nr_inodes={self.inodes}")
+        return f"root: overlay of a tmpfs over {self.path}{_with_attributes(self.attributes, *limits)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Directory(Step):
+    op = 6
+    target: str
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.mode, self.uid, self.gid
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.target,)
+
+    def describe(self) -> str:
+        return f"make directory {self.target} (mode {self.mode:04o})"
+
+
+@dataclass(frozen=True, slots=True)
+class Link(Step):
+    op = 7
+    target: str
+    to: str
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return self.target, self.to
+
+    def describe(self) -> str:
+        return f"link {self.target} -> {self.to}"
+
+
+@dataclass(frozen=True, slots=True)
+class File(Step):
+    op = 8
+    target: str
+    content: bytes
+    mode: int = 0o644
+    replace: bool = False
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.mode, int(self.replace)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return self.target, self.content
+
+    def describe(self) -> str:
+        return f"write {self.target} ({len(self.content)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class Node(Step):
+    op = 9
+    target: str
+    mode: int
+    device: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return stat.S_IFCHR | self.mode, self.device
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.target,)
+
+    def describe(self) -> str:
+        return f"make device {self.target} ({self.device >> 8}:{self.device & 255}, mode {self.mode:04o})"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount(Step):
+    op = 10
+    type: str
+    target: str
+    options: str
+    attributes: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.attributes,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return self.type, self.target, self.options
+
+    def describe(self) -> str:
+        return f"mount {self.type} on {self.target}{_with_attributes(self.attributes, *filter(None, self.options.split(',')))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Bind(Step):
+    """Attaches a detached tree that the supervisor opened in the host's mount namespace."""
+
+    op = 11
+    slot: int
+    target: str
+    attributes: int
+    source: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.slot, self.attributes
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.target,)
+
+    def describe(self) -> str:
+        return f"bind {self.source} on {self.target}{_with_attributes(self.attributes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class BindTemplate(Step):
+    """Attaches a copy of a tree in the launcher's own mount namespace."""
+
+    op = 12
+    template: str
+    target: str
+    attributes: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.attributes,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return self.template, self.target
+
+    def describe(self) -> str:
+        return f"bind the shared {self.template.removeprefix('/t')} on {self.target}{_with_attributes(self.attributes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mask(Step):
+    op = 13
+    target: str
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.target,)
+
+    def describe(self) -> str:
+        return f"mask {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnly(Step):
+    op = 14
+    target: str
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.target,)
+
+    def describe(self) -> str:
+        return f"make {self.target} read-only"
+
+
+@dataclass(frozen=True, slots=True)
+class Remount(Step):
+    op = 15
+    target: str
+    attributes: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.attributes,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.target,)
+
+    def describe(self) -> str:
+        return f"remount {self.target}{_with_attributes(self.attributes)}"
+
+
+@dataclass(frozen=True, slots=True)
+class PivotRoot(Step):
+    op = 16
+
+    def describe(self) -> str:
+        return "pivot_root into the new root, detach the old one"
+
+
+@dataclass(frozen=True, slots=True)
+class Chroot(Step):
+    op = 17
+
+    def describe(self) -> str:
+        return "chroot into the new root"
+
+
+@dataclass(frozen=True, slots=True)
+class Hostname(Step):
+    op = 18
+    hostname: str
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.hostname,)
+
+    def describe(self) -> str:
+        return f"set hostname {self.hostname}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoopbackUp(Step):
+    op = 19
+
+    def describe(self) -> str:
+        return "bring up loopback"
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupMake(Step):
+    op = 20
+    slot: int
+    path: str
+    where: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.slot,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.path,)
+
+    def describe(self) -> str:
+        return f"make cgroup {self.where}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupWrite(Step):
+    op = 21
+    slot: int
+    path: str
+    content: str
+    optional: bool
+    where: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.slot, int(self.optional)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return self.path, self.content
+
+    def describe(self) -> str:
+        return f"write {self.content!r} to {self.where}/{self.path}{' where it exists' if self.optional else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupInto(Step):
+    """cgroup v2: the workload is born there (CLONE_INTO_CGROUP)."""
+
+    op = 22
+    slot: int
+    path: str
+    where: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.slot,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.path,)
+
+    def describe(self) -> str:
+        return f"start the workload in cgroup {self.where}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pty(Step):
+    op = 23
+    uid: int
+    gid: int
+    rows: int
+    columns: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.uid, self.gid, self.rows, self.columns
+
+    def describe(self) -> str:
+        return f"make a pseudo-terminal ({self.columns}x{self.rows}), bind it on /dev/console"
+
+
+@dataclass(frozen=True, slots=True)
+class UserNamespace(Step):
+    op = 24
+    uid_map: str
+    gid_map: str
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return self.uid_map, self.gid_map
+
+    def describe(self) -> str:
+        return f"new user namespace (uids {self.uid_map}, gids {self.gid_map})"
+
+
+@dataclass(frozen=True, slots=True)
+class Init(Step):
+    """How PID 1 behaves. Times are milliseconds, 0 for none."""
+
+    op = 25
+    flags: int
+    orphan_grace: int
+    orphan_signal: int
+    timeout: int
+    name: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.flags, self.orphan_grace, self.orphan_signal, self.timeout
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.name,)
+
+    def describe(self) -> str:
+        words = [f"init as {self.name}"]
+        if self.flags & INIT_SIGNAL_GROUP:
+            words.append("signals go to the group")
+        if self.orphan_grace:
+            words.append(f"orphans get {self.orphan_grace} ms")
+        if self.timeout:
+            words.append(f"time limit {self.timeout} ms")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupJoin(Step):
+    op = 40
+    slot: int
+    path: str
+    where: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.slot,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.path,)
+
+    def describe(self) -> str:
+        return f"join cgroup by {self.where}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Session(Step):
+    op = 41
+
+    def describe(self) -> str:
+        return "new session"
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit(Step):
+    op = 42
+    resource: int
+    soft: int
+    hard: int
+    name: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.resource, self.soft & (1 << 64) - 1, self.hard & (1 << 64) - 1
+
+    def describe(self) -> str:
+        return f"ulimit {self.name} {self.soft}:{self.hard}"
+
+
+@dataclass(frozen=True, slots=True)
+class OomScoreAdj(Step):
+    op = 43
+    score: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.score & (1 << 64) - 1,)
+
+    def describe(self) -> str:
+        return f"oom_score_adj {self.score}"
+
+
+@dataclass(frozen=True, slots=True)
+class Affinity(Step):
+    op = 44
+    cpus: frozenset[int]
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        mask = sum(1 << cpu for cpu in self.cpus)
+        return (mask.to_bytes((max(self.cpus) // 64 + 1) * 8, "little"),)
+
+    def describe(self) -> str:
+        return f"run on CPUs {','.join(map(str, sorted(self.cpus)))}"
+
+
+@dataclass(frozen=True, slots=True)
+class CloseFds(Step):
+    op = 45
+
+    def describe(self) -> str:
+        return "close every fd but stdio"
+
+
+@dataclass(frozen=True, slots=True)
+class Umask(Step):
+    op = 46
+    mask: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.mask,)
+
+    def describe(self) -> str:
+        return f"umask {self.mask:04o}"
+
+
+@dataclass(frozen=True, slots=True)
+class BoundingSet(Step):
+    op = 47
+    mask: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.mask,)
+
+    def describe(self) -> str:
+        return f"capability bounding set {self.mask:#x}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetIdentity(Step):
+    op = 48
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.uid, self.gid
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (struct.pack(f"={len(self.groups)}I", *self.groups),)
+
+    def describe(self) -> str:
+        groups = f", groups {','.join(map(str, self.groups))}" if self.groups else ", no other groups"
+        return f"become uid {self.uid}, gid {self.gid}{groups}"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities(Step):
+    op = 49
+    mask: int
+    names: tuple[str, ...]
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.mask,)
+
+    def describe(self) -> str:
+        return f"keep capabilities {', '.join(self.names)}" if self.names else "drop all capabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class NoNewPrivs(Step):
+    op = 50
+
+    def describe(self) -> str:
+        return "no_new_privs"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkingDir(Step):
+    op = 51
+    path: str
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.path,)
+
+    def describe(self) -> str:
+        return f"enter {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Exec(Step):
+    op = 52
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+
+    def numbers(self) -> tuple[int, ...]:
+        return len(self.command), len(self.environment)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (
+            "".join(f"{word}\0" for word in self.command),
+            "".join(f"{key}={value}\0" for key, value in self.environment),
+        )
+
+    def describe(self) -> str:
+        return f"exec {self.command[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class EnterUser(Step):
+    op = 53
+
+    def describe(self) -> str:
+        return "enter the user namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Step):
+    op = 60
+    slot: int
+    path: str
+    where: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.slot,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.path,)
+
+    def describe(self) -> str:
+        return f"read {self.where}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remove(Step):
+    """Removes a cgroup or a file. Patient: tried anew for two seconds while it is busy."""
+
+    op = 61
+    slot: int
+    path: str
+    where: str
+    patient: bool = True
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.slot, int(self.patient)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.path,)
+
+    def describe(self) -> str:
+        return f"remove {self.where}/{self.path}"

@@ -1,0 +1,76 @@
+"""What the kernel said about an ended container → `Exit`. Pure: the status comes from events, never from "137"."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from tinyvisor.runtime.cgroup import Usage
+from tinyvisor.spec import Spec
+from tinyvisor.state import Exit, Status, signal_name
+from tinyvisor.units import format_duration, format_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The raw facts.
+
+    Attributes:
+        wait_status: of the workload as init reaped it; None where init was killed before it could say.
+        timed_out: init's timer for `Spec.timeout` fired.
+        wall: seconds from exec to the workload's end.
+        cpu_user, cpu_system: seconds, of all the container's processes.
+        usage: what the cgroup counted.
+        stopped: we were asked to end it, and did so before it ended by itself.
+        limits_enforced: names of the limits in force.
+        held_up_by: what outlived a stop's grace period.
+    """
+
+    wait_status: int | None
+    timed_out: bool
+    wall: float
+    cpu_user: float
+    cpu_system: float
+    usage: Usage
+    stopped: bool
+    limits_enforced: tuple[str, ...]
+    held_up_by: tuple[str, ...] = ()
+
+
+def judge(spec: Spec, outcome: Outcome) -> Exit:
+    """The verdict. An OOM kill of some child does not fail a workload that then exits with 0; `oom_killed` still says so."""
+    status_word = outcome.wait_status if outcome.wait_status is not None else 9
+    code = os.waitstatus_to_exitcode(status_word)
+    status, reason = _status(spec, outcome, code)
+    return Exit(
+        status=status,
+        exit_code=code if code >= 0 else None,
+        signal=-code if code < 0 else None,
+        reason=reason,
+        wall=outcome.wall,
+        cpu_user=outcome.cpu_user,
+        cpu_system=outcome.cpu_system,
+        memory_peak=outcome.usage.memory_peak,
+        pids_peak=outcome.usage.pids_peak,
+        oom_killed=outcome.usage.oom_kills > 0,
+        pids_limit_hits=outcome.usage.pids_limit_hits,
+        limits_enforced=outcome.limits_enforced,
+        held_up_by=outcome.held_up_by,
+    )
+
+
+def _status(spec: Spec, outcome: Outcome, code: int) -> tuple[Status, str]:
+    how = signal_name(-code) if code < 0 else f"exit {code}"
+    if outcome.timed_out and spec.timeout is not None:
+        return "time_limit", f"killed after timeout {format_duration(spec.timeout)}"
+    if outcome.usage.oom_kills and code != 0 and spec.mem_limit is not None:
+        return "memory_limit", f"the kernel's OOM killer struck at mem_limit {format_size(spec.mem_limit)}"
+    if outcome.stopped:
+        return "stopped", f"stopped on request ({how})"
+    if code == 0:
+        return "ok", ""
+    if outcome.usage.pids_limit_hits and spec.pids_limit is not None:
+        return "pids_limit", f"{how} after {outcome.usage.pids_limit_hits} forks refused by pids_limit {spec.pids_limit}"
+    if code < 0:
+        return "signaled", f"ended by {how}"
+    return "nonzero_exit", how
