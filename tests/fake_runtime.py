@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -61,7 +61,8 @@ class Pipe:
         self._rest = b""
 
     async def write(self, data: bytes) -> None:
-        await self._send.send(data)
+        with suppress(trio.ClosedResourceError):  # its container has just ended
+            await self._send.send(data)
 
     def close_write(self) -> None:
         self._send.close()

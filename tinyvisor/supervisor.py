@@ -305,7 +305,7 @@ class _Runner:
                     await self._wait_until_ready()
                 case "backoff":
                     await self._wait_until_due()
-                case "starting":
+                case "starting" | "stopping":  # stopped by a callback in the very step that started it
                     self.feed(await self._run_container())
                 case phase:
                     raise InternalError(f"{self.name} is {phase} without a container")
@@ -415,6 +415,7 @@ class _Runner:
             if lost is not None:
                 self.feed(DependencyLost(lost))
             elif not missing:
+                self._launching = trio.CancelScope()
                 self.feed(Ready())
             else:
                 await self._wait_woken()
@@ -438,7 +439,7 @@ class _Runner:
 
     async def _run_container(self) -> ServiceEvent:
         """From launch to end. The scope is cancelled by a stop during the launch, never later."""
-        with trio.CancelScope() as self._launching:
+        with self._launching:
             async with self._turns.turn() as turn:
                 return await self._launch(turn)
         return LaunchFailed("stopped before it had started")

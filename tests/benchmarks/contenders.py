@@ -77,7 +77,18 @@ def _top() -> Iterator[tuple[str, str | None]]:
 
 def bwrap_command() -> tuple[str, ...]:
     """The nearest that bubblewrap has to our default."""
-    words = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc"]
+    words = [
+        "bwrap",
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--ro-bind",
+        "/usr",
+        "/usr",
+        "--ro-bind",
+        "/etc",
+        "/etc",
+    ]
     for path, to in _top():
         words += ["--symlink", to, path] if to else ["--ro-bind", path, path]
     return (*words, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--hostname", "bench", "--cap-drop", "ALL", *COMMAND)
@@ -131,7 +142,18 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
             Contender("trio.run_process", measure_run_process),
         ]
         if shutil.which("unshare"):
-            words = ("unshare", "--pid", "--mount", "--uts", "--ipc", "--net", "--cgroup", "--fork", "--mount-proc", "--kill-child")
+            words = (
+                "unshare",
+                "--pid",
+                "--mount",
+                "--uts",
+                "--ipc",
+                "--net",
+                "--cgroup",
+                "--fork",
+                "--mount-proc",
+                "--kill-child",
+            )
             contenders.append(Contender("unshare", _by_floor(floor, (*words, *COMMAND)), 0.5))
         if shutil.which("bwrap"):
             contenders.append(Contender("bwrap", _by_floor(floor, bwrap_command()), 0.5))
@@ -140,6 +162,6 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
                 bundle = scratch / program
                 write_bundle(program, bundle)
                 root = str(scratch / f"{program}-state")
-                words = (program, "--root", root, "run", "--bundle", str(bundle), "{}")
-                contenders.append(Contender(program, _by_floor(floor, words), 0.1))
+                run = (program, "--root", root, "run", "--bundle", str(bundle), "{}")
+                contenders.append(Contender(program, _by_floor(floor, run), 0.1))
         yield contenders

@@ -13,15 +13,14 @@ from tinyvisor.spec import Spec
 SLEEP = ("sleep", "1000000")
 
 
-def pss(pid: int) -> int:
+def _kilobytes(file: str, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def pss(pid: int | str) -> int:
     """Proportional set size in bytes: shared pages are shared out among those who have them."""
-    found = re.search(r"^Pss:\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
-
-
-def _rss(pid: int) -> int:
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+    return _kilobytes(f"/proc/{pid}/smaps_rollup", "Pss")
 
 
 def _parent(pid: int) -> int:
@@ -49,12 +48,12 @@ async def idle_memory(count: int) -> dict[str, float]:
                 started.release()
                 await trio.sleep_forever()
 
-        before = _rss(0) if Path("/proc/0").exists() else _rss_self()
+        before = pss("self")
         for number in range(count):
             nursery.start_soon(hold, number)
         for _ in range(count):
             await started.acquire()
-        grown = _rss_self() - before
+        grown = pss("self") - before
         launcher = _parent(pids[0])
         own = pss(launcher)
         total = own + sum(map(pss, pids))

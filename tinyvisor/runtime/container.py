@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import math
 import os
 import socket
 import struct
@@ -49,6 +48,7 @@ class Container:
         describe: Callable[[int, int], str],
         limits_enforced: tuple[str, ...],
         readback: tuple[tuple[int, str], ...],
+        events: tuple[socket.socket, socket.socket] | None,
     ) -> None:
         self.spec = spec
         self.id = id
@@ -59,13 +59,10 @@ class Container:
         self._kill = kill
         self._describe = describe
         self._limits_enforced = limits_enforced
-        self._events, self.init_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._events.setblocking(False)
+        self._events, self.init_end = events or (None, None)
         self._gone = anyio.Event()
         self._exit: Exit | None = None
         self._error: Exception | None = None
-        self._exited: wire.Event | None = None
-        self._failed: wire.Event | None = None
         self._started = False
         self._stopped = False
         self._held_up_by: tuple[str, ...] = ()
@@ -111,7 +108,7 @@ class Container:
         Nothing happens once the workload has ended.
         """
         command = wire.encode_signal(number, wire.SCOPE_ALL if all else wire.SCOPE_WORKLOAD)
-        while not self._gone.is_set():
+        while self._events is not None and not self._gone.is_set():
             try:
                 self._events.send(command)
                 return
@@ -170,64 +167,55 @@ class Container:
         Raises:
             LaunchError: a step failed.
         """
-        while not self._started and self._failed is None and not self._gone.is_set():
-            with contextlib.suppress(anyio.ClosedResourceError):  # it was gone before we woke up: `finish` read everything
+        while self._events is not None and not self._started and not self._gone.is_set():
+            with contextlib.suppress(anyio.ClosedResourceError):  # it was gone before we woke up
                 await anyio.wait_readable(self._events)
             self._read_events()
-        if self._failed is None and self._started:
-            return
-        await self._gone.wait()
         if self._error is not None:
             raise self._error
-        raise self._launch_error()
-
-    def _launch_error(self) -> Exception:
-        if self._failed is None:
-            return ContainerError(self.name, "its init was killed while it was starting")
-        return LaunchError(self.name, self._describe(self._failed.a, self._failed.b), self._failed.c)
 
     def _read_events(self) -> None:
-        if self._gone.is_set():
+        if self._events is None or self._gone.is_set():
             return
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            while (received := wire.receive_event(self._events)) is not None:
+        with contextlib.suppress(BlockingIOError):
+            received = wire.receive_event(self._events)
+            while received is not None and not self._started:
                 event, fds = received
-                if event.type == wire.LAUNCHED:
+                if event.type == wire.STARTED:
                     self.pid = event.a
-                elif event.type == wire.STARTED:
                     self._started = True
-                elif event.type == wire.FAILED:
-                    self._failed = event
-                elif event.type == wire.EXITED:
-                    self._exited = event
-                elif event.type == wire.PTY and fds and self.terminal is None:
+                    return
+                if event.type == wire.PTY and fds and self.terminal is None:
                     self.terminal = fds.pop()
                 for fd in fds:
                     os.close(fd)
+                received = wire.receive_event(self._events)
 
-    def finish(self, gone: wire.Event, usage: Usage) -> None:
+    def finish(self, gone: wire.Gone, usage: Usage) -> None:
         """The launcher has reaped init: nothing of the container is left."""
-        self._read_events()
-        exited = self._exited
-        if exited is None or self._failed is not None:
-            status, wall = (gone.a, math.nan) if self._failed is None else (0, 0.0)
-        else:
-            status, wall = exited.a, exited.n[0] / 1e9
+        if gone.error:
+            self._error = LaunchError(self.name, self._describe(gone.section, gone.step), gone.error)
+        elif gone.cleanup_error:
+            self._error = ContainerError(self.name, f"its cgroup could not be removed: {os.strerror(gone.cleanup_error)}")
+        elif not gone.exited and not self._started and not self._stopped and self._events is not None:
+            self._error = ContainerError(self.name, "its init was killed while it was starting")
         outcome = Outcome(
-            wait_status=status,
-            timed_out=exited is not None and exited.b == 1,
-            wall=0.0 if math.isnan(wall) else wall,
-            cpu_user=gone.n[0] / 1e6,
-            cpu_system=gone.n[1] / 1e6,
+            wait_status=gone.status if gone.exited else None,
+            timed_out=gone.timed_out,
+            wall=gone.wall,
+            cpu_user=gone.user,
+            cpu_system=gone.system,
             usage=usage,
             stopped=self._stopped,
             limits_enforced=self._limits_enforced,
             held_up_by=self._held_up_by,
         )
         self._exit = judge(self.spec, outcome)
-        if gone.b:
-            self._error = ContainerError(self.name, f"its cgroup could not be removed: {os.strerror(gone.b)}")
         self._set_gone()
+
+    async def wait_gone(self) -> None:
+        """As `wait`, without an opinion on how it went."""
+        await self._gone.wait()
 
     def refuse(self, error: Exception) -> None:
         """It never started, or its launcher is gone."""
@@ -239,14 +227,20 @@ class Container:
         self.refuse(LauncherDied(f"{self.name}: the launcher was killed, and the container with it"))
 
     def _set_gone(self) -> None:
-        anyio.notify_closing(self._events)
-        self._events.close()
+        if self._events is not None:
+            anyio.notify_closing(self._events)
+            self._events.close()
         self._gone.set()
+
+    def close_given(self) -> None:
+        """The launcher has its own copies of the fds now."""
+        if self.init_end is not None:
+            self.init_end.close()
+        self._streams.close_given()
 
     def close(self) -> None:
         """Gives back the fds: ours, those meant for init, the terminal."""
-        self.init_end.close()
-        self._streams.close_given()
+        self.close_given()
         self._streams.close()
         if self.terminal is not None:
             os.close(self.terminal)

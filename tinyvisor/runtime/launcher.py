@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import NamedTuple
 
 import anyio
 
@@ -34,13 +35,15 @@ MAX_FDS = 64
 PREPARE, LAUNCH, KILL = 1, 2, 3
 BODY_IN_MEMFD, KEEP_FDS = 1, 2
 SECTIONS = ("launcher", "init", "workload", "cleanup")
-LAUNCHED, STARTED, FAILED, PTY, EXITED, GONE, REFUSED, PREPARED = range(1, 9)
+STARTED, PTY, GONE, REFUSED, PREPARED = range(1, 6)
 SCOPE_WORKLOAD, SCOPE_GROUP, SCOPE_ALL = 0, 1, 2
 
 _REQUEST = struct.Struct("=IHHIIQQI4HHH")
 _STEP = struct.Struct("=HBBI")
 _LENGTH = struct.Struct("=I")
-_EVENT = struct.Struct("=IHHQ4i4QII")
+_EVENT = struct.Struct("=IHHQiiII")
+_GONE = struct.Struct("=6iq2i2q")
+_EXITED, _TIMED_OUT = 1, 2
 _COMMAND = struct.Struct("=IHHii")
 _MAX_EVENT = _EVENT.size + (32 << 10)
 _TITLE_ROOM = " " * 80
@@ -60,17 +63,41 @@ class Section:
 EMPTY = Section()
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """What the launcher or an init said; the meaning of the numbers is in launcher.h (enum event_type)."""
 
     type: int
     id: int
     a: int
     b: int
-    c: int
-    n: tuple[int, int, int, int]
     data: bytes
+
+
+class Gone(NamedTuple):
+    """How a container ended, as the launcher reports it (launcher.h, struct gone).
+
+    Attributes:
+        section, step, error: the launch step that failed; error is an errno, 0 where none did.
+        exited: the workload was reaped by its init, which then said `status` (a wait status) and `wall` (seconds).
+        timed_out: its time was up.
+        init_status: wait status of init itself.
+        cleanup_error: errno of what could not be removed, 0 where all is gone.
+        user, system: seconds of CPU time, of all its processes.
+        counters: the files that were read back.
+    """
+
+    section: int
+    step: int
+    error: int
+    exited: bool
+    timed_out: bool
+    status: int
+    wall: float
+    init_status: int
+    cleanup_error: int
+    user: float
+    system: float
+    counters: bytes
 
 
 def encode(steps: Iterable[Step]) -> Section:
@@ -118,10 +145,22 @@ def decode_event(message: bytes) -> Event:
     """Raises `InternalError` for a message that no launcher of this version sends."""
     if len(message) < _EVENT.size:
         raise InternalError(f"short event from the launcher: {len(message)} bytes")
-    magic, version, type_, id_, a, b, c, _d, n0, n1, n2, n3, length, _ = _EVENT.unpack_from(message)
+    magic, version, type_, id_, a, b, length, _ = _EVENT.unpack_from(message)
     if magic != MAGIC or version != VERSION or length != len(message) - _EVENT.size:
         raise InternalError("garbled event from the launcher")
-    return Event(type_, id_, a, b, c, (n0, n1, n2, n3), message[_EVENT.size :])
+    return Event(type_, id_, a, b, message[_EVENT.size :])
+
+
+def decode_gone(data: bytes) -> Gone:
+    """The data of a GONE event."""
+    if len(data) < _GONE.size:
+        raise InternalError(f"short report from the launcher: {len(data)} bytes")
+    _pid, section, step, error, flags, status, wall, init_status, cleanup_error, user, system = _GONE.unpack_from(data)
+    exited, timed_out = bool(flags & _EXITED), bool(flags & _TIMED_OUT)
+    return Gone(
+        section, step, error, exited, timed_out, status, wall / 1e9, init_status, cleanup_error, user / 1e6, system / 1e6,
+        data[_GONE.size :],
+    )  # fmt: skip
 
 
 def receive_event(sock: socket.socket) -> tuple[Event, list[int]] | None:

@@ -19,16 +19,12 @@ struct init { /* what stays of a container's set-up */
 	int signals, event; /* event -1: nobody to report to */
 	pid_t workload;
 	bool group;
-	uint64_t id;
+	struct report *report; /* NULL when stand-alone */
 	int64_t started; /* ns */
 	int orphan_signal;
 	unsigned orphan_grace_ms;
 	int64_t deadline; /* ns, 0 for none */
-	bool stops_with_child; /* stand-alone under a shell: a stopped child stops us, so that the shell sees it */
-};
-
-struct report { /* shared with the child between fork and exec */
-	int step, error;
+	int tty; /* stand-alone: our controlling terminal, or -1 */
 };
 
 static int64_t now(void)
@@ -67,6 +63,43 @@ static int open_signals(void)
 	return (int)syscall(SYS_signalfd4, -1, &all, sizeof all, O_CLOEXEC | O_NONBLOCK);
 }
 
+static bool is_pending(int signal)
+{
+	uint64_t set = 0;
+
+	(void)syscall(SYS_rt_sigpending, &set, sizeof set);
+	return set >> (signal - 1) & 1;
+}
+
+static bool hand_over_terminal(const struct init *init)
+{
+	return tcgetpgrp(init->tty) == getpgrp() && tcsetpgrp(init->tty, init->workload) == 0;
+}
+
+static void take_terminal_back(const struct init *init, pid_t group)
+{
+	if (init->tty >= 0 && tcgetpgrp(init->tty) == group)
+		(void)tcsetpgrp(init->tty, getpgrp());
+}
+
+/* The workload stopped, but a shell waits for us: our job stops too, and goes on when the shell says so. By SIGTSTP, which
+ * the kernel drops where no shell could continue us (PID 1, an orphaned process group). */
+static void stop_too(const struct init *init, int signal)
+{
+	if ((signal == SIGTTIN || signal == SIGTTOU) && hand_over_terminal(init)) {
+		(void)kill(-init->workload, SIGCONT); /* the shell's `fg` told the terminal, but nobody told us */
+		return;
+	}
+	take_terminal_back(init, init->workload);
+	(void)kill(0, SIGTSTP); /* takes a pending SIGCONT away, so one that is there below is an answer to this */
+	set_signal_mask(~(1ull << (SIGTSTP - 1))); /* stops here */
+	block_all_signals(NULL);
+	if (is_pending(SIGCONT) || signal == SIGTSTP) { /* else: stopped by somebody who will continue it */
+		(void)hand_over_terminal(init); /* not after `bg` */
+		(void)kill(-init->workload, SIGCONT);
+	}
+}
+
 static void forward(const struct init *init, int signal, enum scope scope)
 {
 	if (scope == SCOPE_ALL)
@@ -82,17 +115,15 @@ static bool reap(struct init *init, int *status)
 	int one;
 	pid_t pid;
 
-	while ((pid = waitpid(-1, &one, WNOHANG | (init->stops_with_child ? WUNTRACED : 0))) > 0) {
+	while ((pid = waitpid(-1, &one, WNOHANG | (init->tty >= 0 ? WUNTRACED : 0))) > 0) {
 		if (pid != init->workload)
 			continue;
 		if (WIFSTOPPED(one)) {
-			(void)tcsetpgrp(STDIN_FILENO, getpgrp());
-			(void)kill(getpid(), SIGSTOP);
-			(void)tcsetpgrp(STDIN_FILENO, init->workload);
-			(void)kill(-init->workload, SIGCONT);
+			stop_too(init, WSTOPSIG(one));
 			continue;
 		}
 		*status = one;
+		take_terminal_back(init, init->workload);
 		init->workload = 0; /* its number may be given anew from here on */
 		ended = true;
 	}
@@ -155,23 +186,13 @@ static void wait_for_orphans(struct init *init)
 	}
 }
 
-static int64_t microseconds(struct timeval time)
-{
-	return time.tv_sec * 1000000LL + time.tv_usec;
-}
-
 static void report_exit(const struct init *init, int status, bool timed_out)
 {
-	struct rusage usage;
-	struct event event = {.type = EVENT_EXITED, .id = init->id, .a = status, .b = timed_out};
-
-	if (init->event < 0)
+	if (!init->report)
 		return;
-	getrusage(RUSAGE_CHILDREN, &usage);
-	event.n[0] = (uint64_t)(now() - init->started);
-	event.n[1] = (uint64_t)microseconds(usage.ru_utime);
-	event.n[2] = (uint64_t)microseconds(usage.ru_stime);
-	send_event(init->event, &event, NULL, 0, -1);
+	init->report->status = status;
+	init->report->wall = now() - init->started;
+	init->report->flags = GONE_EXITED | (timed_out ? GONE_TIMED_OUT : 0);
 }
 
 static int exit_code(int status)
@@ -191,7 +212,7 @@ static _Noreturn void run(struct init *init)
 			(void)kill(-1, SIGKILL);
 		}
 	}
-	report_exit(init, status, timed_out); /* now: the end of a namespace takes its time (runtimes.md 2.3) */
+	report_exit(init, status, timed_out);
 	wait_for_orphans(init);
 	_exit(exit_code(status));
 }
@@ -248,11 +269,11 @@ static pid_t give_birth(struct birth *birth)
 	return child;
 }
 
-static _Noreturn void fail(const struct context *context, enum section section, int step, int error)
+static _Noreturn void fail(struct report *report, enum section section, int step, int error)
 {
-	struct event event = {.type = EVENT_FAILED, .id = context->id, .a = (int)section, .b = step, .c = error};
-
-	send_event(context->event, &event, NULL, 0, -1);
+	report->section = (int)section;
+	report->step = step;
+	report->error = error;
 	_exit(error == ENOENT ? 127 : 126);
 }
 
@@ -278,82 +299,115 @@ static void die_with_launcher(void)
 
 _Noreturn void init_main(struct context *context, const struct plan *plan)
 {
-	struct report *report;
-	struct init init = {.id = context->id};
+	struct init init = {.tty = -1};
 	struct event started = {.type = EVENT_STARTED, .id = context->id};
+	struct report *report;
 	int failed, error;
 
 	die_with_launcher();
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	report = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, reports_fd, (off_t)context->slot * PAGE);
+	if (report == MAP_FAILED)
+		_exit(125);
 	error = run_steps(context, plan->section[SECTION_INIT], plan->count[SECTION_INIT], &failed);
 	if (error)
-		fail(context, SECTION_INIT, failed, -error);
+		fail(report, SECTION_INIT, failed, -error);
 	show_as("tinyvisor-init", context->name);
-	report = mmap(NULL, sizeof *report, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	init.signals = open_signals();
-	if (report == MAP_FAILED || init.signals < 0)
-		fail(context, SECTION_WORKLOAD, 0, errno);
+	if (init.signals < 0)
+		fail(report, SECTION_WORKLOAD, 0, errno);
 	init.started = now();
 	init.workload = give_birth(&(struct birth){context, plan, report});
 	if (init.workload < 0)
-		fail(context, SECTION_WORKLOAD, 0, errno);
+		fail(report, SECTION_WORKLOAD, 0, errno);
 	if (report->error)
-		fail(context, SECTION_WORKLOAD, report->step, report->error);
+		fail(report, SECTION_WORKLOAD, report->step, report->error);
 	init.event = context->event;
+	init.report = report;
 	init.group = context->init_flags & INIT_SIGNAL_GROUP;
 	init.orphan_signal = context->orphan_signal;
 	init.orphan_grace_ms = context->orphan_grace_ms;
 	init.deadline = context->timeout_ms ? init.started + (int64_t)context->timeout_ms * 1000000 : 0;
 	keep_only(&init.event, &init.signals);
+	started.a = report->pid;
 	send_event(init.event, &started, NULL, 0, -1);
 	run(&init);
 }
 
 /* ---- stand-alone: tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND... ---- */
 
-static _Noreturn void exec_command(char **command, uint64_t mask)
+static _Noreturn void exec_command(char **command, int tty, pid_t parent, const struct sigaction *on_child, uint64_t mask)
 {
-	/* A group of its own in the terminal's foreground, so that job control works for a shell. SIGTTOU is blocked. */
+	if (parent && (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || getppid() != parent))
+		_exit(125);
+	/* A group of its own, so that job control works for a shell. */
 	(void)setpgid(0, 0);
-	if (tcsetpgrp(STDIN_FILENO, getpgrp()) < 0 && errno != ENOTTY && errno != ENXIO && errno != EBADF && errno != EPERM)
-		fprintf(stderr, "tinyvisor-init: tcsetpgrp: %s\n", strerror(errno));
+	if (tty >= 0)
+		(void)tcsetpgrp(tty, getpid()); /* SIGTTOU is blocked */
+	(void)sigaction(SIGCHLD, on_child, NULL);
 	set_signal_mask(mask);
 	execvp(command[0], command);
 	int error = errno;
 	fprintf(stderr, "tinyvisor-init: %s: %s\n", command[0], strerror(error));
-	_exit(error == ENOENT || error == ENOTDIR ? 127 : 126);
+	_exit(error == ENOENT ? 127 : 126);
+}
+
+static int usage(void)
+{
+	fprintf(stderr, "usage: tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND...\n"
+			"  -g  forward signals to the command's process group\n"
+			"  -s  be the subreaper of all descendants, where this is not PID 1\n"
+			"  -p  get this signal (a number) when the parent ends; KILL (9) kills the command, too\n"
+			"  -t  when the command has ended, give other processes this long to end\n");
+	return 125;
+}
+
+static bool parse_number(const char *text, long highest, long *out)
+{
+	char *end;
+
+	errno = 0;
+	*out = strtol(text, &end, 10);
+	return end != text && !*end && !errno && *out >= 0 && *out <= highest;
 }
 
 int init_standalone(int argc, char **argv)
 {
-	struct init init = {.event = -1, .orphan_signal = SIGTERM, .stops_with_child = getpid() != 1};
+	struct init init = {.event = -1, .orphan_signal = SIGTERM};
+	struct sigaction on_child, standard = {.sa_handler = SIG_DFL};
+	pid_t parent = getppid(), self = getpid();
+	long grace = 0, parent_signal = 0;
 	bool subreaper = false;
-	int option, parent_signal = 0;
+	int option;
 	uint64_t mask;
 
 	while ((option = getopt(argc, argv, "+gsp:t:")) != -1)
-		switch (option) {
-		case 'g': init.group = true; break;
-		case 's': subreaper = true; break;
-		case 'p': parent_signal = atoi(optarg); break;
-		case 't': init.orphan_grace_ms = (unsigned)atoi(optarg); break;
-		default: return 125;
-		}
-	if (optind >= argc) {
-		fprintf(stderr, "usage: tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND...\n");
-		return 125;
-	}
+		if (option == 'g')
+			init.group = true;
+		else if (option == 's')
+			subreaper = true;
+		else if (!(option == 'p' && parse_number(optarg, 64, &parent_signal)) &&
+			 !(option == 't' && parse_number(optarg, INT32_MAX, &grace)))
+			return usage();
+	if (optind >= argc)
+		return usage();
+	init.orphan_grace_ms = (unsigned)grace;
+	block_all_signals(&mask);
+	/* Where SIGCHLD is ignored, the kernel reaps by itself and tells nobody. */
+	(void)sigaction(SIGCHLD, &standard, &on_child);
 	if ((subreaper && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0) ||
-	    (parent_signal && prctl(PR_SET_PDEATHSIG, parent_signal, 0, 0, 0) < 0)) {
+	    (parent_signal && prctl(PR_SET_PDEATHSIG, parent_signal, 0, 0, 0) < 0) || (init.signals = open_signals()) < 0) {
 		perror("tinyvisor-init");
 		return 125;
 	}
-	block_all_signals(&mask);
-	init.signals = open_signals();
+	if (parent_signal && getppid() != parent) /* it died before prctl */
+		(void)kill(self, (int)parent_signal);
+	init.tty = open("/dev/tty", O_RDWR | O_NOCTTY | O_CLOEXEC);
+	bool foreground = init.tty >= 0 && tcgetpgrp(init.tty) == getpgrp(); /* else it is not ours to hand over */
 	init.workload = fork();
 	if (init.workload == 0)
-		exec_command(argv + optind, mask);
-	if (init.workload < 0 || init.signals < 0) {
+		exec_command(argv + optind, foreground ? init.tty : -1, parent_signal == SIGKILL ? self : 0, &on_child, mask);
+	if (init.workload < 0) {
 		perror("tinyvisor-init");
 		return 125;
 	}

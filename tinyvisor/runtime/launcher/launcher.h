@@ -45,6 +45,8 @@
 #define MAX_STEPS 1024
 #define MAX_FDS 64
 #define MAX_KEPT 32
+#define MAX_CONTAINERS 32768 /* at once: a page of report each */
+#define PAGE 4096
 #define MAX_ARGUMENTS 32768
 #define MAX_INTS 6
 #define MAX_STRINGS 3
@@ -77,23 +79,34 @@ struct step {
 };
 
 enum event_type {
-	EVENT_LAUNCHED = 1, /* a: host pid of init; on the container's socket */
-	EVENT_STARTED,      /* the workload has been exec'ed */
-	EVENT_FAILED,       /* a: section, b: step, c: errno */
-	EVENT_PTY,          /* carries the master's fd */
-	EVENT_EXITED,       /* a: wait status of the workload, b: 1 if its time was up; n: wall ns, utime us, stime us */
-	EVENT_GONE,         /* a: wait status of init, b: errno of a failed clean-up; n: utime us, stime us; data: files read */
-	EVENT_REFUSED,      /* a: errno, b: byte offset; nothing was done */
-	EVENT_PREPARED,     /* a: 0, or c: errno and b: step */
+	EVENT_STARTED = 1, /* a: host pid of init; the workload has been exec'ed; on the container's socket */
+	EVENT_PTY,         /* carries the master's fd; on the container's socket */
+	EVENT_GONE,        /* a container has ended and is cleaned up: `struct gone`, then the files read */
+	EVENT_REFUSED,     /* a: errno, b: byte offset; nothing was done */
+	EVENT_PREPARED,    /* a: 0 or errno, b: the step that failed */
 };
 
 struct event {
 	uint32_t magic;
 	uint16_t version, type;
 	uint64_t id;
-	int32_t a, b, c, d;
-	uint64_t n[4];
+	int32_t a, b;
 	uint32_t length, unused; /* bytes of data that follow */
+};
+
+enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2 };
+
+struct report { /* what an init leaves behind, in a page that it shares with the launcher and nobody else */
+	int32_t pid;                  /* init's, as the host numbers it */
+	int32_t section, step, error; /* the step that failed; error 0: none did */
+	int32_t flags, status;        /* GONE_...; wait status of the workload */
+	int64_t wall;                 /* ns from exec to the workload's end */
+};
+
+struct gone {
+	struct report report;
+	int32_t status, cleanup_error; /* wait status of init; errno of what could not be removed */
+	int64_t user, system;          /* us of CPU time, of all the container's processes */
 };
 
 enum command_type { COMMAND_SIGNAL = 1 };
@@ -116,7 +129,8 @@ struct container { /* what the launcher keeps of a running container: no fd at a
 	char *cleanup;          /* owned: the encoded clean-up steps */
 	uint32_t cleanup_size;
 	uint16_t cleanup_count;
-	struct event gone;      /* what will be reported, and the files read for it: */
+	int slot;               /* of its report */
+	struct gone gone;       /* what will be reported, and the files read for it: */
 	char *data;             /* owned */
 	uint32_t data_size;
 	int tries;
@@ -133,6 +147,7 @@ struct context {
 	int user_namespace; /* fd, or -1 */
 	int tty;            /* slave side of the container's pty, or -1 */
 	uint64_t id;
+	int slot; /* of the report */
 	unsigned init_flags;
 	int orphan_signal;
 	unsigned orphan_grace_ms;
@@ -170,7 +185,7 @@ void print_steps(void);
 int run_steps(struct context *context, const struct step *step, int count, int *failed);
 int slot_fd(const struct context *context, uint64_t slot);
 int keep_fds(const int *fds, int count);
-extern int launcher_pidfd;
+extern int launcher_pidfd, reports_fd;
 
 /* mounts.c */
 step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory, step_link, step_file, step_node,

@@ -3,9 +3,10 @@
  * Theory of operation
  *   The supervisor (Python) execs this program once from a sealed memfd and sends requests over a SOCK_SEQPACKET pair. A
  *   launch is a list of steps that Python wrote; this program checks the list, clones, and the child (init, PID 1 of a new
- *   pid namespace) runs it: no policy is decided here. Init starts the workload, reaps and forwards, and tells the
- *   supervisor what happened over the container's own socket. The launcher is every init's parent: it reaps it, runs the
- *   clean-up steps (read counters, remove cgroups) and reports EVENT_GONE over the control socket.
+ *   pid namespace) runs it: no policy is decided here. Init starts the workload, says so on the container's own
+ *   socket, takes commands from there, reaps and forwards, and leaves what it saw in a page of memory shared with the
+ *   launcher. The launcher is every init's parent: it reaps it, runs the clean-up steps (read counters, remove cgroups) and
+ *   reports EVENT_GONE over the control socket.
  * Rights
  *   All of the supervisor's. An init keeps them until the workload's steps drop them in the child; it is not dumpable,
  *   holds two fds and no host path. The launcher itself is in a mount namespace that holds one small tmpfs.
@@ -32,13 +33,15 @@
 #define RETRY_MS 5
 #define MAX_READ 4096 /* bytes of each file that is read back */
 
-int launcher_pidfd = -1;
+int launcher_pidfd = -1, reports_fd = -1;
 
 static int control = -1, signals = -1, supervisor = -1;
 static char *buffer; /* MAX_REQUEST bytes */
 static struct plan plan;
 static struct container *buckets[BUCKETS], *cleaning, epilogue;
 static size_t running;
+static char *reports; /* MAX_CONTAINERS pages of reports_fd; no child inherits the mapping */
+static int free_slots[MAX_CONTAINERS], free_count;
 static char *title_start, *title_end;
 
 static struct container **find(pid_t pid)
@@ -54,6 +57,9 @@ static const struct container *find_id(pid_t pid, uint64_t id)
 {
 	const struct container *container = *find(pid);
 
+	for (size_t i = 0; !pid && !container && i < BUCKETS; i++) /* not known yet to who asks: rare */
+		for (container = buckets[i]; container && container->id != id;)
+			container = container->next;
 	return container && container->id == id ? container : NULL;
 }
 
@@ -121,9 +127,13 @@ static int run_cleanup(const struct container *container, unsigned op, char *out
 
 static void report_gone(struct container *container, const void *data, uint32_t size)
 {
-	container->gone.type = EVENT_GONE;
-	container->gone.id = container->id;
-	send_event(control, &container->gone, data, size, -1);
+	struct event event = {.type = EVENT_GONE, .id = container->id};
+	static char message[sizeof container->gone + MAX_INLINE / 2];
+
+	memcpy(message, &container->gone, sizeof container->gone);
+	if (size)
+		memcpy(message + sizeof container->gone, data, size);
+	send_event(control, &event, message, (uint32_t)sizeof container->gone + size, -1);
 	free(container->cleanup);
 	free(container->data);
 	free(container);
@@ -137,8 +147,8 @@ static void finish(struct container *container)
 	uint32_t size = 0;
 
 	(void)run_cleanup(container, OP_READ, data, sizeof data, &size);
-	container->gone.b = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
-	container->data = container->gone.b == EBUSY ? malloc(size + 1) : NULL;
+	container->gone.cleanup_error = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
+	container->data = container->gone.cleanup_error == EBUSY ? malloc(size + 1) : NULL;
 	if (!container->data) {
 		report_gone(container, data, size);
 		return;
@@ -153,14 +163,19 @@ static void retry_cleaning(void)
 {
 	for (struct container **at = &cleaning; *at;) {
 		struct container *container = *at;
-		container->gone.b = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
-		if (container->gone.b == EBUSY && ++container->tries < MAX_TRIES) {
+		container->gone.cleanup_error = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
+		if (container->gone.cleanup_error == EBUSY && ++container->tries < MAX_TRIES) {
 			at = &container->next;
 			continue;
 		}
 		*at = container->next;
 		report_gone(container, container->data, container->data_size);
 	}
+}
+
+static struct report *report_of(int slot)
+{
+	return (struct report *)(void *)(reports + (size_t)slot * PAGE);
 }
 
 static void reap_inits(void)
@@ -177,9 +192,11 @@ static void reap_inits(void)
 		if (!container)
 			continue;
 		*at = container->next;
-		container->gone.a = status;
-		container->gone.n[0] = (uint64_t)usage.ru_utime.tv_sec * 1000000u + (uint64_t)usage.ru_utime.tv_usec;
-		container->gone.n[1] = (uint64_t)usage.ru_stime.tv_sec * 1000000u + (uint64_t)usage.ru_stime.tv_usec;
+		container->gone.report = *report_of(container->slot);
+		container->gone.status = status;
+		container->gone.user = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
+		container->gone.system = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
+		free_slots[free_count++] = container->slot;
 		finish(container);
 	}
 }
@@ -213,53 +230,78 @@ static void refuse(uint64_t id, int error, uint32_t offset)
 	send_event(control, &event, NULL, 0, -1);
 }
 
-/* CLONE_NEWPID only: the child makes the other namespaces itself, or every start would wait for them here. */
-static pid_t clone_init(void)
+/* CLONE_NEWPID only: the child makes the other namespaces itself, or every start would wait for them here. The pid is
+ * written to the shared report before the child runs, which inside can't learn it. */
+static pid_t clone_init(struct report *report)
 {
 	struct {
 		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
-	} arguments = {.flags = NEW_PID, .exit_signal = SIGCHLD};
+	} arguments = {.flags = NEW_PID | 0x00100000u /* CLONE_PARENT_SETTID */, .exit_signal = SIGCHLD,
+		       .parent_tid = (uint64_t)(uintptr_t)&report->pid};
+
+	memset(report, 0, sizeof *report);
 
 	return (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
 }
 
-static int launch(const struct request *request, int *fds, int count)
+static void forget(struct container *container)
 {
-	struct event launched = {.type = EVENT_LAUNCHED, .id = request->id};
+	if (container)
+		free(container->cleanup);
+	free(container);
+}
+
+static struct container *remember(const struct request *request)
+{
 	struct container *container = calloc(1, sizeof *container);
-	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
-				  .joined = -1, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id};
 
 	if (container)
 		container->cleanup = malloc(plan.cleanup_size + 1);
 	if (!container || !container->cleanup) {
-		free(container);
-		return -ENOMEM;
+		forget(container);
+		return NULL;
 	}
-	if (request->other && find_id((pid_t)request->pid, request->other))
-		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
 	memcpy(container->cleanup, plan.cleanup, plan.cleanup_size);
 	container->cleanup_size = plan.cleanup_size;
 	container->cleanup_count = (uint16_t)plan.count[SECTION_CLEANUP];
 	container->id = request->id;
-	container->pid = clone_init();
+	return container;
+}
+
+static int launch(const struct request *request, int *fds, int count)
+{
+	struct container *container = free_count ? remember(request) : NULL, **bucket;
+	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
+				  .joined = -1, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id};
+	int error;
+
+	if (!container)
+		return free_count ? -ENOMEM : -EAGAIN;
+	if (request->other && find_id((pid_t)request->pid, request->other))
+		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
+	context.slot = container->slot = free_slots[free_count - 1];
+	container->pid = clone_init(report_of(container->slot));
 	if (container->pid == 0)
 		init_main(&context, &plan);
-	int error = container->pid < 0 ? -errno : 0;
+	error = container->pid < 0 ? -errno : 0;
 	if (context.joined >= 0)
 		close(context.joined);
 	if (error) {
-		free(container->cleanup);
-		free(container);
+		forget(container);
 		return error;
 	}
-	struct container **bucket = &buckets[(unsigned)container->pid % BUCKETS];
+	free_count--;
+	bucket = &buckets[(unsigned)container->pid % BUCKETS];
 	container->next = *bucket;
 	*bucket = container;
 	running++;
-	launched.a = container->pid;
-	send_event(context.event, &launched, NULL, 0, -1);
 	return 0;
+}
+
+static void kill_container(const struct container *container)
+{
+	if (container) /* ours to reap and not reaped yet, so the number is still its own */
+		(void)kill(container->pid, SIGKILL);
 }
 
 static void serve_request(const struct request *request, int *fds, int count)
@@ -274,13 +316,12 @@ static void serve_request(const struct request *request, int *fds, int count)
 			refuse(request->id, error, 0);
 		break;
 	case REQUEST_PREPARE:
-		prepared.c = -prepare(fds, count, &failed);
+		prepared.a = -prepare(fds, count, &failed);
 		prepared.b = failed;
 		send_event(control, &prepared, NULL, 0, -1);
 		break;
 	default:
-		if (find_id((pid_t)request->pid, request->id))
-			(void)kill((pid_t)request->pid, SIGKILL); /* ours to reap and not reaped: the number is still its own */
+		kill_container(find_id((pid_t)request->pid, request->id));
 	}
 }
 
@@ -319,7 +360,7 @@ static void kill_all(void)
 {
 	for (size_t i = 0; i < BUCKETS; i++)
 		for (const struct container *container = buckets[i]; container; container = container->next)
-			(void)kill(container->pid, SIGKILL);
+			kill_container(container);
 }
 
 static void run_epilogue(void)
@@ -361,7 +402,7 @@ static int usage(void)
 
 static int fail(const char *what, int error)
 {
-	struct event event = {.type = EVENT_PREPARED, .c = error};
+	struct event event = {.type = EVENT_PREPARED, .a = error};
 
 	fprintf(stderr, "tinyvisor-launcher: %s: %s\n", what, strerror(error));
 	send_event(control, &event, NULL, 0, -1);
@@ -379,6 +420,21 @@ static int check(int fds)
 	return 0;
 }
 
+static int map_reports(void)
+{
+	const size_t size = (size_t)MAX_CONTAINERS * PAGE;
+
+	reports_fd = memfd_create("tinyvisor-reports", MFD_CLOEXEC);
+	if (reports_fd < 0 || ftruncate(reports_fd, (off_t)size) < 0)
+		return -errno;
+	reports = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, reports_fd, 0);
+	if (reports == MAP_FAILED || madvise(reports, size, MADV_DONTFORK) < 0)
+		return -errno;
+	for (free_count = 0; free_count < MAX_CONTAINERS; free_count++)
+		free_slots[free_count] = MAX_CONTAINERS - 1 - free_count;
+	return 0;
+}
+
 static int serve_main(char **argv, bool has_title)
 {
 	struct event ready = {.type = EVENT_PREPARED};
@@ -393,7 +449,7 @@ static int serve_main(char **argv, bool has_title)
 	reset_dispositions();
 	(void)prctl(PR_SET_NAME, "tinyvisor-launcher", 0, 0, 0);
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-	(void)umask(0022);
+	(void)umask(0); /* modes are the plan's; the workload sets its own */
 	if (has_title) {
 		title_start = argv[0];
 		title_end = argv[4] + strlen(argv[4]);
@@ -406,6 +462,9 @@ static int serve_main(char **argv, bool has_title)
 	signals = (int)syscall(SYS_signalfd4, -1, &child, sizeof child, O_CLOEXEC | O_NONBLOCK);
 	if (launcher_pidfd < 0 || signals < 0)
 		return fail("pidfd_open, signalfd", errno);
+	error = map_reports();
+	if (error)
+		return fail("memfd_create", -error);
 	error = enter_own_world();
 	if (error)
 		return fail("leaving the host's mounts", -error);

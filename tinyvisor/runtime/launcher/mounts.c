@@ -131,7 +131,14 @@ int open_in_root(const struct context *context, const char *path, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
-/* Opens the directory that holds the last component of `path`, making what is missing; `name` is that component. */
+static void close_parent(const struct context *context, int fd)
+{
+	if (fd != context->root)
+		close(fd);
+}
+
+/* Opens the directory that holds the last component of `path`, making what is missing; `name` is that component. To be
+ * closed by close_parent. */
 static int open_parent(const struct context *context, const char *path, const char **name)
 {
 	char part[4096];
@@ -141,7 +148,7 @@ static int open_parent(const struct context *context, const char *path, const ch
 
 	*name = slash ? slash + 1 : path;
 	if (!length)
-		return open_in_root(context, "/", O_PATH | O_DIRECTORY);
+		return context->root;
 	if (length >= sizeof part)
 		return -ENAMETOOLONG;
 	memcpy(part, path, length);
@@ -153,7 +160,7 @@ static int open_parent(const struct context *context, const char *path, const ch
 		if (parent < 0)
 			return parent;
 		fd = mkdirat(parent, last, 0755) < 0 && errno != EEXIST ? -errno : open_in_root(context, part, O_PATH | O_DIRECTORY);
-		close(parent);
+		close_parent(context, parent);
 	}
 	return fd;
 }
@@ -171,7 +178,7 @@ static int open_target(const struct context *context, const char *path, bool dir
 		return parent;
 	if ((directory ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0)) < 0)
 		error = -errno;
-	close(parent);
+	close_parent(context, parent);
 	return error ? error : open_in_root(context, path, O_PATH);
 }
 
@@ -254,12 +261,12 @@ int step_directory(struct context *context, const struct step *step)
 
 	if (parent < 0)
 		return parent;
-	if (mkdirat(parent, name, 0700) < 0)
+	if (mkdirat(parent, name, (mode_t)step->number[0]) < 0) /* the umask is 0 until the workload sets its own */
 		error = errno == EEXIST ? 0 : -errno;
-	else if (fchownat(parent, name, (uid_t)step->number[1], (gid_t)step->number[2], AT_SYMLINK_NOFOLLOW) < 0 ||
-		 fchmodat(parent, name, (mode_t)step->number[0], 0) < 0) /* by mode and not by the umask */
+	else if ((step->number[1] || step->number[2]) &&
+		 fchownat(parent, name, (uid_t)step->number[1], (gid_t)step->number[2], AT_SYMLINK_NOFOLLOW) < 0)
 		error = -errno;
-	close(parent);
+	close_parent(context, parent);
 	return error;
 }
 
@@ -271,7 +278,7 @@ int step_link(struct context *context, const struct step *step)
 	if (parent < 0)
 		return parent;
 	error = symlinkat(step->string[1], parent, name) < 0 && errno != EEXIST ? -errno : 0;
-	close(parent);
+	close_parent(context, parent);
 	return error;
 }
 
@@ -286,7 +293,7 @@ int step_file(struct context *context, const struct step *step)
 	if (step->number[1]) /* replace what an image has there, be it a link */
 		(void)unlinkat(parent, name, 0);
 	fd = openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, (mode_t)step->number[0]);
-	close(parent);
+	close_parent(context, parent);
 	if (fd < 0)
 		return -errno;
 	while (done < step->size[1] && !error) {
@@ -305,10 +312,9 @@ int step_node(struct context *context, const struct step *step)
 
 	if (parent < 0)
 		return parent;
-	if (mknodat(parent, name, (mode_t)step->number[0], (dev_t)step->number[1]) < 0 ||
-	    fchmodat(parent, name, (mode_t)step->number[0] & 07777, 0) < 0)
+	if (mknodat(parent, name, (mode_t)step->number[0], (dev_t)step->number[1]) < 0)
 		error = -errno;
-	close(parent);
+	close_parent(context, parent);
 	return error;
 }
 

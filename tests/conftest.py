@@ -1,0 +1,158 @@
+"""What the `kernel` marker means: whether such a test can run here, and that it leaves nothing behind.
+
+A kernel test needs root, a new mount and pid namespace, and a writable cgroup. Where one is missing it is skipped with the
+reason; TINYVISOR_MUST_WORK=1 makes that a failure, so that a CI machine can't pass by skipping.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+
+SETTLE = 5.0  # seconds at most for what the kernel or another process takes away in the background
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@functools.cache
+def kernel_refusal() -> str | None:
+    """Why kernel tests can't run here; None where they can."""
+    if os.geteuid() != 0:
+        return "needs root"
+    probe = subprocess.run(
+        ["unshare", "--mount", "--pid", "--uts", "--ipc", "--net", "--fork", "true"],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if probe.returncode:
+        return f"needs namespaces: {probe.stderr.strip()}"
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line]
+    if not points:
+        return "needs cgroups: none are mounted"
+    for point in points:
+        directory = Path(point, f"tinyvisor-probe-{os.getpid()}")
+        try:
+            directory.mkdir()
+            directory.rmdir()
+        except OSError as exc:
+            return f"needs cgroups: {exc}"
+    return None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("kernel") is None:
+        return
+    refusal = kernel_refusal()
+    if refusal is None:
+        return
+    if os.environ.get("TINYVISOR_MUST_WORK") == "1":
+        pytest.fail(f"TINYVISOR_MUST_WORK=1, but: {refusal}", pytrace=False)
+    pytest.skip(refusal)
+
+
+# ---- leaks ----
+
+
+def _stat(pid: int | str) -> tuple[str, int]:
+    """A process's name and its parent."""
+    before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    return before.partition("(")[2], int(after.split()[1])
+
+
+def _processes() -> frozenset[str]:
+    """Our children, and whatever is named as ours are; by number and name."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it ended while we looked
+                name, parent = _stat(entry.name)
+                if parent == os.getpid() or name.startswith("tinyvisor-"):
+                    found.add(f"{entry.name} ({name})")
+    return frozenset(found)
+
+
+def _cgroups() -> frozenset[str]:
+    """Directories named tinyvisor*, and everything below them."""
+    found: set[str] = set()
+    for directory, children, _ in os.walk(CGROUPS):
+        ours = "/tinyvisor" in directory
+        found.update(f"{directory}/{child}" for child in children if ours or child.startswith("tinyvisor"))
+    return frozenset(found)
+
+
+def _mounts() -> frozenset[str]:
+    return frozenset(Path("/proc/self/mountinfo").read_text().splitlines())
+
+
+def _fds() -> frozenset[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the directory itself was one
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            found.add(f"{fd} -> {target}")
+    return frozenset(found)
+
+
+def _run_files() -> frozenset[str]:
+    return frozenset(map(str, Path("/run/tinyvisor").rglob("*")))
+
+
+def _temporary_files() -> frozenset[str]:
+    return frozenset(map(str, Path(tempfile.gettempdir()).glob("tinyvisor*")))
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What there is of ours on this machine."""
+
+    processes: frozenset[str]
+    cgroups: frozenset[str]
+    mounts: frozenset[str]
+    fds: frozenset[str]
+    run_files: frozenset[str]
+    temporary_files: frozenset[str]
+
+    @classmethod
+    def take(cls) -> Traces:
+        return cls(_processes(), _cgroups(), _mounts(), _fds(), _run_files(), _temporary_files())
+
+    def leaks(self, later: Traces) -> list[str]:
+        """What is there later and was not before, a line each; for mounts, what is gone too."""
+        lines = []
+        for item in fields(self):
+            before, after = getattr(self, item.name), getattr(later, item.name)
+            lines += [f"{item.name.replace('_', ' ')}: {trace}" for trace in sorted(after - before)]
+        return lines + [f"mounts: gone: {mount}" for mount in sorted(self.mounts - later.mounts)]
+
+
+def wait_for_no_leaks(before: Traces, seconds: float = SETTLE) -> list[str]:
+    """The leaks that are left when `seconds` have passed; at once where there are none."""
+    deadline = time.monotonic() + seconds
+    while (leaks := before.leaks(Traces.take())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return leaks
+
+
+@pytest.fixture
+def leaks_since() -> Callable[[Traces], list[str]]:
+    """For tests that check in the middle, e.g. after each of many kills."""
+    return wait_for_no_leaks
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Around every kernel test: no process, cgroup, mount, fd or file is left of it."""
+    if request.node.get_closest_marker("kernel") is None:
+        yield
+        return
+    before = Traces.take()
+    yield
+    if leaks := wait_for_no_leaks(before):
+        pytest.fail("left behind:\n" + "\n".join(leaks), pytrace=False)

@@ -1,0 +1,63 @@
+"""``tinyvisor`` and ``python -m tinyvisor``: runs a command, turns errors into lines and exit codes.
+
+The one place where exception groups are taken apart. Expected errors are lines on stderr; anything else is a bug and
+shows its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tinyvisor.cli import cli
+from tinyvisor.cli.failures import ExitCodes, expected, lines
+
+INTERRUPTED = 128 + int(signal.SIGINT)
+READER_GONE = 128 + int(signal.SIGPIPE)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its code."""
+    codes = ExitCodes()
+    try:
+        code = _invoke(arguments, codes)
+        sys.stdout.flush()
+    except OSError as exc:
+        if exc.errno != errno.EPIPE:
+            raise
+        code = _let_go_of_stdout()
+    sys.exit(code)
+
+
+def _invoke(arguments: Sequence[str] | None, codes: ExitCodes) -> int:
+    try:
+        result = cli.main(arguments, prog_name="tinyvisor", standalone_mode=False, obj=codes)
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as exc:
+        exc.show()
+        return codes.ours
+    except Exception as exc:
+        errors = expected(exc)
+        if errors is None:
+            raise
+        print("\n".join(lines(errors, codes)), file=sys.stderr)
+        return codes.of(errors)
+    return result if isinstance(result, int) else 0
+
+
+def _let_go_of_stdout() -> int:
+    """Whoever read our output has gone; the interpreter's last flush must not complain about it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    return READER_GONE
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Which project the commands `up`, `config` and `plan` mean, and the options they share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tinyvisor.errors import TinyvisorError
+from tinyvisor.spec import Project
+
+DEFAULTS = (Path("configs"), Path("tinyvisor.yaml"))
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def project_options(function: _F) -> _F:
+    """Adds the options that say which project is meant."""
+    for option in (
+        click.option("-p", "--project-name", metavar="NAME", help="Default: the directory's name."),
+        click.option("--env-file", type=click.Path(path_type=Path), metavar="FILE", help="Read this instead of .env."),
+    ):
+        function = option(function)
+    return function
+
+
+def paths_argument(function: _F) -> _F:
+    """Adds PATH…"""
+    return click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))(function)
+
+
+def load_project(paths: Sequence[Path], name: str | None, env_file: Path | None) -> Project:
+    """Reads and checks the project.
+
+    Raises:
+        ConfigError: with every problem found.
+        TinyvisorError: there is nothing to read.
+    """
+    from tinyvisor import config
+
+    environ = dict(os.environ)
+    if env_file is not None:
+        environ = {**config.read_env_file(env_file), **environ}
+    return config.load(paths or default_paths(), environ=environ, name=name, warn=warn)
+
+
+def default_paths() -> Sequence[Path]:
+    """What is meant where no path is given: configs/, else tinyvisor.yaml."""
+    for path in DEFAULTS:
+        if path.exists():
+            return (path,)
+    raise TinyvisorError("there is no configs/ and no tinyvisor.yaml here; name a file or a directory of YAML files")
+
+
+def warn(text: str) -> None:
+    """A line on stderr."""
+    click.echo(f"tinyvisor: {text}", err=True)

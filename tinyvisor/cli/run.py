@@ -1,0 +1,177 @@
+"""`tinyvisor run`: options in docker run's words → `Spec`; `tinyvisor.cli.foreground` runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+
+from tinyvisor.cli.failures import ExitCodes
+from tinyvisor.cli.values import (
+    Parsed,
+    capabilities,
+    environment,
+    parse_cpuset,
+    parse_namespaces,
+    parse_storage,
+)
+from tinyvisor.spec import RootMethod, Spec, Tmpfs, Ulimit, Volume, parse_capability, parse_signal
+from tinyvisor.state import Exit
+from tinyvisor.units import parse_duration, parse_size
+
+OURS = 125
+TELLING = frozenset({"time_limit", "memory_limit", "output_limit", "pids_limit", "sandbox_error"})
+"""Verdicts that the exit code alone does not show."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class RunCommand(click.Command):
+    """Failures of ours are 125, whatever they are, so that they are not taken for the command's."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if parent is not None and isinstance(parent.obj, ExitCodes):
+            parent.obj.ours, parent.obj.passes_on = OURS, True
+        return super().make_context(info_name, args, parent, **extra)
+
+
+def _volume(text: str) -> Volume:
+    from tinyvisor.config import parse_volume  # pydantic, YAML: only where a volume is asked for
+
+    return parse_volume(text, Path.cwd())
+
+
+def _tmpfs(text: str) -> Tmpfs:
+    from tinyvisor.config import parse_tmpfs
+
+    return parse_tmpfs(text)
+
+
+def _ulimit(text: str) -> tuple[str, Ulimit]:
+    from tinyvisor.config import parse_ulimit
+
+    name, _, value = text.partition("=")
+    return name, parse_ulimit(value)
+
+
+SIZE = Parsed("size", parse_size)
+DURATION = Parsed("duration", parse_duration)
+FILE = click.Path(path_type=Path)
+
+OPTIONS = (
+    click.option("--name", metavar="NAME", help="Default: run-PID."),
+    click.option("--hostname", "-h", metavar="NAME", help="Default: the container's name."),
+    click.option("--rootfs", type=FILE, metavar="DIR|TAR", help="Default: /usr and the like of this host, read-only."),
+    click.option("--read-only", is_flag=True, help="No writable layer."),
+    click.option("--root-method", type=click.Choice(get_args(RootMethod)), help="Default: pivot."),
+    click.option("--storage-opt", multiple=True, type=Parsed("opt", parse_storage), help="size=256m, inodes=65536."),
+    click.option("--volume", "-v", multiple=True, type=Parsed("source:target[:ro]", _volume), help="Bind mount."),
+    click.option("--tmpfs", multiple=True, type=Parsed("path[:options]", _tmpfs), help="/path:size=64m,mode=1777"),
+    click.option("--shm-size", type=SIZE, help="Of /dev/shm. Default: 64m."),
+    click.option("--env", "-e", multiple=True, metavar="VAR[=VALUE]", help="VAR alone is taken from here."),
+    click.option("--env-file", multiple=True, type=FILE, metavar="FILE", help="Lines of VAR=VALUE."),
+    click.option("--workdir", "-w", metavar="DIR", help="Default: /."),
+    click.option("--user", "-u", metavar="USER[:GROUP]", help="Names or numbers, as known inside. Default: root."),
+    click.option("--cap-add", multiple=True, type=Parsed("capability", parse_capability), help="Default: none."),
+    click.option("--cap-drop", multiple=True, type=Parsed("capability", parse_capability), help="After ALL was added."),
+    click.option("--pids-limit", type=click.IntRange(min=1), metavar="N", help="Processes and threads at most."),
+    click.option("--memory", "-m", type=SIZE, help="64m; with no swap on top."),
+    click.option("--cpus", type=float, metavar="N", help="CPU time per wall time: 1.5."),
+    click.option("--cpuset-cpus", type=Parsed("cpus", parse_cpuset), help="0-2,4."),
+    click.option("--ulimit", multiple=True, type=Parsed("name=soft[:hard]", _ulimit), help="nofile=1024:2048."),
+    click.option("--oom-score-adj", type=click.IntRange(-1000, 1000), metavar="N"),
+    click.option("--network", type=click.Choice(["none", "host"]), help="Default: none, loopback only."),
+    click.option(
+        "--namespaces",
+        type=Parsed("names", parse_namespaces),
+        help="All to make new (pid,mount,uts), or changes to the default (+user,-ipc).",
+    ),
+    click.option("--timeout", type=DURATION, help="Kill everything after 90s, 1m30s."),
+    click.option("--stop-signal", type=Parsed("signal", parse_signal), help="What --stop-timeout's stop sends. Default: TERM."),
+    click.option("--stop-timeout", type=DURATION, help="After our SIGTERM or SIGHUP, kill after so long. Default: never."),
+    click.option("--interactive", "-i", is_flag=True, help="Pass our stdin on; otherwise it is /dev/null."),
+    click.option("--tty", "-t", is_flag=True, help="A terminal of its own."),
+    click.option("--result", type=FILE, metavar="FILE", help="Write how it ended and what it used, as JSON."),
+)
+
+
+def _options(function: _F) -> _F:
+    for option in reversed(OPTIONS):
+        function = option(function)
+    return function
+
+
+@click.command(cls=RunCommand, context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
+@_options
+@click.argument("command", metavar="COMMAND [ARGUMENT]...", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(command: tuple[str, ...], result: Path | None, interactive: bool, tty: bool, **options: Any) -> int:
+    """Run one command in a container, like docker run --rm.
+
+    Options end where COMMAND begins. INT, TERM, HUP, QUIT, USR1 and USR2 are passed on to it.
+
+    Exits with the command's code, or 128 + the signal that ended it; 125 when the fault is tinyvisor's or the options',
+    126 when COMMAND can't be executed, 127 when it is not there.
+    """
+    spec = build_spec(command, options, os.environ, tty=tty, stdin_open=interactive)
+
+    from tinyvisor.cli.foreground import run_foreground
+
+    ended = run_foreground(spec, result=result, stop_timeout=options["stop_timeout"])
+    if isinstance(ended, int):
+        return ended
+    if ended.status in TELLING:
+        click.echo(f"tinyvisor: {_reason(ended)}", err=True)
+    return ended.returncode
+
+
+def _reason(exit: Exit) -> str:
+    return exit.reason or exit.describe()
+
+
+RENAMED = {
+    "hostname": "hostname", "rootfs": "rootfs", "read_only": "read_only", "root_method": "root_method", "workdir": "working_dir",
+    "user": "user", "pids_limit": "pids_limit", "memory": "mem_limit", "cpus": "cpus", "cpuset_cpus": "cpuset",
+    "network": "network_mode", "namespaces": "namespaces", "timeout": "timeout", "stop_signal": "stop_signal",
+    "stop_timeout": "stop_grace_period", "shm_size": "shm_size", "oom_score_adj": "oom_score_adj",
+}  # fmt: skip
+"""option → field of `Spec`, where the value is taken as it is."""
+
+
+def build_spec(
+    command: tuple[str, ...], options: Mapping[str, Any], environ: Mapping[str, str], *, tty: bool, stdin_open: bool
+) -> Spec:
+    """The container that the options ask for.
+
+    Raises:
+        SpecError: they make no sense together.
+    """
+    fields = {field: options[option] for option, field in RENAMED.items() if options[option] is not None}
+    if options["rootfs"] is not None:
+        fields["rootfs"] = options["rootfs"].absolute()
+    return Spec(
+        command=command,
+        name=options["name"] or f"run-{os.getpid()}",
+        environment=_environment(options, environ),
+        volumes=options["volume"],
+        tmpfs=options["tmpfs"],
+        ulimits=dict(options["ulimit"]),
+        capabilities=capabilities(options["cap_add"], options["cap_drop"]),
+        tty=tty,
+        stdin_open=stdin_open,
+        **dict(options["storage_opt"]),
+        **fields,
+    )
+
+
+def _environment(options: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for file in options["env_file"]:
+        from tinyvisor.config import read_env_file
+
+        found |= read_env_file(file)
+    return found | environment(options["env"], environ)

@@ -1,0 +1,79 @@
+"""`tinyvisor up`: options, then `tinyvisor.cli.session`, which runs the project."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from tinyvisor.cli.project import load_project, paths_argument, project_options
+
+
+@click.command()
+@paths_argument
+@project_options
+@click.option("--exit-code-from", metavar="SERVICE", help="Stop everything when SERVICE ends, and exit with its code.")
+@click.option("--abort-on-container-failure", is_flag=True, help="Stop everything when a service fails for good.")
+@click.option("--no-color", is_flag=True, help="No colours; the same as NO_COLOR=1.")
+@click.option("--no-log-prefix", is_flag=True, help="Lines without their service's name.")
+@click.option("--timestamps", is_flag=True, help="Lines with the time.")
+@click.option(
+    "--log-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="One log file per service. Default: /var/log/tinyvisor/PROJECT.",
+)
+def up(
+    paths: Sequence[Path],
+    project_name: str | None,
+    env_file: Path | None,
+    exit_code_from: str | None,
+    abort_on_container_failure: bool,
+    no_color: bool,
+    no_log_prefix: bool,
+    timestamps: bool,
+    log_dir: Path | None,
+) -> int:
+    """Start the services of a project and watch them until they end.
+
+    PATH is a file or a directory of YAML files; without one configs/, else tinyvisor.yaml. Ends by itself when nothing
+    is left to run. Ctrl-C stops everything in order, a second one kills.
+
+    Exits with 0 when all went well, 1 when a service failed for good, 2 when the configuration or this host is at fault.
+    """
+    project = load_project(paths, project_name, env_file)
+
+    from tinyvisor.cli.session import run_project
+    from tinyvisor.cli.summary import print_summary
+    from tinyvisor.supervisor import exit_code
+    from tinyvisor.view import Style, View
+
+    colour = wants_colour(no_color)
+    log_dir = log_dir.absolute() if log_dir is not None else log_directory() / project.name
+    style = Style(colour=colour, prefix=not no_log_prefix, timestamps=timestamps)
+    sys.stdout.flush()
+    with View(1, project.services, log_dir=log_dir, style=style) as view:
+        summaries = run_project(
+            project,
+            view,
+            log_dir=log_dir,
+            exit_code_from=exit_code_from,
+            abort_on_container_failure=abort_on_container_failure,
+        )
+    print_summary(summaries, colour=colour)
+    return exit_code(summaries, exit_code_from)
+
+
+def wants_colour(no_color: bool) -> bool:
+    """Source: no-color.org."""
+    return not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and sys.stdout.isatty()
+
+
+def log_directory() -> Path:
+    """/var/log/tinyvisor for root, else $XDG_STATE_HOME/tinyvisor."""
+    if os.geteuid() == 0:
+        return Path("/var/log/tinyvisor")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "tinyvisor"

@@ -1,0 +1,87 @@
+"""Option values as docker run has them → what `Spec` takes. Pure.
+
+Every parser raises ValueError (`SpecError` is one), which click shows as the option's error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import click
+
+from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, parse_capability
+
+
+class Parsed(click.ParamType[Any, str]):
+    """An option whose text goes through a parser."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+def parse_namespaces(text: str) -> frozenset[str]:
+    """``"pid,mount,net"`` is the whole set; ``"+user,-net"`` changes the default one."""
+    words = [word.strip() for word in text.split(",")]
+    signed = [word for word in words if word[:1] in ("+", "-")]
+    if not signed:
+        return frozenset(words)
+    if len(signed) != len(words):
+        raise ValueError(f'"{text}" mixes both forms; expected names such as pid,mount or changes such as +user,-net')
+    added = {word[1:] for word in words if word[0] == "+"}
+    return (DEFAULT_NAMESPACES | added) - {word[1:] for word in words if word[0] == "-"}
+
+
+def parse_cpuset(text: str) -> frozenset[int]:
+    """``"0-2,4"`` → {0, 1, 2, 4}."""
+    cpus: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) > 8191:
+            raise ValueError(f'"{text}" is not a set of CPUs; expected one such as 0-2,4')
+        cpus.update(range(int(first), int(last or first) + 1))
+    if not cpus:
+        raise ValueError(f'"{text}" is empty; expected CPUs such as 0-2,4')
+    return frozenset(cpus)
+
+
+def parse_storage(text: str) -> tuple[str, int]:
+    """``"size=1g"``, ``"inodes=10000"`` → the `Spec` field and its value."""
+    from tinyvisor.units import parse_size
+
+    key, _, value = text.partition("=")
+    if key == "size":
+        return "storage_size", parse_size(value)
+    if key == "inodes" and value.isdecimal():
+        return "storage_inodes", int(value)
+    raise ValueError(f'"{text}" is not known; expected size=BYTES or inodes=COUNT')
+
+
+def environment(given: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
+    """``VAR=x`` as it is, ``VAR`` from `environ` where it is set there."""
+    found: dict[str, str] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if equals:
+            found[name] = value
+        elif name in environ:
+            found[name] = environ[name]
+    return found
+
+
+def capabilities(added: Iterable[str], dropped: Iterable[str]) -> frozenset[str]:
+    """What is kept of none at all; ALL is every one of them. Dropping ALL comes before what is added, as in docker."""
+    add, drop = set(map(parse_capability, added)), set(map(parse_capability, dropped))
+    if "ALL" in drop:
+        return frozenset(add - {"ALL"})
+    kept = set(CAPABILITIES) if "ALL" in add else add
+    return frozenset(kept - drop)

@@ -1,0 +1,291 @@
+"""The output of many containers on one terminal, which may be slow, stopped or gone.
+
+Nothing here ever waits for the terminal but one thread of its own. It takes what has gathered since it last looked, up
+to a bound; beyond the bound lines are skipped and counted, and a line in their place says how many. The log files have
+them all.
+
+Containers are not trusted with the terminal: of the control characters and escape sequences that they print, tabs and
+colours are let through, nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal
+
+from tinyvisor.state import (
+    Event,
+    Exit,
+    LogLost,
+    ServiceBackoff,
+    ServiceExited,
+    ServiceFailed,
+    ServiceFinished,
+    ServiceStarted,
+    ServiceStopped,
+    ServiceStopping,
+    StopHeldUp,
+)
+from tinyvisor.units import format_duration
+
+LIMIT: Final = 256 << 10
+"""Bytes that wait for the terminal at most, and as many again of events and of what is just being written."""
+
+_LINE_COST: Final = 64  # what a waiting line takes besides its text, roughly
+
+_RESET: Final = "\x1b[0m"
+_COLOURS: Final = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
+"""SGR codes for the prefixes, in compose's order: cyan, yellow, green, magenta, blue, then their bright kin."""
+
+_PLAIN: Final = re.compile(rb"[\t -~]*")
+_CONTROL: Final = re.compile(
+    r"(?P<colour>\x1b\[[0-9;:]*m)"
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: cursor, erase, modes, reports
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # OSC, DCS, SOS, PM, APC: title, clipboard
+    r"|\x1b[ -/]*[0-~]?"  # other escapes, and the start of anything unfinished
+    r"|(?P<return>\r)"
+    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # C0 but tab, DEL, C1, and what reorders a line
+)
+
+
+def clean(line: bytes, *, colour: bool) -> str:
+    """`line`, made harmless for a terminal. Colours stay where `colour`, and end with the line."""
+    if _PLAIN.fullmatch(line):
+        return line.decode("ascii")
+    text = line.rstrip(b"\r\n").decode("utf-8", "replace")
+    coloured = False
+
+    def keep(match: re.Match[str]) -> str:
+        nonlocal coloured
+        if match["colour"] is not None and colour:
+            coloured = True
+            return match[0]
+        return " " if match["return"] is not None else ""
+
+    text = _CONTROL.sub(keep, text)
+    return text + _RESET if coloured else text
+
+
+def describe_event(event: Event, last: Exit | None = None) -> str | None:
+    """One line for people; None where the event that follows says it all.
+
+    Args:
+        last: of the `ServiceExited` that came just before for the same service.
+    """
+    name = event.name
+    match event:
+        case ServiceStarted(_, pid):
+            return f"{name} started (pid {pid})"
+        case ServiceExited():
+            return None
+        case ServiceBackoff(_, delay, attempt, reason):
+            how = f"{name} could not start: {reason}" if last is None else f"{name}{_how(last)}"
+            return f"{how}; restart {attempt} in {_delay(delay)}"
+        case ServiceFinished():
+            return f"{name} has finished" if last is None else f"{name}{_how(last)}"
+        case ServiceFailed(_, reason):
+            return f"{name} failed: {reason}"
+        case ServiceStopping(_, restarts):
+            return f"restarting {name}" if restarts else f"stopping {name}"
+        case ServiceStopped():
+            return f"{name} stopped" if last is None else f"{name} stopped ({last.describe()})"
+        case StopHeldUp(_, processes):
+            return f"{name}: killed, still there after its grace period: {', '.join(processes)}"
+        case LogLost(_, lines, size, reason):
+            return f"{name}: {lines:,} lines ({size:,} bytes) are missing in its log: {reason}"
+
+
+def _how(exit: Exit) -> str:
+    plain = exit.status in ("ok", "nonzero_exit")
+    return f" exited with code {exit.exit_code}" if plain else f": {exit.reason or exit.describe()}"
+
+
+def _delay(seconds: float) -> str:
+    return f"{max(seconds, 0):.1f}s" if seconds < 60 else format_duration(seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How lines look.
+
+    Attributes:
+        colour: colours of ours and of the containers.
+        prefix: every line starts with its service's name.
+        timestamps: every line of output carries the time.
+    """
+
+    colour: bool = False
+    prefix: bool = True
+    timestamps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    kind: Literal["output", "event"]
+    name: str
+    text: bytes
+    time: int = 0
+
+    @property
+    def cost(self) -> int:
+        return len(self.text) + _LINE_COST
+
+
+class View:
+    """Writes lines to `fd` from a thread of its own, between entering and leaving it as a context manager.
+
+    `output`, `event` and `say` never wait. Leaving waits until all is written, which a stopped terminal can hold up:
+    KeyboardInterrupt ends that.
+
+    Args:
+        fd: a terminal, pipe or file.
+        names: of all services, for the prefixes' width and colours.
+        log_dir: where all the output is; named where lines are skipped.
+        limit: bytes that may wait.
+        on_closed: called once, by the thread, when the reader of `fd` has gone (EPIPE).
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        names: Iterable[str],
+        *,
+        log_dir: Path,
+        style: Style = Style(),
+        limit: int = LIMIT,
+        on_closed: Callable[[], None] = lambda: None,
+    ) -> None:
+        names = tuple(names)
+        self.on_closed = on_closed
+        self._fd = fd
+        self._log_dir = log_dir
+        self._style = style
+        self._limit = limit
+        self._width = max(map(len, names), default=0)
+        self._colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
+        self._exits: dict[str, Exit] = {}  # told together with the event that follows
+        self._ready = threading.Condition()
+        self._waiting: list[_Line] = []
+        self._size = 0
+        self._skipped = 0
+        self._closing = False
+        self._deaf = False  # nobody reads us any more
+        self._thread = threading.Thread(target=self._run, name="tinyvisor-view", daemon=True)
+
+    def __enter__(self) -> View:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        with self._ready:
+            self._closing = True
+            self._ready.notify()
+        self._thread.join()
+
+    def output(self, name: str, stream: str, line: bytes) -> None:
+        """A line of a service's output, without its newline."""
+        self._put(_Line("output", name, line, time.time_ns() if self._style.timestamps else 0), self._limit)
+
+    def event(self, event: Event) -> None:
+        """What happened to a service."""
+        if isinstance(event, ServiceExited):
+            self._exits[event.name] = event.exit
+            return
+        told_apart = isinstance(event, (StopHeldUp, LogLost))
+        last = None if told_apart else self._exits.pop(event.name, None)
+        text = describe_event(event, last)
+        if text is not None:
+            self.say(text, event.name)
+
+    def say(self, text: str, name: str = "") -> None:
+        """A line of our own, in the colour of service `name`."""
+        self._put(_Line("event", name, text.encode("utf-8", "replace")), 2 * self._limit)
+
+    def _put(self, line: _Line, limit: int) -> None:
+        with self._ready:
+            if self._deaf:
+                return
+            if self._size + line.cost > limit:
+                self._skipped += 1
+                self._ready.notify()
+                return
+            self._size += line.cost
+            self._waiting.append(line)
+            if len(self._waiting) == 1:
+                self._ready.notify()
+
+    # ---- the thread ----
+
+    def _run(self) -> None:
+        lost = 0
+        while (taken := self._take()) is not None:
+            batch, skipped = taken
+            text = "".join(map(self._format, batch))
+            skipped += lost
+            if skipped:
+                text += self._notice(skipped)
+            try:
+                self._write(text.encode("utf-8", "replace"))
+                lost = 0
+            except OSError as exc:
+                lost = skipped + len(batch)  # e.g. a file on a full disk: the next line tries again
+                if exc.errno in (errno.EPIPE, errno.EIO):
+                    self._go_deaf(closed=exc.errno == errno.EPIPE)
+
+    def _take(self) -> tuple[list[_Line], int] | None:
+        """What has gathered; None when all is done."""
+        with self._ready:
+            while not (self._waiting or self._skipped or self._closing):
+                self._ready.wait()
+            batch, skipped = self._waiting, self._skipped
+            self._waiting, self._size, self._skipped = [], 0, 0
+        return (batch, skipped) if batch or skipped else None
+
+    def _go_deaf(self, *, closed: bool) -> None:
+        with self._ready:
+            self._deaf = True
+            self._waiting, self._size = [], 0
+        if closed:
+            self.on_closed()
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._fd, rest) :]
+            except BlockingIOError:  # somebody who shares the terminal has made it non-blocking
+                poll = select.poll()
+                poll.register(self._fd, select.POLLOUT)
+                poll.poll()
+
+    def _format(self, line: _Line) -> str:
+        text = clean(line.text, colour=self._style.colour and line.kind == "output")
+        if line.kind == "event":
+            return self._paint(text, f"2;{self._colours[line.name]}" if line.name in self._colours else "2") + "\n"
+        if line.time:
+            text = f"{_timestamp(line.time)} {text}"
+        if self._style.prefix:
+            text = self._paint(f"{line.name:<{self._width}} |", self._colours.get(line.name, "")) + f" {text}"
+        return f"{text}\n"
+
+    def _notice(self, skipped: int) -> str:
+        text = f"[... {skipped:,} lines skipped, the terminal is slower than the output; all of it is in {self._log_dir}]"
+        return self._paint(text, "1") + "\n"
+
+    def _paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}{_RESET}" if self._style.colour and code else text
+
+
+def _timestamp(nanoseconds: int) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest // 1_000_000:03}Z"
