@@ -1,1 +1,77 @@
-"""The public API, re-exported; nothing else."""
+"""The public API, re-exported; nothing else.
+
+Names are loaded when they are first asked for: `tinyvisor --help` must not wait for an event loop to be imported.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinyvisor.errors import (
+        ConfigError,
+        ContainerError,
+        HostError,
+        InternalError,
+        LauncherDied,
+        LaunchError,
+        SpecError,
+        TinyvisorError,
+    )
+    from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
+    from tinyvisor.spec import Backoff, Blkio, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
+    from tinyvisor.state import Exit
+
+_HOME = {
+    "tinyvisor.errors": (
+        "ConfigError",
+        "ContainerError",
+        "HostError",
+        "InternalError",
+        "LaunchError",
+        "LauncherDied",
+        "SpecError",
+        "TinyvisorError",
+    ),
+    "tinyvisor.runtime": ("PIPE", "STDOUT", "Container", "Runtime", "open_runtime"),
+    "tinyvisor.spec": ("Backoff", "Blkio", "Project", "RestartPolicy", "Service", "Spec", "Tmpfs", "Ulimit", "Volume"),
+    "tinyvisor.state": ("Exit",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = (
+    "PIPE",
+    "STDOUT",
+    "Backoff",
+    "Blkio",
+    "ConfigError",
+    "Container",
+    "ContainerError",
+    "Exit",
+    "HostError",
+    "InternalError",
+    "LaunchError",
+    "LauncherDied",
+    "Project",
+    "RestartPolicy",
+    "Runtime",
+    "Service",
+    "Spec",
+    "SpecError",
+    "TinyvisorError",
+    "Tmpfs",
+    "Ulimit",
+    "Volume",
+    "open_runtime",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'tinyvisor' has no attribute '{name}'")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -394,25 +394,22 @@ def parse_env(text: str, environ: Mapping[str, str], unset: Callable[[str], None
     text = text.replace("\r\n", "\n")
     values: dict[str, str] = {}
     variables = Variables(ChainMap({}, dict(environ), values))
-    at = 0
+    at, line = 0, 1
     while at < len(text):
-        mark = Mark(text.count("\n", 0, at) + 1, 1) if at == 0 else Mark(mark.line + text.count("\n", start, at), 1)
-        start = at
-        if blank := _ENV_BLANK.match(text, at):
-            at = blank.end()
-            continue
-        match = _ENV_LINE.match(text, at)
+        match = _ENV_BLANK.match(text, at) or _ENV_LINE.match(text, at)
         if match is None:
-            raise TextError(mark, "expected NAME=VALUE, with every quote closed")
+            raise TextError(Mark(line, 1), "expected NAME=VALUE, with every quote closed")
+        if match.re is _ENV_LINE:
+            try:
+                value = _env_value(match, variables, unset)
+            except ValueError as error:
+                raise TextError(Mark(line, 1), str(error)) from None
+            if value is None:
+                value = environ.get(match["name"])
+            if value is not None:
+                values[match["name"]] = value
+        line += text.count("\n", at, match.end())
         at = match.end()
-        try:
-            value = _env_value(match, variables, unset)
-        except ValueError as error:
-            raise TextError(mark, str(error)) from None
-        if value is None:
-            value = environ.get(match["name"])
-        if value is not None:
-            values[match["name"]] = value
     return values
 
 

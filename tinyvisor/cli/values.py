@@ -6,14 +6,20 @@ Every parser raises ValueError (`SpecError` is one), which click shows as the op
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, parse_capability
 
 
-class Parsed(click.ParamType[Any, str]):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any, str]
+else:
+    _ParamType = click.ParamType  # generic from 8.4 on only
+
+
+class Parsed(_ParamType):
     """An option whose text goes through a parser."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -459,7 +460,8 @@ def _single(content: bytes | None) -> int | None:
     return int(text) if text.isdigit() and len(text) <= 20 else None
 
 
-def _keyed(content: bytes | None) -> dict[str, int]:
+@lru_cache(maxsize=256)  # "max 0", "oom_kill 0": nearly always the same few
+def _keyed(content: bytes | None) -> Mapping[str, int]:
     pairs = [line.split() for line in (content or b"").splitlines()]
     values = {pair[0].decode("latin-1"): _single(pair[1]) for pair in pairs if len(pair) == 2}
     return {key: value for key, value in values.items() if value is not None}

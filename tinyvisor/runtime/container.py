@@ -59,7 +59,8 @@ class Container:
         self._kill = kill
         self._describe = describe
         self._limits_enforced = limits_enforced
-        self._events, self.init_end = events or (None, None)
+        self._events = events[0] if events else None
+        self._init_end = events[1] if events else None
         self._gone = anyio.Event()
         self._exit: Exit | None = None
         self._error: Exception | None = None
@@ -234,8 +235,8 @@ class Container:
 
     def close_given(self) -> None:
         """The launcher has its own copies of the fds now."""
-        if self.init_end is not None:
-            self.init_end.close()
+        if self._init_end is not None:
+            self._init_end.close()
         self._streams.close_given()
 
     def close(self) -> None:

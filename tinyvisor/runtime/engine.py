@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 import os
 import socket
 from collections.abc import AsyncIterator, Iterable
@@ -33,8 +34,9 @@ from tinyvisor.runtime.unpack import unpack
 from tinyvisor.spec import Spec, check_name
 from tinyvisor.state import Exit
 
-_SHAPE_FIELDS = tuple(
-    item.name for item in fields(Spec) if item.name not in ("command", "environment", "name", "ulimits", "rootfs")
+# What a plan depends on, but for the name and the exec step; `ulimits` is a mapping and is added by its items.
+_shape_of = operator.attrgetter(
+    *(item.name for item in fields(Spec) if item.name not in ("command", "environment", "name", "ulimits"))
 )
 _PLACEHOLDER = "\udcf7"  # one byte, 0xf7, that is in no UTF-8 text and, four in a row, in no number of a plan
 _MIN_PLACEHOLDER = 4
@@ -60,8 +62,11 @@ class _Shape:
 
     def named(self, name: str) -> _Shape:
         raw, holes = name.encode(), _PLACEHOLDER.encode("utf-8", "surrogateescape") * len(name)
-        sections = (Section(part.count, part.body.replace(holes, raw)) for part in (self.init, self.workload, self.cleanup))
-        return _Shape(*sections, self.trees, self.readback)
+
+        def fill(section: Section) -> Section:
+            return Section(section.count, section.body.replace(holes, raw))
+
+        return _Shape(fill(self.init), fill(self.workload), fill(self.cleanup), self.trees, self.readback)
 
 
 @contextlib.asynccontextmanager
@@ -189,6 +194,8 @@ class Runtime:
 
     async def _prepared_view(self) -> HostView:
         """The host view's trees in the launcher's world: made once, when the first container needs them."""
+        if self._view is not None:
+            return self._view
         async with self._view_lock:
             if self._view is None:
                 view = host_view()
@@ -352,11 +359,7 @@ class Runtime:
     def _shape(self, spec: Spec, view: HostView | None, identity: Identity, terminal: tuple[int, int]) -> _Shape:
         if len(spec.name) < _MIN_PLACEHOLDER or spec.network_mode == "host":
             return self._encode(spec, self._plan(spec, view, identity, spec.name, terminal))
-        hostname = spec.hostname
-        key = (
-            len(spec.name), identity, terminal, hostname, spec.rootfs,
-            *(getattr(spec, name) for name in _SHAPE_FIELDS), *spec.ulimits.items(),
-        )  # fmt: skip
+        key = (len(spec.name), identity, terminal, _shape_of(spec), *spec.ulimits.items())
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= 256:

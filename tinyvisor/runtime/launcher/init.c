@@ -329,6 +329,7 @@ _Noreturn void init_main(struct context *context, const struct plan *plan)
 	init.orphan_grace_ms = context->orphan_grace_ms;
 	init.deadline = context->timeout_ms ? init.started + (int64_t)context->timeout_ms * 1000000 : 0;
 	keep_only(&init.event, &init.signals);
+	forget_request();
 	started.a = report->pid;
 	send_event(init.event, &started, NULL, 0, -1);
 	run(&init);

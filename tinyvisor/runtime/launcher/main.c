@@ -325,6 +325,12 @@ static void serve_request(const struct request *request, int *fds, int count)
 	}
 }
 
+/* Also whatever the last message left that was no request. */
+void forget_request(void)
+{
+	(void)madvise(buffer, MAX_REQUEST, MADV_DONTNEED); /* reads as zeros */
+}
+
 /* False at the end of the stream. */
 static bool serve(void)
 {
@@ -349,8 +355,7 @@ static bool serve(void)
 		serve_request(&request, fds, count);
 	for (int i = 0; i < count && !kept; i++)
 		close(fds[i]);
-	if (size > 0) /* what one container was given is not the next one's to inherit */
-		memset(buffer, 0, (size_t)size);
+	forget_request(); /* what one container was given is not the next one's to inherit */
 	return true;
 }
 
@@ -371,8 +376,17 @@ static void run_epilogue(void)
 		nanosleep(&pause, NULL);
 }
 
+static int64_t now_ms(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000LL + time.tv_nsec / 1000000;
+}
+
 static void serve_for_ever(void)
 {
+	int64_t retry_at = 0;
 	struct pollfd fds[3] = {{control, POLLIN, 0}, {signals, POLLIN, 0}, {supervisor, POLLIN, 0}};
 	bool ending = false;
 
@@ -381,8 +395,10 @@ static void serve_for_ever(void)
 			abort();
 		if (fds[1].revents)
 			reap_inits();
-		if (cleaning)
+		if (cleaning && now_ms() >= retry_at) { /* by time, however many requests come meanwhile */
 			retry_cleaning();
+			retry_at = now_ms() + RETRY_MS;
+		}
 		if (!ending && (fds[2].revents || (fds[0].revents && !serve()))) {
 			ending = true;
 			fds[0].fd = fds[2].fd = -1;
@@ -396,7 +412,7 @@ static int usage(void)
 {
 	fprintf(stderr, "usage: tinyvisor-launcher serve FD SUPERVISOR-PID ROOM-FOR-A-TITLE\n"
 			"       tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND...\n"
-			"       tinyvisor-launcher steps | check FD-COUNT < REQUEST\n");
+			"       tinyvisor-launcher steps | check FD-COUNT < REQUESTS\n");
 	return 125;
 }
 
@@ -409,14 +425,21 @@ static int fail(const char *what, int error)
 	return 125;
 }
 
-/* Decodes one request from stdin: for tests and fuzzers. Prints the errno and offset of the refusal, or "0". */
+/* Decodes requests from stdin, each behind its 32-bit size: for tests and fuzzers. Prints a line for each: the errno of the
+ * refusal, or 0, and how many bytes were understood. */
 static int check(int fds)
 {
-	uint32_t offset = 0;
-	size_t size = fread(buffer, 1, MAX_REQUEST, stdin);
-	int error = decode_request(buffer, (uint32_t)size, fds, &plan, &offset);
+	uint32_t size, offset = 0;
 
-	printf("%d %u\n", -error, offset);
+	while (fread(&size, sizeof size, 1, stdin) == 1) {
+		char *request = malloc(size); /* of its own, so that a sanitizer sees a read past its end */
+		if (!request || fread(request, 1, size, stdin) != size)
+			return 125;
+		int error = decode_request(request, size, fds, &plan, &offset);
+		printf("%d %u\n", -error, offset);
+		(void)fflush(stdout);
+		free(request);
+	}
 	return 0;
 }
 

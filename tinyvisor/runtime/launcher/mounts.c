@@ -137,6 +137,26 @@ static void close_parent(const struct context *context, int fd)
 		close(fd);
 }
 
+/* Opens a directory below the root; what is missing of its path is made, from the top. */
+static int open_or_make(const struct context *context, char *path)
+{
+	int fd = context->root;
+
+	for (char *name = path, *end; *name && fd >= 0; name = end) {
+		name += strspn(name, "/");
+		end = name + strcspn(name, "/");
+		const char after = *end;
+		*end = 0;
+		int next = open_in_root(context, path, O_PATH | O_DIRECTORY);
+		if (next == -ENOENT)
+			next = mkdirat(fd, name, 0755) < 0 && errno != EEXIST ? -errno : open_in_root(context, path, O_PATH | O_DIRECTORY);
+		*end = after;
+		close_parent(context, fd);
+		fd = next;
+	}
+	return fd;
+}
+
 /* Opens the directory that holds the last component of `path`, making what is missing; `name` is that component. To be
  * closed by close_parent. */
 static int open_parent(const struct context *context, const char *path, const char **name)
@@ -154,15 +174,7 @@ static int open_parent(const struct context *context, const char *path, const ch
 	memcpy(part, path, length);
 	part[length] = 0;
 	fd = open_in_root(context, part, O_PATH | O_DIRECTORY);
-	if (fd == -ENOENT) {
-		const char *last;
-		int parent = open_parent(context, part, &last);
-		if (parent < 0)
-			return parent;
-		fd = mkdirat(parent, last, 0755) < 0 && errno != EEXIST ? -errno : open_in_root(context, part, O_PATH | O_DIRECTORY);
-		close_parent(context, parent);
-	}
-	return fd;
+	return fd == -ENOENT ? open_or_make(context, part) : fd;
 }
 
 /* A place to mount on, made where it is missing; never the root itself, and never a link. */

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include "launcher.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -113,6 +114,14 @@ int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan
 	return error ? error : at == end ? 0 : -EBADMSG;
 }
 
+/* An empty message reads like the end of the stream. */
+static bool is_at_end(int socket)
+{
+	struct pollfd end = {socket, POLLRDHUP, 0};
+
+	return poll(&end, 1, 0) != 0;
+}
+
 static int take_fds(struct msghdr *message, int *fds)
 {
 	int count = 0;
@@ -170,7 +179,7 @@ ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count)
 	do
 		size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
 	while (size < 0 && errno == EINTR);
-	if (size <= 0)
+	if (size < 0 || (size == 0 && is_at_end(socket)))
 		return 0; /* a broken socket is an ended supervisor */
 	*fd_count = take_fds(&message, fds);
 	if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC))

@@ -1,0 +1,119 @@
+"""`tinyvisor config`, `schema`, `plan`: what a configuration means, without running any of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tinyvisor.cli.project import load_project, paths_argument, project_options
+from tinyvisor.errors import TinyvisorError
+from tinyvisor.spec import Project, Spec
+
+if TYPE_CHECKING:
+    from tinyvisor.runtime.cgroup import Layout
+    from tinyvisor.runtime.identity import Identity
+    from tinyvisor.runtime.plan import Plan
+    from tinyvisor.runtime.rootfs import HostView
+
+
+@click.command()
+@paths_argument
+@project_options
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def config(paths: Sequence[Path], project_name: str | None, env_file: Path | None, as_json: bool) -> None:
+    """Check a project and print it in normal form.
+
+    Variables and defaults are filled in, units are seconds and bytes. Exits with 2 and every problem as
+    file:line:column when something is wrong.
+    """
+    project = load_project(paths, project_name, env_file)
+
+    from tinyvisor.config import normalised
+
+    document = normalised(project)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.dump(document, sys.stdout)
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration files."""
+    from tinyvisor.config import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("service", required=False)
+@project_options
+def plan(path: Path, service: str | None, project_name: str | None, env_file: Path | None) -> None:
+    """Print the launch steps of every service, or of SERVICE, as they would be on this host. Runs nothing, needs no root."""
+    project = load_project((path,), project_name, env_file)
+
+    from tinyvisor.runtime.cgroup import read_layout
+    from tinyvisor.runtime.rootfs import host_view
+
+    layout, view = read_layout(), host_view()
+    for spec in _specs(project, service):
+        click.echo(f"# {spec.name}")
+        click.echo(plan_of(spec, layout, view).describe())
+
+
+def _specs(project: Project, service: str | None) -> list[Spec]:
+    if service is not None and service not in project.services:
+        raise TinyvisorError(f'there is no service "{service}"; there are {", ".join(project.services)}')
+    return [each.spec for name, each in project.services.items() if service in (None, name)]
+
+
+def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
+    """The launch steps for `spec`.
+
+    Raises:
+        HostError: this host can't enforce a limit of it.
+    """
+    from tinyvisor.runtime.cgroup import limit_writes
+    from tinyvisor.runtime.plan import Limits, plan
+
+    resolv_conf = Path("/etc/resolv.conf").read_bytes() if spec.network_mode == "host" else None
+    return plan(
+        spec,
+        limits=Limits(layout, tuple(limit_writes(spec, layout))),
+        view=view if spec.rootfs is None else None,
+        identity=_identity(spec),
+        resolv_conf=resolv_conf,
+    )
+
+
+def _identity(spec: Spec) -> Identity:
+    """As the runtime finds it. In a tarball, which is not unpacked for this, only numbers are known."""
+    from tinyvisor.runtime.identity import read_in_root, resolve
+    from tinyvisor.runtime.plan import ROOT_USER
+
+    if spec.user is None and not spec.group_add:
+        return ROOT_USER
+    contents = []
+    root = os.open(spec.rootfs or "/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        for path in ("etc/passwd", "etc/group"):
+            try:
+                contents.append(read_in_root(root, path))
+            except OSError:
+                contents.append(b"")
+    finally:
+        os.close(root)
+    return resolve(spec.user, spec.group_add, *contents)

@@ -1,0 +1,149 @@
+"""Runs one container in the foreground: stdio handed over as it is, or a terminal between ours and its; signals passed
+on; the result written. On trio."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import trio
+
+from tinyvisor.cli import terminal
+from tinyvisor.cli.failures import expected
+from tinyvisor.cli.session import heeded
+from tinyvisor.errors import TinyvisorError
+from tinyvisor.runtime import Container, open_runtime
+from tinyvisor.spec import Spec
+from tinyvisor.state import Exit
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def run_foreground(spec: Spec, *, result: Path | None = None, stop_timeout: float | None = None) -> Exit | int:
+    """Runs `spec` to its end.
+
+    Args:
+        result: gets the `Exit` as JSON, also where the start failed.
+        stop_timeout: seconds between a SIGTERM of ours and the kill; None only passes the signal on.
+
+    Returns:
+        How it ended, or 128 + the signal that we got before it had started.
+
+    Raises:
+        TinyvisorError: it could not be started, or `result` can't be written. May come in an `ExceptionGroup`.
+    """
+    if spec.tty and spec.stdin_open and not os.isatty(0):
+        raise TinyvisorError("the input device is not a TTY; leave out -t, or -i")
+    if result is not None and not os.access(result.absolute().parent, os.W_OK):
+        raise TinyvisorError(f"{result} can't be written: its directory is missing or read-only")
+    sys.stdout.flush()
+    with _reported(result):
+        foreground = _Foreground(spec, stop_timeout)
+        trio.run(foreground.run)
+        if foreground.exit is None:
+            return 128 + foreground.interrupted
+        if result is not None:
+            write_result(result, foreground.exit)
+        return foreground.exit
+
+
+def write_result(path: Path, exit: Exit) -> None:
+    """Writes JSON to `path`, whole or not at all.
+
+    Raises:
+        TinyvisorError: it can't be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(exit.to_json(), indent=2) + "\n")
+        temporary.replace(path)
+    except OSError as exc:
+        temporary.unlink(missing_ok=True)
+        raise TinyvisorError(f"{path} can't be written: {exc.strerror}") from exc
+
+
+@contextlib.contextmanager
+def _reported(result: Path | None) -> Iterator[None]:
+    """A start that fails has a result, too."""
+    try:
+        yield
+    except Exception as exc:
+        errors = expected(exc)
+        if result is not None and errors:
+            with contextlib.suppress(TinyvisorError):  # the failure itself is what there is to tell
+                write_result(result, Exit(status="sandbox_error", reason="; ".join(map(str, errors))))
+        raise
+
+
+class _Foreground:
+    """One container and the signals for it.
+
+    Attributes:
+        exit: how it ended; None where a signal came before it had started.
+        interrupted: that signal.
+    """
+
+    def __init__(self, spec: Spec, stop_timeout: float | None) -> None:
+        self.exit: Exit | None = None
+        self.interrupted = 0
+        self._spec = spec
+        self._stop_timeout = stop_timeout
+        self._container: Container | None = None
+
+    async def run(self) -> None:
+        window = (signal.SIGWINCH,) if self._spec.tty else ()
+        with trio.open_signal_receiver(*heeded(FORWARDED), *window) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._forward, signals, nursery)
+                await self._run_container()
+                nursery.cancel_scope.cancel()
+
+    async def _run_container(self) -> None:
+        spec = self._spec
+        stdin = 0 if spec.stdin_open and _is_open(0) else None
+        stdout, stderr = (fd if _is_open(fd) else None for fd in (1, 2))
+        if spec.tty:
+            stdin = stdout = stderr = None
+        async with (
+            open_runtime() as runtime,
+            runtime.start(spec, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal.size()) as container,
+        ):
+            self._container = container
+            try:
+                if spec.tty:
+                    await terminal.attach(container, interactive=spec.stdin_open)
+                await container.wait()
+            finally:
+                self.exit = container.exit
+
+    async def _forward(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
+        async for number in signals:
+            container = self._container
+            if number == signal.SIGWINCH:
+                if container is not None:
+                    container.resize(*terminal.size())
+            elif container is None:
+                self.interrupted = number
+                nursery.cancel_scope.cancel()
+            elif container.exit is not None:  # its last output is stuck in our terminal
+                nursery.cancel_scope.cancel()
+            elif number == signal.SIGTERM and self._stop_timeout is not None:
+                nursery.start_soon(self._stop, container, self._stop_timeout)
+            else:
+                await container.signal(self._spec.stop_signal if number == signal.SIGTERM else number)
+
+    async def _stop(self, container: Container, grace: float) -> None:
+        await container.stop(grace=grace)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
