@@ -20,6 +20,7 @@ import pytest
 
 SETTLE = 5.0  # seconds at most for what the kernel or another process takes away in the background
 CGROUPS = Path("/sys/fs/cgroup")
+RUN = Path("/run/tinyvisor")
 
 
 @functools.cache
@@ -66,25 +67,59 @@ def _stat(pid: int | str) -> tuple[str, int]:
     return before.partition("(")[2], int(after.split()[1])
 
 
+def _ancestors(pid: int) -> Iterator[int]:
+    """`pid` itself, its parent, and so on up."""
+    with suppress(OSError):  # one of them ended while we looked
+        while pid > 0:
+            yield pid
+            pid = _stat(pid)[1]
+
+
+def _is_ours(pid: int, family: frozenset[int]) -> bool:
+    """Whether a process named tinyvisor-* can come from this run: not if it has a living supervisor that is no kin of us.
+
+    An orphan's parent is process 1 or a subreaper, and both are our ancestors.
+    """
+    for ancestor in _ancestors(pid):
+        if not _stat(ancestor)[0].startswith("tinyvisor-"):
+            return ancestor in family or os.getpid() in _ancestors(ancestor)
+    return False
+
+
 def _processes() -> frozenset[str]:
     """Our children, and whatever is named as ours are; by number and name."""
-    found = set()
+    found, family = set(), frozenset(_ancestors(os.getpid()))
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):  # it ended while we looked
                 name, parent = _stat(entry.name)
-                if parent == os.getpid() or name.startswith("tinyvisor-"):
+                if parent == os.getpid() or (name.startswith("tinyvisor-") and _is_ours(int(entry.name), family)):
                     found.add(f"{entry.name} ({name})")
     return frozenset(found)
 
 
-def _cgroups() -> frozenset[str]:
+def _projects_in_use() -> frozenset[str]:
+    """Projects whose lock somebody holds: another run on this machine. Were it a leftover of ours, then the process that
+    holds it, or our fd, is found as such."""
+    held = {line.split()[5].rpartition(":")[2] for line in Path("/proc/locks").read_text().splitlines() if " FLOCK " in line}
+    found = set()
+    for lock in RUN.glob("*.lock"):
+        with suppress(OSError):
+            if str(lock.stat().st_ino) in held:
+                found.add(lock.stem)
+    return frozenset(found)
+
+
+def _cgroups(in_use: frozenset[str]) -> frozenset[str]:
     """Directories named tinyvisor*, and everything below them."""
     found: set[str] = set()
     for directory, children, _ in os.walk(CGROUPS):
+        name = Path(directory).name
+        if name == "tinyvisor":
+            children[:] = [child for child in children if child not in in_use]
         ours = "/tinyvisor" in directory
         found.update(f"{directory}/{child}" for child in children if ours or child.startswith("tinyvisor"))
-    return frozenset(found)
+    return frozenset(path for path in found if not (in_use and path.endswith("/tinyvisor")))
 
 
 def _mounts() -> frozenset[str]:
@@ -100,8 +135,8 @@ def _fds() -> frozenset[str]:
     return frozenset(found)
 
 
-def _run_files() -> frozenset[str]:
-    return frozenset(map(str, Path("/run/tinyvisor").rglob("*")))
+def _run_files(in_use: frozenset[str]) -> frozenset[str]:
+    return frozenset(str(path) for path in RUN.rglob("*") if path.name.removesuffix(".lock") not in in_use)
 
 
 def _temporary_files() -> frozenset[str]:
@@ -121,7 +156,8 @@ class Traces:
 
     @classmethod
     def take(cls) -> Traces:
-        return cls(_processes(), _cgroups(), _mounts(), _fds(), _run_files(), _temporary_files())
+        in_use = _projects_in_use()
+        return cls(_processes(), _cgroups(in_use), _mounts(), _fds(), _run_files(in_use), _temporary_files())
 
     def leaks(self, later: Traces) -> list[str]:
         """What is there later and was not before, a line each; for mounts, what is gone too."""

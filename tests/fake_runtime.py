@@ -61,8 +61,7 @@ class Pipe:
         self._rest = b""
 
     async def write(self, data: bytes) -> None:
-        with suppress(trio.ClosedResourceError):  # its container has just ended
-            await self._send.send(data)
+        await self._send.send(data)
 
     def close_write(self) -> None:
         self._send.close()
@@ -150,13 +149,15 @@ class FakeContainer:
 
     async def _write_script(self) -> None:
         start = trio.current_time()
-        for when, stream, data in self._script.output:
-            await trio.sleep_until(start + when)
-            await self.pipes[stream].write(data)
+        with suppress(trio.ClosedResourceError):
+            for when, stream, data in self._script.output:
+                await trio.sleep_until(start + when)
+                await self.pipes[stream].write(data)
 
     async def _write_flood(self) -> None:
-        while True:
-            await self.pipes["stdout"].write(self._script.flood)
+        with suppress(trio.ClosedResourceError):  # the container has just ended
+            while True:
+                await self.pipes["stdout"].write(self._script.flood)
 
 
 @dataclass

@@ -6,6 +6,8 @@ Source: compose-spec 05-services.md, deploy.md; OCI runtime-spec config.md for r
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import signal as signals
 from collections.abc import Iterable, Mapping
@@ -126,6 +128,8 @@ class Tmpfs:
         _absolute("tmpfs", self.target)
         _positive("tmpfs", self.size)
         _positive("tmpfs", self.inodes)
+        if not isinstance(self.mode, int) or not 0 <= self.mode <= 0o7777:
+            raise SpecError("tmpfs", "expected a mode from 0 to 0o7777")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,8 @@ class Ulimit:
     hard: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.soft, int) or not isinstance(self.hard, int):
+            raise SpecError("ulimits", "expected whole numbers")
         if self.soft < -1 or self.hard < -1:
             raise SpecError("ulimits", "expected 0 or more, or -1 for unlimited")
         if self.hard != -1 and (self.soft == -1 or self.soft > self.hard):
@@ -246,6 +252,7 @@ class Spec:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         _tuples(self, ("command", "group_add", "volumes", "tmpfs", "masked_paths", "readonly_paths"))
         for name in ("namespaces", "cpuset", "capabilities"):
             object.__setattr__(self, name, frozenset(getattr(self, name)))
@@ -264,12 +271,12 @@ class Spec:
         return replace(self, **changes)
 
     def _check_process(self) -> None:
-        if not self.command or not self.command[0]:
-            raise SpecError("command", "expected a program to run")
         for word in self.command:
             _no_nul("command", word)
+        if not self.command or not self.command[0]:
+            raise SpecError("command", "expected a program to run")
         for key, value in self.environment.items():
-            if not key or "=" in key:
+            if not isinstance(key, str) or not key or "=" in key:
                 raise SpecError("environment", f'"{key}" is not a variable\'s name')
             _no_nul("environment", key)
             _no_nul("environment", value)
@@ -278,9 +285,11 @@ class Spec:
             raise SpecError("hostname", "expected 1 to 64 letters, digits, dots, dashes or underscores")
         if self.working_dir is not None:
             _absolute("working_dir", self.working_dir)
-        for value in (self.user or "0", *self.group_add):
-            if not re.fullmatch(r"[a-zA-Z0-9_.$-]+(:[a-zA-Z0-9_.$-]+)?", value):
-                raise SpecError("user", f'"{value}" is not a user; expected uid, uid:gid, name or name:group')
+        if self.user is not None and not re.fullmatch(r"[a-zA-Z0-9_.$-]+(:[a-zA-Z0-9_.$-]+)?", self.user):
+            raise SpecError("user", f'"{self.user}" is not a user; expected uid, uid:gid, name or name:group')
+        for group in self.group_add:
+            if not isinstance(group, str) or not re.fullmatch(r"[a-zA-Z0-9_.$-]+", group):
+                raise SpecError("group_add", f'"{group}" is not a group; expected a number or a name')
         if not 1 <= self.stop_signal <= 64:
             raise SpecError("stop_signal", "expected a signal from 1 to 64")
         for name in ("stop_grace_period", "orphan_grace_period"):
@@ -295,6 +304,10 @@ class Spec:
         _positive("storage_opt.size", self.storage_size)
         _positive("storage_opt.inodes", self.storage_inodes)
         _positive("shm_size", self.shm_size)
+        for name, kind in (("volumes", Volume), ("tmpfs", Tmpfs)):
+            for item in getattr(self, name):
+                if not isinstance(item, kind):
+                    raise SpecError(name, f"expected {kind.__name__} objects, got {item!r}")
         targets = [volume.target for volume in self.volumes] + [tmpfs.target for tmpfs in self.tmpfs]
         for target in targets:
             if targets.count(target) > 1:
@@ -314,7 +327,7 @@ class Spec:
             if name not in ULIMITS:
                 raise SpecError("ulimits", f'"{name}" is not a limit; expected one of {", ".join(ULIMITS)}')
         for cpu in self.cpuset:
-            if not 0 <= cpu < 8192:
+            if not isinstance(cpu, int) or not 0 <= cpu < 8192:
                 raise SpecError("cpuset", "expected CPU numbers from 0 to 8191")
         if self.oom_score_adj is not None and not -1000 <= self.oom_score_adj <= 1000:
             raise SpecError("oom_score_adj", "expected -1000 to 1000")
@@ -322,7 +335,9 @@ class Spec:
     def _check_isolation(self) -> None:
         unknown = self.namespaces - NAMESPACES
         if unknown:
-            raise SpecError("namespaces", f'"{min(unknown)}" is not a namespace; expected {", ".join(sorted(NAMESPACES))}')
+            raise SpecError(
+                "namespaces", f'"{min(map(str, unknown))}" is not a namespace; expected {", ".join(sorted(NAMESPACES))}'
+            )
         missing = {"pid", "mount"} - self.namespaces
         if missing:
             raise SpecError("namespaces", f"{min(missing)} can't be left out: nothing could be ended for sure")
@@ -352,6 +367,9 @@ class Backoff:
     reset_after: float = 10.0
 
     def __post_init__(self) -> None:
+        for name in ("initial", "factor", "max", "jitter", "reset_after"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise SpecError(f"backoff.{name}", f"expected a number, got {getattr(self, name)!r}")
         if not 0 <= self.initial <= self.max:
             raise SpecError("backoff.initial", "expected 0 or more, and not above max")
         if not 1 <= self.factor <= 1000:
@@ -389,7 +407,7 @@ class RestartPolicy:
         if self.max_attempts is not None and self.max_attempts < 0:
             raise SpecError("restart", "expected 0 or more attempts")
         for code in self.success_exit_codes:
-            if not 0 <= code <= 255:
+            if not isinstance(code, int) or not 0 <= code <= 255:
                 raise SpecError("success_exit_codes", "expected exit codes from 0 to 255")
         if self.start_limit_burst < 0 or self.start_limit_interval < 0:
             raise SpecError("start_limit", "expected 0 or more")
@@ -428,15 +446,46 @@ class Project:
 
 def check_name(where: str, name: str) -> None:
     """Raises `SpecError` for `where` unless `name` fits `NAME`."""
-    if not NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise SpecError(where, f"{name!r} is not a name; expected 1 to 63 letters, digits, dots, dashes or underscores")
+
+
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "bool": ((bool,), "True or False"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "Path": ((str, os.PathLike), "a path"),
+    "Mapping[str, str]": ((Mapping,), "a mapping"),
+    "Mapping[str, Ulimit]": ((Mapping,), "a mapping"),
+    "frozenset[str]": ((frozenset, set, list, tuple), "a set"),
+    "frozenset[int]": ((frozenset, set, list, tuple), "a set"),
+}
+_KIND_OF: dict[type, tuple[tuple[str, tuple[type, ...], str], ...]] = {}
+
+
+def _check_kinds(value: Any) -> None:
+    """Raises `SpecError` for a field whose value is not of the annotated type; what is inside collections is not looked at."""
+    kinds = _KIND_OF.get(type(value))
+    if kinds is None:
+        found = []
+        for item in fields(value):
+            kind, _, optional = str(item.type).partition(" | ")
+            if kind in _KINDS:
+                types, words = _KINDS[kind]
+                found.append((item.name, (*types, type(None)) if optional else types, words))
+        kinds = _KIND_OF[type(value)] = tuple(found)
+    for name, types, words in kinds:
+        given = getattr(value, name)
+        if not isinstance(given, types) or ((given is True or given is False) and bool not in types):
+            raise SpecError(name, f"expected {words}, got {given!r}")
 
 
 def _tuples(spec: Spec, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(spec, name)
-        if isinstance(value, (str, bytes)):
-            raise SpecError(name, "expected a list, not one string")
+        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+            raise SpecError(name, f"expected a list, got {value!r}")
         object.__setattr__(spec, name, tuple(value))
 
 
@@ -447,10 +496,14 @@ def _absolute(where: str, path: str) -> None:
 
 
 def _no_nul(where: str, text: str) -> None:
+    if not isinstance(text, str):
+        raise SpecError(where, f"expected text, got {text!r}")
     if "\0" in text:
         raise SpecError(where, "must not contain NUL")
 
 
 def _positive(where: str, value: float) -> None:
-    if isinstance(value, bool) or not value > 0:
-        raise SpecError(where, "must be more than 0")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SpecError(where, f"expected a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise SpecError(where, "must be more than 0" if not value > 0 else "must be finite")

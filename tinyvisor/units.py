@@ -6,10 +6,11 @@ Source: compose-spec 11-extension.md "Specifying durations" and "Specifying byte
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|k|kb|kib|m|mb|mib|g|gb|gib|t|tb|tib)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|k|kb|kib|m|mb|mib|g|gb|gib|t|tb|tib)?", re.IGNORECASE | re.ASCII)
 _SHIFT = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)", re.ASCII)
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _ORDER = ("d", "h", "m", "s", "ms", "us")
 MAX_SIZE = 1 << 62
@@ -28,7 +29,9 @@ def parse_size(value: int | str) -> int:
         match = _SIZE.fullmatch(value.strip())
         if match is None:
             raise ValueError(f'"{value}" is not a size; expected a number with an optional unit b, k, m, g or t, such as 64m')
-        value = int(float(match[1]) * (1 << _SHIFT[(match[2] or "b")[0].lower()]))
+        if len(match[1]) > 100:
+            raise ValueError("that size is too large")
+        value = int(Decimal(match[1]) * (1 << _SHIFT[(match[2] or "b")[0].lower()]))
     if not 0 <= value <= MAX_SIZE:
         raise ValueError("a size must be 0 or more" if value < 0 else "that size is too large")
     return value
@@ -42,16 +45,16 @@ def parse_duration(value: float | int | str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError('expected a duration such as 90, "90s" or "1m30s"')
-    seconds = _duration_text(value) if isinstance(value, str) else float(value)
+    seconds = _duration_text(value) if isinstance(value, str) else value
     if not 0 <= seconds <= MAX_DURATION:
         raise ValueError("a duration must be 0 or more" if seconds < 0 else "that duration is too long")
-    return seconds
+    return float(seconds)
 
 
 def _duration_text(text: str) -> float:
     bad = ValueError(f'"{text}" is not a duration; expected one such as 90s, 1m30s or 500ms')
     text = text.strip()
-    if re.fullmatch(r"\d+(\.\d+)?", text):
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
         return float(text)
     parts = _DURATION.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:

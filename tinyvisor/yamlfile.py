@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import (
     AliasEvent,
     DocumentStartEvent,
@@ -72,7 +73,7 @@ class Node:
     """
 
     mark: Mark
-    value: str | None | list[Node] | dict[str, Entry]
+    value: str | list[Node] | dict[str, Entry] | None
 
     def plain(self) -> Any:
         """Nested dicts and lists of text and None."""
@@ -94,6 +95,16 @@ class Node:
             else:
                 return mark, depth
         return mark, len(path)
+
+    def at(self, path: tuple[str | int, ...]) -> Node:
+        """The node at `path`, which must exist."""
+        node = self
+        for step in path:
+            if isinstance(node.value, dict):
+                node = node.value[str(step)].node
+            elif isinstance(node.value, list):
+                node = node.value[int(step)]
+        return node
 
 
 class Entry(NamedTuple):
@@ -140,11 +151,27 @@ def parse_yaml(text: str, report: Callable[[Mark, str], None]) -> Node:
     except YAMLError as error:
         place = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         mark = Mark(place.line + 1, place.column + 1) if place else Mark(1, 1)
-        problem = " ".join(str(getattr(error, "problem", None) or "it can't be parsed").split())
-        hint = "; indent with spaces" if r"'\t'" in problem else ""
-        raise TextError(mark, f"not YAML: {problem}{hint}") from None
+        raise TextError(mark, f"not YAML: {_in_words(getattr(error, 'problem', None))}") from None
     except Exception as error:  # The parser leaks ValueError, IndexError and others on input such as "\UFFFFFFFF".
         raise TextError(Mark(1, 1), f"not YAML: {error}") from error
+
+
+_IN_WORDS = {
+    "cannot start any token": "unexpected character; indent with spaces, and quote text that starts with a special character",
+    "found '<stream end>'": "the file ends inside a list or mapping",
+    "expected <block end>": "the indentation does not fit the lines above",
+    "mapping values are not allowed here": 'unexpected ":"; quote text that has a colon and a space in it',
+    "could not find expected ':'": 'expected ":" after a key',
+    "end of stream": "a quote is not closed",
+}
+
+
+def _in_words(problem: str | None) -> str:
+    """The parser's English where it is clear, else ours."""
+    for sign, words in _IN_WORDS.items():
+        if problem and sign in problem:
+            return words
+    return " ".join(problem.split()) if problem else "it can't be parsed"
 
 
 class _Composer:
@@ -298,9 +325,7 @@ class Variables:
 class _Expansion:
     """One text being expanded: a recursive descent over ``${…}``, each character read once."""
 
-    def __init__(
-        self, text: str, values: Mapping[str, str], unset: Callable[[str], None], take: Callable[[int], None]
-    ) -> None:
+    def __init__(self, text: str, values: Mapping[str, str], unset: Callable[[str], None], take: Callable[[int], None]) -> None:
         self._text, self._values, self._unset, self._take = text, values, unset, take
         self._at = 0
 

@@ -23,6 +23,10 @@ from tinyvisor.state import Exit
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
+START_PATIENCE = 0.5
+"""Seconds that a signal waits for the start to be over: the command may run already, and we have not heard yet. Then it
+ends the start; and so it does where the command is gone and its last output is stuck in our terminal."""
+
 
 def run_foreground(spec: Spec, *, result: Path | None = None, stop_timeout: float | None = None) -> Exit | int:
     """Runs `spec` to its end.
@@ -94,6 +98,7 @@ class _Foreground:
         self._spec = spec
         self._stop_timeout = stop_timeout
         self._container: Container | None = None
+        self._started = trio.Event()
 
     async def run(self) -> None:
         window = (signal.SIGWINCH,) if self._spec.tty else ()
@@ -114,6 +119,7 @@ class _Foreground:
             runtime.start(spec, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal.size()) as container,
         ):
             self._container = container
+            self._started.set()
             try:
                 if spec.tty:
                     await terminal.attach(container, interactive=spec.stdin_open)
@@ -123,19 +129,23 @@ class _Foreground:
 
     async def _forward(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         async for number in signals:
-            container = self._container
             if number == signal.SIGWINCH:
-                if container is not None:
-                    container.resize(*terminal.size())
-            elif container is None:
+                if self._container is not None:  # else `attach` sets the size
+                    self._container.resize(*terminal.size())
+                continue
+            with trio.move_on_after(START_PATIENCE):
+                await self._started.wait()
+            if self._container is None or self._container.exit is not None:
                 self.interrupted = number
                 nursery.cancel_scope.cancel()
-            elif container.exit is not None:  # its last output is stuck in our terminal
-                nursery.cancel_scope.cancel()
-            elif number == signal.SIGTERM and self._stop_timeout is not None:
-                nursery.start_soon(self._stop, container, self._stop_timeout)
-            else:
-                await container.signal(self._spec.stop_signal if number == signal.SIGTERM else number)
+                return
+            await self._pass_on(number, self._container, nursery)
+
+    async def _pass_on(self, number: int, container: Container, nursery: trio.Nursery) -> None:
+        if number == signal.SIGTERM and self._stop_timeout is not None:
+            nursery.start_soon(self._stop, container, self._stop_timeout)
+        else:
+            await container.signal(self._spec.stop_signal if number == signal.SIGTERM else number)
 
     async def _stop(self, container: Container, grace: float) -> None:
         await container.stop(grace=grace)

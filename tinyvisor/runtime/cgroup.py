@@ -624,7 +624,8 @@ def default_lock_dir() -> Path:
 
 
 class ProjectLock:
-    """Held for as long as a run of a project lives: a context manager.
+    """Held for as long as a run of a project lives: a context manager. Entering is sync; it waits, for at most 5 s, only
+    where a `sweep` is at work on the same project.
 
     An flock belongs to the open file description, so a launcher that inherits `fd` keeps the project locked until both
     are gone, however they end. The file stays behind after a crash; a clean end unlinks it.
@@ -664,7 +665,7 @@ class ProjectLock:
         if not self.keep:
             # Closing unlocks only if nobody inherited the lock: ask, before the name is given away.
             with _stale(self.path) as stale:
-                if stale:
+                if stale is not None:
                     os.unlink(self.path)
 
 
@@ -693,14 +694,14 @@ def _lock(path: Path, *, create: bool) -> int | None:
 
 
 @contextmanager
-def _stale(path: Path) -> Iterator[bool]:
-    """Whether nobody holds the lock; for the length of the context, nobody else gets it."""
+def _stale(path: Path) -> Iterator[int | None]:
+    """The file where nobody held the lock, None where somebody does; in the context, nobody else gets it."""
     fd = _lock(path, create=False)
     if fd is None:
-        yield False
+        yield None
         return
     try:
-        yield True
+        yield fd
     finally:
         os.close(fd)
 
@@ -749,9 +750,9 @@ def sweep(layout: Layout, lock_dir: Path, *, mine: str | None = None) -> Swept:
             (removed if _remove_project(layout, project) else left).append(project)
             continue
         with _stale(path) as stale:
-            if not stale:
+            if stale is None:
                 continue
-            path.write_text(f"sweep {os.getpid()}\n")  # so that a run that starts now waits instead of giving up
+            _replace_content(stale, f"sweep {os.getpid()}\n")  # so that a run that starts now waits instead of giving up
             if _remove_project(layout, project):
                 os.unlink(path)
                 removed.append(project)
@@ -785,7 +786,8 @@ def remove_cgroup(path: str, *, seconds: float = _REMOVE_SECONDS) -> bool:
         except OSError as error:
             if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
                 return False
-            raise
+            if error.errno not in (errno.ENOENT, errno.ENODEV):  # it went away while we looked
+                raise
         if time.monotonic() >= deadline:
             return _remove_tree(path)
         time.sleep(pause)
@@ -793,7 +795,8 @@ def remove_cgroup(path: str, *, seconds: float = _REMOVE_SECONDS) -> bool:
 
 
 def kill_cgroup(path: str) -> None:
-    """SIGKILL to every process in a cgroup and below; forks that race with it may need another call."""
+    """SIGKILL to every process in a cgroup and below, where nothing may fork from now on; a fork that raced with it needs another
+    call."""
     with suppress(FileNotFoundError):  # v1, and v2 before 5.14
         return _write(f"{path}/cgroup.kill", "1")
     with suppress(FileNotFoundError):  # a fork bomb would outrun us

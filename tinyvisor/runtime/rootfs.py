@@ -118,11 +118,11 @@ def write_etc(directory: Path, *, source: Path = Path("/etc")) -> None:
     Raises:
         OSError: `directory` can't be written.
     """
-    copier = _Copier(source, directory)
+    copier = _Copier()
     for name in _expand(source):
-        copier.copy(name)
+        copier.copy(str(source), str(directory), name)
     for name, content in (("passwd", _PASSWD), ("group", _GROUP), ("nsswitch.conf", _NSSWITCH)):
-        _write(directory / name, content)
+        _write(f"{directory}/{name}", content)
     for name, target in _LINKS.items():
         os.symlink(target, directory / name)
 
@@ -136,58 +136,77 @@ def _expand(source: Path) -> Iterator[str]:
 
 
 class _Copier:
-    def __init__(self, source: Path, directory: Path) -> None:
-        self.source, self.directory, self.left = source, directory, _MAX_ENTRIES
+    """Works on strings: hundreds of certificates' links are most of the work, and every first start waits for it."""
 
-    def copy(self, name: str) -> None:
+    def __init__(self) -> None:
+        self.left = _MAX_ENTRIES
+
+    def copy(self, source: str, directory: str, name: str) -> None:
         """Copies what is called `name` below /etc; passes over what is missing or not for everybody."""
-        here, there = self.source / name, self.directory / name
+        here, there = f"{source}/{name}", f"{directory}/{name}"
         try:
-            mode = here.lstat().st_mode
+            mode = os.lstat(here).st_mode
         except OSError:
             return
-        if self.left <= 0 or os.path.lexists(there):
+        _make_directory(os.path.dirname(there))
+        self._copy(f"/etc/{name}", here, there, stat.S_IFMT(mode))
+
+    def _copy(self, path: str, here: str, there: str, kind: int) -> None:
+        """`path` is what links are relative to: where it is inside, or, in a copied tree from elsewhere, where that is."""
+        if self.left <= 0:
             return
         self.left -= 1
-        there.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-        if stat.S_ISLNK(mode):
-            self._link(name, here, there)
-        elif stat.S_ISDIR(mode):
-            self._directory(name, here, there)
-        elif stat.S_ISREG(mode):
+        if kind == stat.S_IFLNK:
+            self._link(path, here, there)
+        elif kind == stat.S_IFDIR:
+            self._directory(path, here, there)
+        elif kind == stat.S_IFREG:
             _copy_file(here, there)
 
-    def _link(self, name: str, here: Path, there: Path) -> None:
+    def _link(self, path: str, here: str, there: str) -> None:
         target = os.readlink(here)
-        absolute = _absolute(f"/etc/{name}", target)
-        if _is_below(absolute, _KEPT_LINKS):
+        absolute = _absolute(path, target)
+        if _is_below(path, _FOLLOWED):  # in a copied tree: only what stays in it, which a relative link does here, too
+            if _is_below(absolute, _FOLLOWED) and not target.startswith("/"):
+                os.symlink(target, there)
+        elif _is_below(absolute, _KEPT_LINKS):
             os.symlink(target, there)
-        elif _is_below(os.path.realpath(absolute), _FOLLOWED):
-            real = Path(os.path.realpath(absolute))
-            if real.is_dir():
-                self._directory(name, real, there)
-            else:
-                _copy_file(real, there)
+        elif _is_below(real := os.path.realpath(absolute), _FOLLOWED):
+            self._copy(real, real, there, stat.S_IFDIR if os.path.isdir(real) else stat.S_IFREG)
 
-    def _directory(self, name: str, here: Path, there: Path) -> None:
+    def _directory(self, path: str, here: str, there: str) -> None:
         try:
-            entries = sorted(os.listdir(here))
+            with os.scandir(here) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
         except OSError:
             return
-        there.mkdir(mode=0o755, exist_ok=True)
-        inner = self if here == self.source / name else _Copier(here, there)
-        inner.left = self.left
-        for entry in entries:
+        _make_directory(there)
+        for entry in found:
             # Manual pages have alternatives, too: many, and of no use here.
-            if not (name == "alternatives" and entry.endswith(".gz")):
-                inner.copy(f"{name}/{entry}" if inner is self else entry)
-        self.left = inner.left
+            if not (path == "/etc/alternatives" and entry.name.endswith(".gz")):
+                self._copy(f"{path}/{entry.name}", entry.path, f"{there}/{entry.name}", _kind(entry))
 
 
-def _copy_file(here: Path, there: Path) -> None:
+def _kind(entry: os.DirEntry[str]) -> int:
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+
+
+def _make_directory(path: str) -> None:
+    if os.path.isdir(path):
+        return
+    _make_directory(os.path.dirname(path))
+    os.mkdir(path)
+    os.chmod(path, 0o755)  # whatever the umask
+
+
+def _copy_file(here: str, there: str) -> None:
     with suppress(PermissionError, FileNotFoundError):
         fd = os.open(here, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
+        with open(fd, "rb", buffering=0) as file:
             status = os.fstat(fd)
             if not (stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH and status.st_size <= _MAX_FILE):
                 return
@@ -196,7 +215,7 @@ def _copy_file(here: Path, there: Path) -> None:
             _write(there, content)
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: str, content: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     with open(fd, "wb") as file:
         os.fchmod(fd, 0o644)  # whatever the umask

@@ -28,7 +28,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import IO, Final, cast
 
@@ -198,7 +198,9 @@ def _decompressed(file: BufferedReader) -> IO[bytes]:
         return lzma.LZMAFile(file)
     if magic.startswith(b"\x28\xb5\x2f\xfd"):
         return cast(IO[bytes], zstd.ZstdFile(file))
-    return open(os.dup(file.fileno()), "rb")
+    plain = BufferedReader(FileIO(os.dup(file.fileno())))
+    plain.seek(0)  # the offset is shared with `file`, which has read ahead
+    return plain
 
 
 class _Source:
@@ -360,17 +362,19 @@ class _Extractor:
     def _hardlink(self, path: tuple[str, ...], target: tuple[str, ...]) -> None:
         if not target or target == path:
             raise _Refused("a hard link to itself or to the root")
-        source = self._resolve(target[:-1], os.O_PATH | os.O_DIRECTORY)
+        parent = self._open_parent(path)
+        source = -1
         try:
+            source = self._resolve(target[:-1], os.O_PATH | os.O_DIRECTORY)
             if stat.S_ISDIR(os.stat(target[-1], dir_fd=source, follow_symlinks=False).st_mode):
                 raise _Refused("a hard link to a directory")
-            parent = self._open_parent(path)
             self._make_room(path[-1], parent)
             os.link(target[-1], path[-1], src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
             raise _Refused(f'its target "{_printable("/".join(target))}" is not in the tarball before it') from None
         finally:
-            os.close(source)
+            if source >= 0:
+                os.close(source)
 
     def _regular(self, path: tuple[str, ...], member: tarfile.TarInfo, meta: _Meta, source: _Source) -> None:
         self.bytes += member.size
@@ -486,6 +490,8 @@ def _write_data(fd: int, member: tarfile.TarInfo, source: _Source) -> None:
         return
     end = 0
     for offset, size in regions:
+        if not size:  # fills up the header, or says where the file ends
+            continue
         if not (end <= offset and size >= 0 and offset + size <= member.size):
             raise _Refused("its map of holes makes no sense")
         end = offset + size

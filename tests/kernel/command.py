@@ -1,0 +1,133 @@
+"""For tests of the command: runs it, alone or on a terminal, and waits for what it says."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUND = 60.0
+"""Seconds that anything may take at most; nothing waits for so long when all is well."""
+
+
+def arguments(*words: str | Path) -> list[str]:
+    return [sys.executable, "-m", "tinyvisor", *map(str, words)]
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    plain = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "COLUMNS", "LINES")}
+    return plain | {"PYTHONPATH": str(ROOT), "TERM": "xterm"} | dict(extra or {})
+
+
+def tinyvisor(
+    *words: str | Path, input: str | None = None, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end."""
+    return subprocess.run(
+        arguments(*words),
+        input=input,
+        stdin=subprocess.DEVNULL if input is None else None,
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        env=environment(env),
+        cwd=cwd,
+        check=False,
+    )
+
+
+class Running:
+    """A command that runs, on pipes or on a terminal; killed when the block is left."""
+
+    def __init__(self, words: Sequence[str | Path], *, terminal: bool = False, env: Mapping[str, str] | None = None) -> None:
+        self.text = ""
+        self._seen = 0
+        if terminal:
+            self._reader, theirs = pty.openpty()
+            self.writer = self._reader
+        else:
+            self._reader, theirs = os.pipe()
+            self.writer = -1
+        self.resize(24, 80)
+        self.process = subprocess.Popen(
+            arguments(*words),
+            stdin=theirs if terminal else subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(env),
+            start_new_session=True,
+            preexec_fn=_take_terminal if terminal else None,  # noqa: PLW1509
+        )
+        self.slave = os.dup(theirs) if terminal else -1  # keeps the terminal's settings readable
+        os.close(theirs)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(BOUND)
+        for fd in {self._reader, self.slave} - {-1}:
+            os.close(fd)
+
+    def expect(self, pattern: str) -> re.Match[str]:
+        """Reads until `pattern` comes after what was found before."""
+        deadline = time.monotonic() + BOUND
+        while (match := re.compile(pattern, re.MULTILINE).search(self.text, self._seen)) is None:
+            if not self._read(deadline):
+                raise AssertionError(f"{pattern!r} never came after:\n{self.text}")
+        self._seen = match.end()
+        return match
+
+    def send(self, text: str) -> None:
+        """Types."""
+        os.write(self.writer, text.encode())
+
+    def resize(self, rows: int, columns: int) -> None:
+        if self.writer >= 0:
+            fcntl.ioctl(self.writer, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def end(self) -> int:
+        """Reads to the end; the exit code."""
+        deadline = time.monotonic() + BOUND
+        if self.slave >= 0:
+            while self.process.poll() is None:
+                self._read(time.monotonic() + 0.05)
+                assert time.monotonic() < deadline, self.text
+            while self._read(time.monotonic()):
+                pass
+        else:
+            while self._read(deadline):
+                pass
+        return self.process.wait(BOUND)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._reader], [], [], max(0, deadline - time.monotonic()))
+        if not ready:
+            return False
+        try:
+            data = os.read(self._reader, 65536)
+        except OSError:  # EIO: nobody has the terminal any more
+            return False
+        self.text += data.decode(errors="replace")
+        return bool(data)
+
+
+def _take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

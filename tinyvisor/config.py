@@ -1,0 +1,1389 @@
+"""YAML files → `Project`: all validation, units and defaults; every problem of every file at once, with its place.
+
+Three passes: text becomes nodes and variables are replaced (`yamlfile`), pydantic models check keys and types, and builders
+make the `spec` dataclasses, whose own checks are reported at the key they came from. What fails in one pass is left out of
+the next, so that one run reports everything.
+
+Pure but for reading files. Source: compose-spec 05-services.md, deploy.md, 12-interpolation.md.
+"""
+
+from __future__ import annotations
+
+import difflib
+import graphlib
+import json
+import math
+import os
+import re
+import shlex
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
+from pydantic_core import core_schema
+
+from tinyvisor import spec as words
+from tinyvisor.errors import ConfigError, ConfigProblem, SpecError
+from tinyvisor.spec import Backoff, Blkio, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.units import parse_duration, parse_size
+from tinyvisor.yamlfile import Mark, Node, TextError, Variables, parse_env, parse_yaml, read_text
+
+Step = str | int
+Path_ = tuple[Step, ...]
+"""Keys and list indices from a file's root to a value."""
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+
+_LATER = "not supported yet"
+_UNSUPPORTED: Mapping[str, str] = {
+    "image": f'{_LATER}; use "rootfs" with a directory or a tarball',
+    "build": f'{_LATER}; build the root yourself and give it as "rootfs"',
+    "pull_policy": f'{_LATER}; there are no images, use "rootfs"',
+    "platform": f'{_LATER}; there are no images, use "rootfs"',
+    "ports": f'{_LATER}; use "network_mode: host", or "network_mode: service:NAME" to reach another service',
+    "expose": f'{_LATER}; services of one "network_mode: service:NAME" see each other\'s ports',
+    "networks": f'{_LATER}; use "network_mode" with none, host or service:NAME',
+    "links": f'{_LATER}; use "network_mode: service:NAME"',
+    "dns": f'{_LATER}; mount a resolv.conf by "volumes"',
+    "dns_search": f'{_LATER}; mount a resolv.conf by "volumes"',
+    "dns_opt": f'{_LATER}; mount a resolv.conf by "volumes"',
+    "extra_hosts": f'{_LATER}; mount a hosts file by "volumes"',
+    "domainname": f'{_LATER}; use "hostname"',
+    "mac_address": _LATER,
+    "healthcheck": _LATER,
+    "devices": _LATER,
+    "device_cgroup_rules": _LATER,
+    "gpus": _LATER,
+    "secrets": f'{_LATER}; mount a file by "volumes" with read_only',
+    "configs": f'{_LATER}; mount a file by "volumes" with read_only',
+    "volumes_from": f'{_LATER}; repeat the "volumes"',
+    "profiles": f"{_LATER}; put the service into a file of its own",
+    "scale": f"{_LATER}; write the service once per copy",
+    "replicas": f"{_LATER}; write the service once per copy",
+    "extends": f'{_LATER}; use a YAML anchor and "<<"',
+    "include": f"{_LATER}; give several files or a directory",
+    "develop": _LATER,
+    "post_start": _LATER,
+    "pre_stop": _LATER,
+    "sysctls": _LATER,
+    "pid": f'{_LATER}; every container has its own, see "namespaces"',
+    "ipc": f'{_LATER}; every container has its own, see "namespaces"',
+    "uts": f'{_LATER}; every container has its own, see "namespaces"',
+    "cgroup": f'{_LATER}; every container has its own, see "namespaces"',
+    "cgroup_parent": _LATER,
+    "userns_mode": f'{_LATER}; see "namespaces"',
+    "runtime": "not supported: tinyvisor is the runtime",
+    "privileged": 'not supported: it would not isolate; name what is needed in "cap_add"',
+    "container_name": "not supported: the service's name is the container's name",
+    "cpu_count": 'not supported; use "cpus"',
+    "cpu_percent": 'not supported; use "cpus"',
+    "cpu_period": 'not supported; use "cpus"',
+    "cpu_quota": 'not supported; use "cpus"',
+    "cpu_shares": f'{_LATER}; use "cpus"',
+    "cpu_rt_runtime": _LATER,
+    "cpu_rt_period": _LATER,
+    "mem_reservation": f'{_LATER}; use "mem_limit"',
+    "mem_swappiness": "not supported: containers never swap",
+    "oom_kill_disable": 'not supported; use "oom_score_adj"',
+    "isolation": "not supported: it is for Windows",
+    "credential_spec": "not supported: it is for Windows",
+    "external_links": _LATER,
+    "attach": _LATER,
+    "provider": _LATER,
+    "models": _LATER,
+    "reservations": f'{_LATER}; use "limits"',
+    "placement": "not supported: there is one host",
+    "endpoint_mode": _LATER,
+    "update_config": _LATER,
+    "rollback_config": _LATER,
+    "weight_device": _LATER,
+    "bind": _LATER,
+    "masked_paths": "can't be set in a file",
+    "readonly_paths": "can't be set in a file",
+}
+"""Keys of compose that are not here, and the nearest thing to do."""
+
+
+# --- Scalars: every one arrives as text (or None), its field says what it means. ---
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..."'
+    if value is None:
+        return "nothing"
+    return "a list" if isinstance(value, (list, tuple)) else "keys and values" if isinstance(value, dict) else f'"{value}"'
+
+
+def _near(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean "x"?)`` where there is a near word, else ``""``."""
+    spellings = {item.lower(): item for item in known}
+    matches = difflib.get_close_matches(word[:64].lower(), spellings, n=1, cutoff=0.65)
+    return f' (did you mean "{spellings[matches[0]]}"?)' if matches else ""
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, got {_shown(value)}")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"[-+]?[0-9]{1,30}", text):
+            return int(text)
+        if re.fullmatch(r"0x[0-9a-fA-F]{1,30}|0o[0-7]{1,30}", text):
+            return int(text, 0)
+    raise ValueError(f"expected a whole number, got {_shown(value)}")
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, str) and re.fullmatch(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", value.strip()):
+        number = float(value)
+        if math.isfinite(number):
+            return number
+    raise ValueError(f"expected a number, got {_shown(value)}")
+
+
+_TRUE, _FALSE = ("true", "yes", "on", "y"), ("false", "no", "off", "n")  # compose-go interpolation: toBoolean
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, str) and value.strip().lower() in _TRUE + _FALSE:
+        return value.strip().lower() in _TRUE
+    raise ValueError(f"expected true or false, got {_shown(value)}")
+
+
+def _size(value: Any) -> int:
+    try:
+        number: int | str = _whole(value)
+    except ValueError:
+        if not isinstance(value, str):
+            raise ValueError(f"expected a size such as 64m, got {_shown(value)}") from None
+        number = value
+    return parse_size(number)
+
+
+def _duration(value: Any) -> float:
+    try:
+        number: float | str = _real(value)
+    except ValueError:
+        if not isinstance(value, str):
+            raise ValueError(f"expected a duration such as 1m30s, got {_shown(value)}") from None
+        number = value
+    return parse_duration(number)
+
+
+def _octal(value: Any, highest: int, example: str) -> int:
+    text = value.strip() if isinstance(value, str) else ""
+    if not re.fullmatch(r"(0o)?[0-7]{1,8}", text) or int(text, 8) > highest:
+        raise ValueError(f"expected an octal number up to {highest:o} such as {example}, got {_shown(value)}")
+    return int(text, 8)
+
+
+def _signal(value: Any) -> int:
+    return words.parse_signal(_text(value))
+
+
+def _capability(value: Any) -> str:
+    try:
+        return words.parse_capability(_text(value))
+    except ValueError as error:
+        name = str(value).upper().removeprefix("CAP_")
+        raise ValueError(f"{error}{_near(name, words.CAPABILITIES)}") from None
+
+
+def _choice(*choices: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value in choices:
+            return str(value)
+        near = _near(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"expected {_either(choices)}, got {_shown(value)}{near}")
+
+    return check
+
+
+def _either(choices: Sequence[str]) -> str:
+    return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
+
+
+def parse_cpuset(value: str) -> frozenset[int]:
+    """CPU numbers from ``"0-2,4"``.
+
+    Raises:
+        ValueError: not such a list.
+    """
+    cpus: set[int] = set()
+    for part in value.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
+        if match is None or int(match[2] or match[1]) < int(match[1]):
+            raise ValueError(f'expected CPU numbers such as "0-2,4", got {_shown(value)}')
+        cpus.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(cpus)
+
+
+def _restart(value: Any) -> tuple[str, int | None]:
+    text = _text(value)
+    condition, colon, attempts = ("no", "", "") if text == "false" else text.partition(":")
+    known = ("no", "always", "on-failure", "unless-stopped")
+    if condition not in known or (colon and (condition != "on-failure" or not re.fullmatch(r"[0-9]{1,9}", attempts))):
+        raise ValueError(f"expected no, always, on-failure[:N] or unless-stopped, got {_shown(value)}{_near(condition, known)}")
+    return condition, int(attempts) if colon else None
+
+
+def _init(value: Any) -> bool:
+    if not _flag(value):
+        raise ValueError("can't be turned off: every container has an init that reaps and forwards signals")
+    return True
+
+
+def _driver(value: Any) -> str:
+    if value != "file":
+        raise ValueError(f'{_shown(value)} is not supported; expected "file"')
+    return "file"
+
+
+def _security(value: Any) -> bool:
+    text = _text(value).replace("=", ":", 1)
+    if text in ("no-new-privileges", "no-new-privileges:true"):
+        return True
+    if text == "no-new-privileges:false":
+        return False
+    raise ValueError(f"{_shown(value)} is {_LATER}; expected no-new-privileges:true or no-new-privileges:false")
+
+
+_STRING: dict[str, Any] = {"type": "string"}
+Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": ["string", "number", "boolean"]})]
+Whole = Annotated[int, PlainValidator(_whole), WithJsonSchema({"type": ["integer", "string"]})]
+Real = Annotated[float, PlainValidator(_real), WithJsonSchema({"type": ["number", "string"]})]
+Flag = Annotated[bool, PlainValidator(_flag), WithJsonSchema({"type": ["boolean", "string"]})]
+Size = Annotated[int, PlainValidator(_size), WithJsonSchema({"type": ["integer", "string"], "examples": ["64m"]})]
+Duration = Annotated[float, PlainValidator(_duration), WithJsonSchema({"type": ["number", "string"], "examples": ["1m30s"]})]
+Umask = Annotated[
+    int, PlainValidator(lambda value: _octal(value, 0o777, "0022")), WithJsonSchema({"type": ["integer", "string"]})
+]
+Mode = Annotated[
+    int, PlainValidator(lambda value: _octal(value, 0o7777, "1777")), WithJsonSchema({"type": ["integer", "string"]})
+]
+Signal = Annotated[int, PlainValidator(_signal), WithJsonSchema({"type": ["integer", "string"]})]
+Capability = Annotated[str, PlainValidator(_capability), WithJsonSchema(_STRING)]
+Cpuset = Annotated[
+    frozenset[int], PlainValidator(lambda value: parse_cpuset(_text(value))), WithJsonSchema({"type": ["integer", "string"]})
+]
+
+
+# --- Forms: a field that may be written shorter is made long first. ---
+
+
+@dataclass(frozen=True, eq=False)
+class Short:
+    """`expand` makes a field's short form long; `schema` describes the short form."""
+
+    expand: Callable[[Any], Any]
+    schema: dict[str, Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self.expand, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"anyOf": [self.schema, handler(schema)]}
+
+
+_STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
+
+
+def _split(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return shlex.split(value)
+    except ValueError:
+        raise ValueError(f"a quote or backslash is not finished in {_shown(value)}") from None
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _pairs(value: Any) -> Any:
+    """``["A=1", "B"]`` → ``{"A": "1", "B": None}``."""
+    if not isinstance(value, list):
+        return value
+    items = [_text(item).partition("=") for item in value]
+    return {name: text if equals else None for name, equals, text in items}
+
+
+def _dependencies(value: Any) -> Any:
+    return {_text(name): {} for name in value} if isinstance(value, list) else value
+
+
+def _env_files(value: Any) -> Any:
+    return [{"path": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+
+def _pair(value: Any) -> Any:
+    return {"soft": value, "hard": value} if isinstance(value, str) else value
+
+
+def _volume_form(value: Any) -> Any:
+    return _split_volume(value) if isinstance(value, str) else value
+
+
+def _split_volume(text: str) -> dict[str, str]:
+    parts = text.split(":")
+    if len(parts) == 1:
+        raise ValueError(f'"{text}" has no source; expected SOURCE:TARGET[:ro], or use "tmpfs" for space of its own')
+    if len(parts) > 3 or not all(parts):
+        raise ValueError(f'"{text}" is not a volume; expected SOURCE:TARGET[:ro]')
+    if len(parts) == 3 and parts[2] not in ("ro", "rw"):
+        raise ValueError(f'"{text}": the option "{parts[2]}" is not supported; expected ro or rw')
+    return {"type": "bind", "source": parts[0], "target": parts[1], "read_only": str(parts[2:] == ["ro"]).lower()}
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"patternProperties": {"^x-": {}}})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sort_keys(cls, data: Any) -> Any:
+        """Drops x- keys and keys without a value; an unknown key's value becomes the text that says so."""
+        if not isinstance(data, dict):
+            raise ValueError(f"expected keys and values, got {_shown(data)}")
+        known = {item.alias or name for name, item in cls.model_fields.items()}
+        return {
+            key: value if key in known else _unknown(key, known)
+            for key, value in data.items()
+            if not key.startswith("x-") and not (value is None and key in known)
+        }
+
+
+def _unknown(key: str, known: Iterable[str]) -> str:
+    return _UNSUPPORTED.get(key) or f"there is no such key{_near(key, known)}"
+
+
+class _EnvFile(_Model):
+    path: Text
+    required: Flag = True
+
+
+class _TmpfsOptions(_Model):
+    size: Size | None = None
+    mode: Mode | None = None
+    inodes: Whole | None = None
+    executable: Flag | None = None
+
+
+class _Volume(_Model):
+    type: Annotated[str, PlainValidator(_choice("bind", "tmpfs")), WithJsonSchema({"enum": ["bind", "tmpfs"]})] = "bind"
+    source: Text | None = None
+    target: Text
+    read_only: Flag = False
+    tmpfs: _TmpfsOptions | None = None
+
+
+class _Ulimit(_Model):
+    soft: Whole
+    hard: Whole
+
+
+class _Rate(_Model):
+    path: Text
+    rate: Size
+
+
+class _Blkio(_Model):
+    weight: Whole | None = None
+    device_read_bps: tuple[_Rate, ...] = ()
+    device_write_bps: tuple[_Rate, ...] = ()
+    device_read_iops: tuple[_Rate, ...] = ()
+    device_write_iops: tuple[_Rate, ...] = ()
+
+
+class _Storage(_Model):
+    size: Size | None = None
+    inodes: Whole | None = None
+
+
+def _started(value: Any) -> str:
+    if value in ("service_healthy", "service_completed_successfully"):
+        raise ValueError(f'"{value}" is {_LATER}; expected service_started')
+    return _choice("service_started")(value)
+
+
+def _never(value: Any) -> bool:
+    if _flag(value):
+        raise ValueError(_LATER)
+    return False
+
+
+def _always(value: Any) -> bool:
+    if not _flag(value):
+        raise ValueError(f"false is {_LATER}")
+    return True
+
+
+class _Dependency(_Model):
+    condition: Annotated[str, PlainValidator(_started), WithJsonSchema({"const": "service_started"})] = "service_started"
+    restart: Annotated[bool, PlainValidator(_never), WithJsonSchema({"const": False})] = False
+    required: Annotated[bool, PlainValidator(_always), WithJsonSchema({"const": True})] = True
+
+
+class _LogOptions(_Model):
+    max_size: Size | None = Field(None, alias="max-size")
+    max_file: Whole | None = Field(None, alias="max-file")
+
+
+class _Logging(_Model):
+    driver: Annotated[str, PlainValidator(_driver), WithJsonSchema({"const": "file"})] = "file"
+    options: _LogOptions | None = None
+
+
+class _Backoff(_Model):
+    initial: Duration | None = None
+    factor: Real | None = None
+    max: Duration | None = None
+    jitter: Real | None = None
+    reset_after: Duration | None = None
+
+
+class _StartLimit(_Model):
+    burst: Whole | None = None
+    interval: Duration | None = None
+
+
+_CONDITIONS = {"none": "no", "on-failure": "on-failure", "any": "always"}
+
+
+class _DeployRestart(_Model):
+    condition: Annotated[str, PlainValidator(_choice(*_CONDITIONS)), WithJsonSchema({"enum": list(_CONDITIONS)})] = "any"
+    delay: Duration | None = None
+    max_attempts: Whole | None = None
+    window: Duration | None = None
+
+
+class _DeployLimits(_Model):
+    cpus: Real | None = None
+    memory: Size | None = None
+    pids: Whole | None = None
+
+
+class _Resources(_Model):
+    limits: _DeployLimits | None = None
+
+
+class _Deploy(_Model):
+    restart_policy: _DeployRestart | None = None
+    resources: _Resources | None = None
+    labels: Annotated[Any, WithJsonSchema({})] = None
+
+
+_Words = Annotated[tuple[Text, ...], Short(_split, _STRING)]
+_List = Annotated[tuple[Text, ...], Short(_listed, _STRING)]
+
+
+class _Service(_Model):
+    """One service: a container and when to start it."""
+
+    command: _Words | None = Field(None, description="program and arguments; text is split as shell words")
+    entrypoint: _Words | None = Field(None, description="put before command")
+    environment: Annotated[dict[str, Text | None], Short(_pairs, _STRINGS)] | None = None
+    env_file: (
+        Annotated[tuple[_EnvFile, ...], Short(lambda value: _env_files(_listed(value)), {"anyOf": [_STRING, _STRINGS]})] | None
+    ) = None
+    working_dir: Text | None = None
+    user: Text | None = Field(None, description="uid, uid:gid, name or name:group")
+    group_add: tuple[Text, ...] | None = None
+    hostname: Text | None = None
+    rootfs: Text | None = Field(None, description="a directory or tarball, relative to this file; default: the host view")
+    root_method: (
+        Annotated[str, PlainValidator(_choice("pivot", "chroot")), WithJsonSchema({"enum": ["pivot", "chroot"]})] | None
+    ) = None
+    read_only: Flag | None = Field(None, description="no writable layer")
+    storage_opt: _Storage | None = Field(None, description="bounds of the writable layer")
+    volumes: tuple[Annotated[_Volume, Short(_volume_form, _STRING)] | None, ...] | None = None
+    tmpfs: _List | None = Field(None, description="PATH[:size=64m,mode=1777,nr_inodes=65536,noexec]")
+    namespaces: tuple[Text, ...] | None = None
+    network_mode: Text | None = Field(None, description="none, host or service:NAME")
+    pids_limit: Whole | None = Field(None, description="processes and threads at most; -1 is unlimited")
+    mem_limit: Size | None = None
+    memswap_limit: Size | None = Field(None, description="must equal mem_limit: containers never get swap")
+    cpus: Real | None = None
+    cpuset: Cpuset | None = None
+    blkio_config: _Blkio | None = None
+    ulimits: dict[str, Annotated[_Ulimit, Short(_pair, {"type": ["integer", "string"]})]] | None = None
+    shm_size: Size | None = None
+    cap_add: tuple[Capability, ...] | None = None
+    cap_drop: tuple[Capability, ...] | None = None
+    security_opt: tuple[Annotated[bool, PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = None
+    umask: Umask | None = Field(None, description="octal")
+    oom_score_adj: Whole | None = None
+    stop_signal: Signal | None = None
+    stop_grace_period: Duration | None = None
+    orphan_grace_period: Duration | None = Field(None, description="what other processes get once the command has ended")
+    signal_group: Flag | None = Field(None, description="signals go to the command's process group")
+    init: Annotated[bool, PlainValidator(_init), WithJsonSchema({"const": True})] | None = None
+    tty: Flag | None = None
+    stdin_open: Flag | None = None
+    timeout: Duration | None = Field(None, description="wall time after which everything is killed")
+    restart: (
+        Annotated[tuple[str, int | None], PlainValidator(_restart), WithJsonSchema({"type": ["string", "boolean"]})] | None
+    ) = Field(None, description="no, always, on-failure[:N] or unless-stopped")
+    backoff: _Backoff | None = Field(None, description="delay between restarts")
+    start_limit: _StartLimit | None = Field(None, description="more starts than burst within interval: failed")
+    success_exit_codes: Annotated[tuple[Whole, ...], Short(_listed, {"type": "integer"})] | None = None
+    deploy: _Deploy | None = None
+    depends_on: Annotated[dict[str, _Dependency], Short(_dependencies, _STRINGS)] | None = None
+    logging: _Logging | None = None
+    labels: Annotated[Any, WithJsonSchema({})] = None
+    annotations: Annotated[Any, WithJsonSchema({})] = None
+
+
+class _ServiceFile(_Service):
+    """A file that is one service."""
+
+    name: Text | None = Field(None, description="default: the file's name")
+
+
+class _ServicesFile(_Model):
+    """A file with a map of services, as compose has it."""
+
+    services: dict[str, _Service]
+    name: Text | None = Field(None, description="the project's name")
+    version: Annotated[Any, WithJsonSchema({})] = None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a configuration file, for editors."""
+    adapter: TypeAdapter[Any] = TypeAdapter(_ServicesFile | _ServiceFile)
+    schema = adapter.json_schema()
+    title = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "tinyvisor configuration"}
+    return cast(dict[str, Any], json.loads(json.dumps(title | schema)))
+
+
+# --- What the command line shares. ---
+
+
+def parse_volume(text: str, base_dir: Path) -> Volume:
+    """A volume from ``"SOURCE:TARGET[:ro|rw]"``; a relative SOURCE is relative to `base_dir`.
+
+    Raises:
+        ValueError: not such a text, a named volume, or there is no SOURCE.
+    """
+    with _as_text():
+        return _build_volume(_Volume.model_validate(_split_volume(text)), base_dir)
+    raise AssertionError
+
+
+def parse_tmpfs(text: str) -> Tmpfs:
+    """A tmpfs from ``"/x:size=1m,mode=1777,nr_inodes=1000,noexec"``.
+
+    Raises:
+        ValueError: not such a text.
+    """
+    target, _, options = text.partition(":")
+    found: dict[str, Any] = {}
+    for option in filter(None, options.split(",")):
+        name, equals, value = option.partition("=")
+        try:
+            if name == "size" and equals:
+                found["size"] = _size(value)
+            elif name == "mode" and equals:
+                found["mode"] = _octal(value, 0o7777, "1777")
+            elif name in ("inodes", "nr_inodes") and equals:
+                found["inodes"] = _whole(value)
+            elif name in ("exec", "noexec") and not equals:
+                found["executable"] = name == "exec"
+            elif name not in ("rw", "nosuid", "nodev") or equals:
+                known = ("size", "mode", "inodes", "nr_inodes", "exec", "noexec")
+                raise ValueError(f"not supported; expected size=, mode=, nr_inodes=, exec or noexec{_near(name, known)}")
+        except ValueError as error:
+            raise ValueError(f'"{option}": {error}') from None
+    with _as_text():
+        return Tmpfs(target, **found)
+    raise AssertionError
+
+
+def parse_ulimit(text: str) -> tuple[str, Ulimit]:
+    """A limit's name and values from ``"nofile=1024:2048"`` or ``"nofile=1024"``; -1 is unlimited.
+
+    Raises:
+        ValueError: not such a text.
+    """
+    name, equals, value = text.partition("=")
+    soft, _, hard = value.partition(":")
+    if not equals:
+        raise ValueError(f"expected NAME=SOFT[:HARD] such as nofile=1024:2048, got {_shown(text)}")
+    _check_ulimit(name)
+    with _as_text():
+        return name, Ulimit(_whole(soft), _whole(hard or soft))
+    raise AssertionError
+
+
+def parse_capabilities(add: Iterable[str], drop: Iterable[str] = ()) -> frozenset[str]:
+    """The capabilities kept: `add` without `drop`. ``ALL`` works in both; with ``drop: ALL`` those named in `add` stay.
+
+    Raises:
+        ValueError: no such capability.
+    """
+    added, dropped = set(map(_capability, add)), set(map(_capability, drop))
+    if "ALL" in dropped:
+        return frozenset(added - {"ALL"} - dropped)
+    return frozenset((set(words.CAPABILITIES) if "ALL" in added else added) - dropped)
+
+
+def read_env_file(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """An env file's variables. `environ` serves ``${…}`` in values, and names that stand without a value.
+
+    Raises:
+        ValueError: the file can't be read or has a bad line; one line of text that names the file.
+    """
+    try:
+        return parse_env(read_text(path), environ or {})
+    except TextError as error:
+        raise ValueError(f"{path}:{error.mark.line}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {_os_text(error)}") from None
+
+
+def _os_text(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+@contextmanager
+def _as_text() -> Iterator[None]:
+    """Raises a `SpecError` again as a plain ValueError without the field."""
+    try:
+        yield
+    except SpecError as error:
+        raise ValueError(error.problem) from None
+
+
+def _check_ulimit(name: str) -> None:
+    if name not in words.ULIMITS:
+        raise ValueError(f"there is no such limit{_near(name, words.ULIMITS)}; expected one of {', '.join(words.ULIMITS)}")
+
+
+def _build_volume(model: _Volume, base_dir: Path) -> Volume:
+    source = model.source
+    if not source:
+        raise ValueError('"source" is required for a bind mount')
+    if model.tmpfs is not None:
+        raise ValueError('"tmpfs" needs "type: tmpfs"')
+    if not source.startswith(("/", "./", "../", "~")) and source not in (".", ".."):
+        raise ValueError(f'named volumes are {_LATER}; write "./{source}" for a path next to the file')
+    path = _resolve(source, base_dir)
+    if not os.path.exists(path):
+        raise ValueError(f'there is no "{path}"')
+    return Volume(path, model.target, model.read_only)
+
+
+def _build_tmpfs(model: _Volume) -> Tmpfs:
+    if model.source is not None or model.read_only:
+        raise ValueError('a tmpfs has neither "source" nor "read_only"')
+    return Tmpfs(model.target, **(model.tmpfs.model_dump(exclude_none=True) if model.tmpfs else {}))
+
+
+def _resolve(path: str, base_dir: Path) -> Path:
+    if "\0" in path:
+        raise ValueError("must not contain NUL")
+    return Path(os.path.abspath(os.path.join(base_dir, os.path.expanduser(path))))
+
+
+def _build_rootfs(text: str, base_dir: Path) -> Path:
+    path = _resolve(text, base_dir)
+    if not os.path.exists(path):
+        raise ValueError(f'there is no "{path}"')
+    if not os.path.isdir(path) and not (os.path.isfile(path) and path.name.endswith(ARCHIVES)):
+        raise ValueError(f'"{path}" is neither a directory nor a tarball ({", ".join(ARCHIVES)})')
+    return path
+
+
+# --- Files. ---
+
+
+@dataclass(slots=True)
+class _File:
+    """One configuration file while it is read.
+
+    Attributes:
+        path: as the user named it.
+        environ: the environment with `.env` below it.
+        problems: of the whole load, this file's among them.
+    """
+
+    path: Path
+    environ: Mapping[str, str]
+    problems: list[ConfigProblem]
+    warn: Callable[[str], None]
+    root: Node = field(default_factory=lambda: Node(Mark(1, 1), None))
+
+    @property
+    def base_dir(self) -> Path:
+        return Path(os.path.abspath(self.path)).parent
+
+    def report(self, mark: Mark, key: str, problem: str) -> None:
+        self.problems.append(ConfigProblem(self.path, mark.line, mark.column, _one_line(key), _one_line(problem)))
+
+    def report_at(self, path: Path_, problem: str) -> None:
+        """Reports at the key at `path`, or at the nearest one above it that is in the file."""
+        mark, depth = self.root.find(path)
+        missing = path[depth : depth + 1]
+        if missing and not (isinstance(missing[0], str) and isinstance(self.root.at(path[:depth]).value, dict)):
+            missing = ()
+        self.report(mark, _dotted(path[:depth] + missing), problem)
+
+    def has(self, path: Path_) -> bool:
+        return self.root.find(path)[1] == len(path)
+
+    def place(self, path: Path_) -> str:
+        return f"{self.path}:{self.root.find(path)[0].line}"
+
+
+def _dotted(path: Path_) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def _one_line(text: str) -> str:
+    """`text` with everything escaped that is not printable, so that no file can move the terminal's cursor."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in text)
+
+
+def _interpolate(file: _File, node: Node, path: Path_, mark: Mark, variables: Variables) -> Node:
+    """`node` with variables replaced in values; keys, and what is below x- keys, stay."""
+    if isinstance(node.value, dict):
+        entries = {}
+        for key, entry in node.value.items():
+            if not key.startswith("x-") or path[-1:] == ("environment",):
+                entry = entry._replace(node=_interpolate(file, entry.node, (*path, key), entry.mark, variables))
+            entries[key] = entry
+        return Node(node.mark, entries)
+    if isinstance(node.value, list):
+        return Node(node.mark, [_interpolate(file, item, (*path, i), item.mark, variables) for i, item in enumerate(node.value)])
+    if node.value is None:
+        return node
+    where = f"{file.path}:{mark.line}:{mark.column}: {_one_line(_dotted(path))}"
+    try:
+        text = variables.expand(
+            node.value, lambda name: file.warn(f'{where}: the variable "{name}" is not set; it is replaced by nothing')
+        )
+    except ValueError as error:
+        file.report(mark, _dotted(path), str(error))
+        text = ""
+    return Node(node.mark, text)
+
+
+def _read(file: _File) -> bool:
+    """Fills `file.root`; False (and a problem) where the file can't be used."""
+    try:
+        file.root = parse_yaml(read_text(file.path), lambda mark, problem: file.report(mark, "", problem))
+    except TextError as error:
+        file.report(error.mark, "", str(error))
+        return False
+    except (OSError, ValueError) as error:
+        file.report(Mark(1, 1), "", f"can't be read: {_os_text(error)}")
+        return False
+    if not isinstance(file.root.value, dict):
+        found = "the file is empty" if file.root.value is None else f"found {_shown(file.root.plain())}"
+        file.report(file.root.mark, "", f'expected a service\'s keys, or "services:" with several services; {found}')
+        return False
+    file.root = _interpolate(file, file.root, (), file.root.mark, Variables(file.environ))
+    return True
+
+
+# --- Services. ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A service in its file; `service` is None where it could not be built."""
+
+    file: _File
+    path: Path_
+    name: str
+    model: _Service
+    service: Service | None
+
+
+def _validate(file: _File, path: Path_, data: Any, model: type[_Model]) -> tuple[Any, frozenset[Step]]:
+    """The model of `data` without what is wrong, and the top keys where that was; None where nothing of it can be used."""
+    bad: set[Step] = set()
+    first = True
+    while True:
+        try:
+            return model.model_validate(data), frozenset(bad)
+        except ValidationError as error:
+            items = error.errors(include_url=False)
+        for item in items:
+            if first:
+                file.report_at(path + tuple(item["loc"]), _problem(cast(dict[str, Any], item)))
+            bad.update(item["loc"][:1])
+        if not sum(_prune(data, tuple(item["loc"])) for item in items):
+            return None, frozenset()
+        first = False
+
+
+def _prune(data: Any, path: Path_) -> bool:
+    """Takes what is at `path` out of `data`: a volume, or else the last key before a list; False where it is not there."""
+    last: tuple[dict[Step, Any], Step] | None = None
+    for depth, step in enumerate(path):
+        if isinstance(data, list) and last is not None and last[1] == "volumes" and isinstance(step, int):
+            data[step] = None
+            return True
+        if not isinstance(data, dict):
+            break
+        if step not in data:
+            if depth < len(path) - 1:
+                return False  # gone before
+            break
+        last, data = (data, step), data[step]
+    if last is not None:
+        last[0].pop(last[1])
+    return last is not None
+
+
+def _problem(error: dict[str, Any]) -> str:
+    """A pydantic error in our words."""
+    match error["type"]:
+        case "extra_forbidden":
+            return str(error["input"])
+        case "value_error":
+            reason = error["ctx"]["error"]
+            return reason.problem if isinstance(reason, SpecError) else str(reason)
+        case "missing":
+            return "is required"
+        case "tuple_type":
+            return f"expected a list, got {_shown(error['input'])}"
+        case "dict_type":
+            return f"expected keys and values, got {_shown(error['input'])}"
+        case _:
+            return str(error["msg"])
+
+
+_PASSED_ON = (
+    "working_dir", "user", "group_add", "hostname", "root_method", "read_only", "namespaces", "network_mode", "cpuset",
+    "shm_size", "umask", "oom_score_adj", "stop_signal", "stop_grace_period", "orphan_grace_period", "signal_group", "tty",
+    "stdin_open", "timeout",
+)  # fmt: skip
+"""Keys whose checked value is the `Spec` field of the same name."""
+
+_FIELDS = {"storage_opt.size": "storage_size", "storage_opt.inodes": "storage_inodes", "cap_add": "capabilities"}
+"""`SpecError.field` → `Spec` field, where they differ."""
+
+_ELSEWHERE: Mapping[str, Path_] = {
+    "volumes": ("tmpfs",),
+    "cpus": ("deploy", "resources", "limits", "cpus"),
+    "mem_limit": ("deploy", "resources", "limits", "memory"),
+    "pids_limit": ("deploy", "resources", "limits", "pids"),
+    "restart": ("deploy", "restart_policy", "max_attempts"),
+    "backoff.initial": ("deploy", "restart_policy", "delay"),
+    "backoff.reset_after": ("deploy", "restart_policy", "window"),
+}
+"""Where else a field's value can have come from."""
+
+
+class _Builder:
+    """Makes a `Service` of a model; what is wrong is reported and left at its default."""
+
+    def __init__(self, file: _File, path: Path_, model: _Service, name: str, bad: frozenset[Step]) -> None:
+        self._file, self._path, self._model, self._name, self._bad = file, path, model, name, bad
+        self._before = len(file.problems)
+
+    def service(self) -> Service | None:
+        spec = self._checked(Spec, self._spec_fields())
+        model = self._model
+        logs = self._logs()
+        restart = self._restart()
+        if spec is None or restart is None or len(self._file.problems) > self._before:
+            return None
+        needs = set(model.depends_on or ())
+        if spec.network_mode.startswith("service:"):
+            needs.add(spec.network_mode.removeprefix("service:"))
+        return Service(spec=spec, restart=restart, depends_on=frozenset(needs), **logs)
+
+    @contextmanager
+    def _at(self, *path: Step) -> Iterator[None]:
+        """Reports what is raised inside at `path`."""
+        try:
+            yield
+        except SpecError as error:
+            self._file.report_at(self._path + path, error.problem)
+        except ValueError as error:
+            self._file.report_at(self._path + path, str(error))
+
+    def _checked(self, kind: type[Any], values: dict[str, Any]) -> Any:
+        """``kind(**values)``, where a value that it refuses is reported and left out; None where that does not help."""
+        while True:
+            try:
+                return kind(**values)
+            except SpecError as error:
+                path: Path_ = tuple(error.field.split("."))
+                if not self._file.has(self._path + path) and error.field in _ELSEWHERE:
+                    elsewhere = _ELSEWHERE[error.field]
+                    path = elsewhere if self._file.has(self._path + elsewhere) else path
+                self._file.report_at(self._path + path, error.problem)
+                refused = self._refused(kind, error.field)
+                if refused not in values or refused == "command":
+                    return None
+                del values[refused]
+
+    @staticmethod
+    def _refused(kind: type[Any], name: str) -> str:
+        names = {item.name for item in fields(kind)}
+        candidates = (_FIELDS.get(name), name, name.rpartition(".")[2], name.partition(".")[0].removesuffix("_config"))
+        return next((item for item in candidates if item in names), "")
+
+    def _spec_fields(self) -> dict[str, Any]:
+        model, base_dir = self._model, self._file.base_dir
+        values = {name: value for name in _PASSED_ON if (value := getattr(model, name)) is not None}
+        values |= {"name": self._name, "command": self._command(), "environment": self._environment()}
+        if model.rootfs is not None:
+            with self._at("rootfs"):
+                values["rootfs"] = _build_rootfs(model.rootfs, base_dir)
+        if model.storage_opt:
+            values |= {f"storage_{name}": value for name, value in model.storage_opt.model_dump(exclude_none=True).items()}
+        if model.blkio_config:
+            with self._at("blkio_config"):
+                values["blkio"] = self._checked(Blkio, _blkio_fields(model.blkio_config))
+        if model.security_opt:
+            values["no_new_privs"] = model.security_opt[-1]
+        values["capabilities"] = parse_capabilities(model.cap_add or (), model.cap_drop or ())
+        values |= self._mounts() | {"ulimits": self._ulimits()} | self._limits()
+        return values
+
+    def _command(self) -> tuple[str, ...]:
+        command = (*(self._model.entrypoint or ()), *(self._model.command or ()))
+        if not command:
+            if not self._bad & {"command", "entrypoint"}:
+                self._file.report_at((*self._path, "command"), "expected a program to run")
+            return ("-",)
+        if self._model.entrypoint and "\0" in "".join(self._model.entrypoint):
+            self._file.report_at((*self._path, "entrypoint"), "must not contain NUL")
+            return ("-",)
+        return command
+
+    def _environment(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for index, item in enumerate(self._model.env_file or ()):
+            with self._at("env_file", index):
+                path = _resolve(item.path, self._file.base_dir)
+                if item.required or os.path.exists(path):
+                    found |= read_env_file(path, self._file.environ)
+        for name, value in (self._model.environment or {}).items():
+            value = self._file.environ.get(name) if value is None else value
+            if value is not None:
+                found[name] = value
+        return found
+
+    def _mounts(self) -> dict[str, Any]:
+        volumes: list[Volume] = []
+        tmpfs: list[Tmpfs] = []
+        for index, text in enumerate(self._model.tmpfs or ()):
+            with self._at("tmpfs", index):
+                tmpfs.append(parse_tmpfs(text))
+        for index, item in enumerate(self._model.volumes or ()):
+            with self._at("volumes", index):
+                if item is None:
+                    continue  # reported before
+                if item.type == "tmpfs":
+                    tmpfs.append(_build_tmpfs(item))
+                else:
+                    volumes.append(_build_volume(item, self._file.base_dir))
+        return {"volumes": tuple(volumes), "tmpfs": tuple(tmpfs)}
+
+    def _ulimits(self) -> dict[str, Ulimit]:
+        found: dict[str, Ulimit] = {}
+        for name, item in (self._model.ulimits or {}).items():
+            with self._at("ulimits", name):
+                _check_ulimit(name)
+                found[name] = Ulimit(item.soft, item.hard)
+        return found
+
+    def _limits(self) -> dict[str, Any]:
+        """Limits that may stand in two places; both at once must agree, as compose has it."""
+        model = self._model
+        resources = model.deploy.resources if model.deploy else None
+        deploy = (resources.limits if resources else None) or _DeployLimits()
+        found: dict[str, Any] = {}
+        for name, key, value, other in (
+            ("cpus", "cpus", model.cpus, deploy.cpus),
+            ("mem_limit", "memory", model.mem_limit, deploy.memory),
+            ("pids_limit", "pids", model.pids_limit, deploy.pids),
+        ):
+            if value is not None and other is not None and value != other:
+                self._file.report_at((*self._path, "deploy", "resources", "limits", key), f'differs from "{name}"')
+            found[name] = other if value is None else value
+        if found["pids_limit"] == -1:
+            found["pids_limit"] = None
+        if model.memswap_limit is not None and model.memswap_limit != found["mem_limit"]:
+            self._file.report_at((*self._path, "memswap_limit"), 'must equal "mem_limit": containers never get swap')
+        return found
+
+    def _logs(self) -> dict[str, int]:
+        options = (self._model.logging and self._model.logging.options) or _LogOptions.model_construct()
+        found: dict[str, int] = {}
+        for name, key, value in (
+            ("log_max_size", "max-size", options.max_size),
+            ("log_max_files", "max-file", options.max_file),
+        ):
+            if value is not None and value < 1:
+                self._file.report_at((*self._path, "logging", "options", key), "must be more than 0")
+            elif value is not None:
+                found[name] = value
+        return found
+
+    def _restart(self) -> RestartPolicy | None:
+        model = self._model
+        condition, attempts = model.restart or ("no", None)
+        backoff = model.backoff.model_dump(exclude_none=True) if model.backoff else {}
+        deploy = model.deploy.restart_policy if model.deploy else None
+        if deploy:
+            condition, attempts = _CONDITIONS[deploy.condition], deploy.max_attempts
+            backoff |= {
+                name: value for name, value in (("initial", deploy.delay), ("reset_after", deploy.window)) if value is not None
+            }
+            if deploy.delay is not None and not (model.backoff and model.backoff.max is not None):
+                backoff["max"] = max(deploy.delay, Backoff().max)
+        limit = model.start_limit.model_dump(exclude_none=True) if model.start_limit else {}
+        values: dict[str, Any] = {f"start_limit_{name}": value for name, value in limit.items()}
+        values |= {"condition": condition, "max_attempts": attempts}
+        values |= {"success_exit_codes": frozenset(model.success_exit_codes or ())}
+        values |= {"backoff": self._checked(Backoff, backoff) or Backoff()}
+        return cast(RestartPolicy | None, self._checked(RestartPolicy, values))
+
+
+def _blkio_fields(model: _Blkio) -> dict[str, Any]:
+    found: dict[str, Any] = {"weight": model.weight}
+    for name in ("read_bps", "write_bps", "read_iops", "write_iops"):
+        found[name] = tuple((item.path, item.rate) for item in getattr(model, f"device_{name}"))
+    return found
+
+
+def _build(file: _File, path: Path_, name: str, data: Any, kind: type[_Service]) -> _Entry | None:
+    model, bad = _validate(file, path, data, kind)
+    if model is None:
+        return None
+    if isinstance(model, _ServiceFile) and model.name is not None:
+        name, where = model.name, (*path, "name")
+    else:
+        where = path
+    before = len(file.problems)
+    if not words.NAME.fullmatch(name):
+        file.report_at(where, f"{name!r} is not a name; expected 1 to 63 letters, digits, dots, dashes or underscores")
+    valid = len(file.problems) == before
+    service = _Builder(file, path, model, name if valid else "invalid", bad).service()
+    return _Entry(file, path, name, model, service if valid and not bad else None)
+
+
+# --- The project. ---
+
+
+class _Loader:
+    """Collects files, services and problems; one use."""
+
+    def __init__(self, environ: Mapping[str, str], warn: Callable[[str], None]) -> None:
+        self._environ, self._warn = environ, warn
+        self._dotenv: dict[Path, Mapping[str, str]] = {}
+        self.problems: list[ConfigProblem] = []
+        self.entries: dict[str, _Entry] = {}
+        self.complete = True
+        """Whether every file could be read, so that a service not found is a service not there."""
+        self.name: str | None = None
+        self._named_at = ""
+
+    def add(self, path: Path) -> None:
+        """A file or a directory."""
+        try:
+            files = _files(path)
+        except OSError as error:
+            self._report(path, f"can't be read: {_os_text(error)}")
+            return
+        except ValueError as error:
+            self._report(path, str(error))
+            return
+        for file in files:
+            self._add_file(file)
+
+    def _report(self, path: Path, problem: str, line: int = 1) -> None:
+        self.complete = False
+        self.problems.append(ConfigProblem(path, line, 1, "", _one_line(problem)))
+
+    def _add_file(self, path: Path) -> None:
+        file = _File(path, self._variables(path.parent), self.problems, self._warn)
+        if not _read(file):
+            self.complete = False
+            return
+        data = file.root.plain()
+        if "services" not in data:
+            self._add_entry(_build(file, (), path.stem, data, _ServiceFile))
+            return
+        services = data["services"]
+        top, _ = _validate(file, (), {**data, "services": {}}, _ServicesFile)
+        if top is not None and top.name is not None:
+            self._set_name(file, top.name)
+        if not isinstance(services, dict) or not services:
+            self.complete = False
+            file.report_at(("services",), "expected at least one service, by name")
+            return
+        for name, service in services.items():
+            if not name.startswith("x-"):
+                self._add_entry(_build(file, ("services", name), name, service, _Service))
+
+    def _variables(self, directory: Path) -> Mapping[str, str]:
+        """The environment, and below it the ``.env`` of `directory`."""
+        if directory not in self._dotenv:
+            self._dotenv[directory] = {}
+            path = directory / ".env"
+            try:
+                self._dotenv[directory] = parse_env(read_text(path), self._environ)
+            except TextError as error:
+                self._report(path, str(error), error.mark.line)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._report(path, f"can't be read: {_os_text(error)}")
+        return ChainMap(dict(self._environ), dict(self._dotenv[directory]))
+
+    def _set_name(self, file: _File, name: str) -> None:
+        if not words.NAME.fullmatch(name):
+            file.report_at(("name",), f"{name!r} is not a name; expected letters, digits, dots, dashes or underscores")
+        elif self.name not in (None, name):
+            file.report_at(("name",), f'"{name}" differs from "{self.name}" in {self._named_at}')
+        else:
+            self.name, self._named_at = name, file.place(("name",))
+
+    def _add_entry(self, entry: _Entry | None) -> None:
+        if entry is None:
+            self.complete = False
+        elif entry.name in self.entries:
+            first = self.entries[entry.name]
+            where = (*entry.path, "name") if entry.path == () else entry.path
+            entry.file.report_at(where, f'the service "{entry.name}" is already in {first.file.place(first.path)}')
+        else:
+            self.entries[entry.name] = entry
+
+    def check_dependencies(self) -> None:
+        """Every service that is waited for is there, and none waits for itself, directly or through others."""
+        graph: dict[str, set[str]] = {}
+        for entry in self.entries.values():
+            graph[entry.name] = set()
+            for need, path in _needs(entry):
+                if need == entry.name:
+                    entry.file.report_at(path, "a service can't depend on itself")
+                elif need in self.entries:
+                    graph[entry.name].add(need)
+                elif self.complete:
+                    entry.file.report_at(path, f'there is no service "{need}"{_near(need, self.entries)}')
+        while cycle := _cycle(graph):
+            entry = self.entries[cycle[0]]
+            path = next(path for need, path in _needs(entry) if need == cycle[1])
+            entry.file.report_at(path, f"the services wait for each other: {' → '.join(cycle)}")
+            for name in cycle:
+                graph[name] = set()
+
+
+def _needs(entry: _Entry) -> Iterator[tuple[str, Path_]]:
+    """What `entry` depends on, and where it says so."""
+    written = entry.file.root.at(entry.path).plain().get("depends_on")
+    for name in entry.model.depends_on or ():
+        yield name, (*entry.path, "depends_on", written.index(name) if isinstance(written, list) else name)
+    mode = entry.model.network_mode or ""
+    if mode.startswith("service:") and words.NAME.fullmatch(mode.removeprefix("service:")):
+        yield mode.removeprefix("service:"), (*entry.path, "network_mode")
+
+
+def _cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """A cycle of `graph` as ``[a, b, a]``, each waiting for the next, or ``[]``."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def _files(path: Path) -> list[Path]:
+    """The configuration files that `path` stands for."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(
+        item
+        for item in path.iterdir()
+        if item.suffix in (".yaml", ".yml") and not item.name.startswith(".") and not item.is_dir()
+    )
+    if not found:
+        raise ValueError("there is no *.yaml or *.yml file in this directory")
+    return found
+
+
+def _project_name(path: Path) -> str:
+    """A directory's name as compose-go's NormalizeProjectName makes it."""
+    directory = Path(os.path.abspath(path if path.is_dir() else path.parent))
+    return re.sub(r"[^a-z0-9_-]", "", directory.name.lower()).lstrip("_-")[:63]
+
+
+def load(
+    paths: Sequence[Path],
+    *,
+    environ: Mapping[str, str],
+    name: str | None = None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Project:
+    """The project that files and directories (their ``*.yaml`` and ``*.yml``) describe.
+
+    Args:
+        environ: for ``${VAR}`` and for variables without a value; a ``.env`` next to a file comes after it.
+        name: the project's name; else a file's ``name:``, else the first directory's name.
+        warn: gets one line for each use of a variable that is not set.
+
+    Raises:
+        ConfigError: all that is wrong in all files.
+    """
+    loader = _Loader(environ, warn)
+    for path in paths:
+        loader.add(Path(path))
+    loader.check_dependencies()
+    first = Path(paths[0]) if paths else Path()
+    if not paths:
+        loader.problems.append(ConfigProblem(first, 1, 1, "", "no file or directory was given"))
+    if name is None and loader.name is None and not loader.problems:
+        name = _project_name(first)
+        hint = 'the directory\'s name makes no project name; set "name:" or give a name'
+    else:
+        name, hint = name if name is not None else loader.name or "project", f"{name!r} is not a project's name"
+    if not words.NAME.fullmatch(name):
+        loader.problems.append(ConfigProblem(first, 1, 1, "name", _one_line(hint)))
+    if loader.problems:
+        raise ConfigError(_in_order(loader.problems))
+    return Project(name=name, services={key: entry.service for key, entry in loader.entries.items() if entry.service})
+
+
+def _in_order(problems: Iterable[ConfigProblem]) -> list[ConfigProblem]:
+    """By file, as they were read, and by place; each text once per place."""
+    files: dict[Path, dict[tuple[int, int, str], ConfigProblem]] = {}
+    for problem in problems:
+        files.setdefault(problem.file, {}).setdefault((problem.line, problem.column, str(problem)), problem)
+    return [found[key] for found in files.values() for key in sorted(found)]
+
+
+# --- Back to compose terms. ---
+
+
+def normalised(project: Project) -> dict[str, Any]:
+    """`project` as a compose-like file in one form, JSON-ready; loading its dump gives an equal project.
+
+    What has its default is left out; paths are absolute; a dollar in a text is ``$$``.
+    """
+    services = {name: _escaped(_normal_service(service)) for name, service in project.services.items()}
+    return {"name": project.name, "services": services}
+
+
+def to_json(project: Project) -> str:
+    """`normalised` as JSON that is YAML, too (DEL is escaped)."""
+    return json.dumps(normalised(project), indent=2).replace("\x7f", "\\u007f")
+
+
+def to_yaml(project: Project) -> str:
+    """`normalised` as YAML."""
+    import io
+
+    from ruamel.yaml import YAML
+
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 1 << 20
+    out = io.StringIO()
+    yaml.dump(normalised(project), out)
+    return out.getvalue()
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("$", "$$") if isinstance(value, str) else value
+
+
+def _normal_service(service: Service) -> dict[str, Any]:
+    spec, default = service.spec, Spec(command=("-",))
+    found: dict[str, Any] = {"command": list(spec.command)}
+    if spec.environment:
+        found["environment"] = dict(spec.environment)
+    for name in (*_PASSED_ON, "pids_limit", "mem_limit", "cpus"):
+        if (value := getattr(spec, name)) != getattr(default, name):
+            found[name] = value
+    _normal_root(spec, default, found)
+    _normal_isolation(spec, found)
+    _normal_policy(service, found)
+    return found
+
+
+def _normal_root(spec: Spec, default: Spec, found: dict[str, Any]) -> None:
+    if spec.rootfs is not None:
+        found["rootfs"] = str(spec.rootfs)
+    storage = _changed(spec, default, {"size": "storage_size", "inodes": "storage_inodes"})
+    if storage:
+        found["storage_opt"] = storage
+    mounts: list[dict[str, Any]] = [
+        {"type": "bind", "source": str(item.source), "target": item.target, "read_only": item.read_only} for item in spec.volumes
+    ]
+    for item in spec.tmpfs:
+        options = {"size": item.size, "mode": f"{item.mode:04o}", "inodes": item.inodes, "executable": item.executable}
+        mounts.append({"type": "tmpfs", "target": item.target, "tmpfs": options})
+    if mounts:
+        found["volumes"] = mounts
+
+
+def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
+    for name in ("group_add", "namespaces"):
+        if name in found:
+            found[name] = sorted(found[name]) if name == "namespaces" else list(found[name])
+    if "cpuset" in found:
+        found["cpuset"] = ",".join(map(str, sorted(spec.cpuset)))
+    if "umask" in found:
+        found["umask"] = f"{spec.umask:04o}"
+    if spec.ulimits:
+        found["ulimits"] = {name: {"soft": item.soft, "hard": item.hard} for name, item in spec.ulimits.items()}
+    if spec.capabilities:
+        found["cap_add"] = sorted(spec.capabilities)
+    if not spec.no_new_privs:
+        found["security_opt"] = ["no-new-privileges:false"]
+    if spec.blkio is not None:
+        rates = {
+            f"device_{name}": [{"path": path, "rate": rate} for path, rate in getattr(spec.blkio, name)]
+            for name in ("read_bps", "write_bps", "read_iops", "write_iops")
+            if getattr(spec.blkio, name)
+        }
+        found["blkio_config"] = rates if spec.blkio.weight is None else {"weight": spec.blkio.weight, **rates}
+
+
+def _normal_policy(service: Service, found: dict[str, Any]) -> None:
+    policy, default = service.restart, RestartPolicy()
+    if policy.max_attempts is None:
+        if policy.condition != "no":
+            found["restart"] = policy.condition
+    elif policy.condition == "on-failure":
+        found["restart"] = f"on-failure:{policy.max_attempts}"
+    else:
+        condition = "none" if policy.condition == "no" else "any"
+        found["deploy"] = {"restart_policy": {"condition": condition, "max_attempts": policy.max_attempts}}
+    parts = {
+        "backoff": _changed(policy.backoff, default.backoff, {item.name: item.name for item in fields(Backoff)}),
+        "start_limit": _changed(policy, default, {"burst": "start_limit_burst", "interval": "start_limit_interval"}),
+        "success_exit_codes": sorted(policy.success_exit_codes),
+        "depends_on": sorted(service.depends_on),
+    }
+    found |= {key: value for key, value in parts.items() if value}
+    options = _changed(service, Service(spec=service.spec), {"max-size": "log_max_size", "max-file": "log_max_files"})
+    if options:
+        found["logging"] = {"driver": "file", "options": options}
+
+
+def _changed(value: Any, default: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """Key → attribute, for the attributes of `value` that differ from those of `default`."""
+    return {key: getattr(value, name) for key, name in names.items() if getattr(value, name) != getattr(default, name)}
