@@ -202,6 +202,27 @@ static int leave(int status)
 	return 0;
 }
 
+/* Leaves a child that prints every signal until `last` comes. */
+static int guard(int last)
+{
+	int ready[2], signal;
+	uint64_t all = ~0ull;
+	char byte;
+
+	if (pipe(ready))
+		return 1;
+	if (fork())
+		return read(ready[0], &byte, 1) == 1 ? 3 : 1;
+	mask(SIG_SETMASK, all);
+	(void)!write(ready[1], "", 1);
+	do {
+		signal = (int)syscall(SYS_rt_sigtimedwait, &all, NULL, NULL, sizeof all);
+		if (signal > 0)
+			printf("%d\n", signal);
+	} while (signal != last);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -216,6 +237,7 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "orphans")) return orphans(number);
 	if (!strcmp(what, "burst")) return burst(number);
 	if (!strcmp(what, "leave")) return leave(number);
+	if (!strcmp(what, "guard")) return guard(number);
 	if (!strcmp(what, "pids")) return printf("%d %d %d\n", (int)getpid(), (int)getppid(), (int)getpgrp()), listen_("ready");
 	return 125;
 }

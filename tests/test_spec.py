@@ -22,7 +22,7 @@ from tinyvisor.spec import (
 )
 
 
-def test_defaults_isolate():
+def test_defaults_isolate() -> None:
     spec = Spec(command=("true",))
     assert spec.no_new_privs
     assert not spec.capabilities
@@ -30,7 +30,7 @@ def test_defaults_isolate():
     assert {"pid", "mount", "net"} <= spec.namespaces
 
 
-def test_collections_are_frozen():
+def test_collections_are_frozen() -> None:
     items: Any = {"command": ["a", "b"], "namespaces": ["pid", "mount"], "cpuset": [1], "capabilities": ["KILL"], "rootfs": "/x"}
     spec = Spec(**items)
     assert spec.command == ("a", "b")
@@ -108,7 +108,7 @@ BAD: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize("name, value", BAD)
-def test_a_wrong_value_is_a_spec_error_at_its_field(name, value):
+def test_a_wrong_value_is_a_spec_error_at_its_field(name: str, value: Any) -> None:
     values: Any = {"command": ("true",), name: value}
     with pytest.raises(SpecError) as caught:
         Spec(**values)
@@ -116,12 +116,12 @@ def test_a_wrong_value_is_a_spec_error_at_its_field(name, value):
     assert "\n" not in caught.value.problem
 
 
-def test_a_target_is_mounted_once():
+def test_a_target_is_mounted_once() -> None:
     with pytest.raises(SpecError, match=r'"/x" is mounted twice'):
         Spec(command=("true",), volumes=(Volume(Path("/a"), "/x"),), tmpfs=(Tmpfs("/x"),))
 
 
-def test_with_changes_and_checks():
+def test_with_changes_and_checks() -> None:
     spec = Spec(command=("true",))
     assert spec.with_(pids_limit=5).pids_limit == 5
     with pytest.raises(SpecError, match=r"pids_limit"):
@@ -159,23 +159,23 @@ PARTS: list[tuple[Any, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("kind, values", PARTS)
-def test_parts_check_their_values(kind, values):
+def test_parts_check_their_values(kind: Any, values: Any) -> None:
     with pytest.raises(SpecError):
         kind(**values)
 
 
 @pytest.mark.parametrize("text, number", [(15, 15), ("15", 15), ("TERM", 15), ("sigterm", 15), ("RTMIN", 34), ("RTMIN+3", 37)])
-def test_signal(text, number):
+def test_signal(text: int | str, number: int) -> None:
     assert parse_signal(text) == number
 
 
 @pytest.mark.parametrize("text", ["", "0", "65", "FOO", "TERM+1", "RTMIN+", "RTMIN+x", "RTMIN+99", "-1", "²"])
-def test_bad_signal(text):
+def test_bad_signal(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a signal"):
         parse_signal(text)
 
 
-def test_capability():
+def test_capability() -> None:
     assert parse_capability("cap_net_raw") == parse_capability("NET_RAW") == "NET_RAW"
     assert parse_capability("all") == "ALL"
     with pytest.raises(ValueError, match=r'"NET_ROW" is not a capability'):
@@ -186,7 +186,7 @@ JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.
 
 
 @given(st.sampled_from(sorted(Spec.__dataclass_fields__)), JUNK)
-def test_any_value_is_accepted_or_a_spec_error(name, value):
+def test_any_value_is_accepted_or_a_spec_error(name: str, value: Any) -> None:
     values: Any = {"command": ("true",), name: value}
     with contextlib.suppress(SpecError):
         Spec(**values)

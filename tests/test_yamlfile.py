@@ -1,7 +1,12 @@
 """YAML with positions and bounds, variables, env files."""
 
 import contextlib
+import re
 import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -10,34 +15,34 @@ from hypothesis import strategies as st
 from tinyvisor.yamlfile import MAX_FILE, TextError, Variables, parse_env, parse_yaml, read_text
 
 
-def parsed(text):
+def parsed(text: str) -> tuple[Any, list[str]]:
     problems = []
     node = parse_yaml(text, lambda mark, problem: problems.append(f"{mark.line}:{mark.column}: {problem}"))
     return node.plain(), problems
 
 
-def refused(text):
+def refused(text: str) -> str:
     with pytest.raises(TextError) as caught:
         parsed(text)
     assert "\n" not in str(caught.value)
     return f"{caught.value.mark.line}:{caught.value.mark.column}: {caught.value}"
 
 
-def test_scalars_keep_their_text():
+def test_scalars_keep_their_text() -> None:
     values, problems = parsed("[0022, 1.10, yes, no, ~, null, '', '~', true, !!str 5, !!int 5, ! null]")
     assert values == ["0022", "1.10", "yes", "no", None, None, "", "~", "true", "5", "5", "null"]
     assert problems == []
 
 
-def test_positions():
-    root = parse_yaml("a:\n  b: [x,\n    y]\nc: 1\n", pytest.fail)
+def test_positions() -> None:
+    root = parse_yaml("a:\n  b: [x,\n    y]\nc: 1\n", lambda mark, problem: pytest.fail(problem))
     assert root.find(("a", "b")) == ((2, 3), 2)
     assert root.find(("a", "b", 1)) == ((3, 5), 3)
     assert root.find(("a", "nope", "deeper")) == ((1, 1), 1)
     assert root.at(("a", "b", 1)).value == "y"
 
 
-def test_merge_keys():
+def test_merge_keys() -> None:
     text = "x: &x {a: 1, b: 1}\ny: &y {b: 2, c: 2}\nz:\n  <<: [*x, *y]\n  c: 3\n"
     assert parsed(text)[0]["z"] == {"a": "1", "b": "1", "c": "3"}
     assert parsed("<<: text")[1] == ['1:5: expected a mapping (an alias such as "*name") after "<<"']
@@ -55,7 +60,7 @@ def test_merge_keys():
         ("a: !!map [x]", '1:4: the YAML tag "!!map" is not supported'),
     ],
 )
-def test_problems_that_leave_the_rest_readable(text, problem):
+def test_problems_that_leave_the_rest_readable(text: str, problem: str) -> None:
     assert parsed(text)[1] == [problem]
 
 
@@ -76,21 +81,21 @@ def test_problems_that_leave_the_rest_readable(text, problem):
         ("- " * 1000, "1:81: nested deeper than 40"),
     ],
 )
-def test_refused(text, problem):
+def test_refused(text: str, problem: str) -> None:
     assert refused(text) == problem
 
 
 @pytest.mark.parametrize(
     "text", ['"\\UFFFFFFFF"', '"\\ud83d', "a: 'b", "%YAML 9.9\n---\na", "&a &b c", "*", "!<", "a: |9x", "\ufeff\ufeff"]
 )
-def test_whatever_the_parser_raises_is_one_error(text):
+def test_whatever_the_parser_raises_is_one_error(text: str) -> None:
     with contextlib.suppress(TextError):
         parsed(text)
 
 
-def bomb(first, item):
+def bomb(first: str, item: Callable[[str], str]) -> str:
     names = "abcdefghijklmnop"
-    levels = [f"{name}: &{name} {item(before)}" for before, name in zip(names, names[1:], strict=False)]
+    levels = [f"{name}: &{name} {item(before)}" for before, name in pairwise(names)]
     return "\n".join([f"a: &a {first}", *levels])
 
 
@@ -103,29 +108,29 @@ def bomb(first, item):
         "a: &a [" + "x," * 1000 + "]\nb: [" + "*a," * 1000 + "]",
     ],
 )
-def test_a_bomb_is_refused_at_once(text):
+def test_a_bomb_is_refused_at_once(text: str) -> None:
     start = time.perf_counter()
     assert "more than 100000 keys and values, aliases counted each time" in refused(text)
     assert time.perf_counter() - start < 5
 
 
-def test_aliases_do_not_hide_depth():
+def test_aliases_do_not_hide_depth() -> None:
     levels = "\n".join(f"a{i + 1}: &a{i + 1} [*a{i}]" for i in range(100))
     assert refused("a0: &a0 [x]\n" + levels).endswith("nested deeper than 40")
 
 
-def test_json_escapes_of_large_characters():
+def test_json_escapes_of_large_characters() -> None:
     assert parsed(r'"\ud83d\ude00"') == ("\N{GRINNING FACE}", [])
 
 
 @settings(max_examples=300)
 @given(st.text() | st.text(alphabet="abc:-[]{},&*!|>'\"%@`?#<~ \n\t"))
-def test_any_text_is_nodes_or_a_text_error(text):
+def test_any_text_is_nodes_or_a_text_error(text: str) -> None:
     with contextlib.suppress(TextError):
         parsed(text)
 
 
-def test_read_text(tmp_path):
+def test_read_text(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"\xef\xbb\xbfa: 1")
     assert read_text(path) == "a: 1"
@@ -147,7 +152,7 @@ VALUES = {"A": "1", "EMPTY": "", "_x9": "under"}
         ("no", "no"),
         ("$A-${A}-$_x9", "1-1-under"),
         ("$$A $${A} $$$A", "$A ${A} $1"),
-        ("${U:-d}${U-d}${EMPTY:-d}${EMPTY-d}${A:-d}${A-d}", "dddd11".replace("dddd", "ddd")),
+        ("${U:-d}${U-d}${EMPTY:-d}${EMPTY-d}${A:-d}${A-d}", "ddd11"),
         ("${U:+a}${U+a}${EMPTY:+a}${EMPTY+a}${A:+a}${A+a}", "aaa"),
         ("${A:?x}${EMPTY?x}", "1"),
         ("${U:-${V:-${A}}}", "1"),
@@ -157,12 +162,12 @@ VALUES = {"A": "1", "EMPTY": "", "_x9": "under"}
         ("{$A}}", "{1}}"),
     ],
 )
-def test_variables(text, result):
+def test_variables(text: str, result: str) -> None:
     assert Variables(VALUES).expand(text, pytest.fail) == result
 
 
-def test_unset_variables_are_told():
-    names = []
+def test_unset_variables_are_told() -> None:
+    names: list[str] = []
     assert Variables({}).expand("<$A${B}${C:+x$D}>", names.append) == "<>"
     assert names == ["A", "B"]
 
@@ -182,13 +187,12 @@ def test_unset_variables_are_told():
         ("${U-" * 50 + "}" * 50, "nested deeper than 20"),
     ],
 )
-def test_bad_variables(text, problem):
-    with pytest.raises(ValueError) as caught:
+def test_bad_variables(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)):
         Variables(VALUES).expand(text, pytest.fail)
-    assert problem in str(caught.value)
 
 
-def test_variables_can_not_grow_without_bound():
+def test_variables_can_not_grow_without_bound() -> None:
     with pytest.raises(ValueError, match=r"too much text"):
         Variables({"A": "x" * 100_000}).expand("$A" * 100_000, pytest.fail)
     lines = "\n".join(["A=xxxxxxxxxx", *["A=$A$A"] * 100])
@@ -197,12 +201,12 @@ def test_variables_can_not_grow_without_bound():
 
 
 @given(st.text() | st.text(alphabet="${}:-?+A "))
-def test_any_text_expands_or_is_a_value_error(text):
+def test_any_text_expands_or_is_a_value_error(text: str) -> None:
     with contextlib.suppress(ValueError):
         Variables(VALUES).expand(text, lambda name: None)
 
 
-def test_env_file():
+def test_env_file() -> None:
     text = (
         "# a comment\n\nA=1\nexport B = two words # comment\nC='$A # \"not\"'\n"
         'D="$A\\n\\$A \\"q\\"\nline" # c\nE=\nF=x#y\nG: colon\nHOME\nNOT_THERE\r\nH=${A:-x}${Z:-y}\n'
@@ -213,18 +217,18 @@ def test_env_file():
     }  # fmt: skip
 
 
-def test_the_environment_wins_inside_an_env_file():
+def test_the_environment_wins_inside_an_env_file() -> None:
     assert parse_env("A=file\nB=$A\n", {"A": "real"}) == {"A": "file", "B": "real"}
 
 
 @pytest.mark.parametrize("text, line", [("A=1\n1=2", 2), ("A='x\n", 1), ("A='a\nb'\nB=\"x\" y", 3), ("=x", 1), ("A=$", 1)])
-def test_bad_env_file(text, line):
+def test_bad_env_file(text: str, line: int) -> None:
     with pytest.raises(TextError) as caught:
         parse_env(text, {})
     assert caught.value.mark == (line, 1)
 
 
 @given(st.text() | st.text(alphabet="A=:'\"\\$#\n \r"))
-def test_any_env_text_is_variables_or_a_text_error(text):
+def test_any_env_text_is_variables_or_a_text_error(text: str) -> None:
     with contextlib.suppress(TextError):
         parse_env(text, {})

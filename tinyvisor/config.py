@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import graphlib
+import io
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import core_schema
+from ruamel.yaml import YAML
 
 from tinyvisor import spec as words
 from tinyvisor.errors import ConfigError, ConfigProblem, SpecError
@@ -714,6 +716,7 @@ class _File:
         path: as the user named it.
         environ: the environment with `.env` below it.
         problems: of the whole load, this file's among them.
+        unknown: places whose variables could not be replaced: nothing more can be said about them.
     """
 
     path: Path
@@ -721,13 +724,15 @@ class _File:
     problems: list[ConfigProblem]
     warn: Callable[[str], None]
     root: Node = field(default_factory=lambda: Node(Mark(1, 1), None))
+    unknown: set[Mark] = field(default_factory=set)
 
     @property
     def base_dir(self) -> Path:
         return Path(os.path.abspath(self.path)).parent
 
     def report(self, mark: Mark, key: str, problem: str) -> None:
-        self.problems.append(ConfigProblem(self.path, mark.line, mark.column, _one_line(key), _one_line(problem)))
+        if mark not in self.unknown:
+            self.problems.append(ConfigProblem(self.path, mark.line, mark.column, _one_line(key), _one_line(problem)))
 
     def report_at(self, path: Path_, problem: str) -> None:
         """Reports at the key at `path`, or at the nearest one above it that is in the file."""
@@ -773,6 +778,7 @@ def _interpolate(file: _File, node: Node, path: Path_, mark: Mark, variables: Va
         )
     except ValueError as error:
         file.report(mark, _dotted(path), str(error))
+        file.unknown.add(mark)
         text = ""
     return Node(node.mark, text)
 
@@ -958,7 +964,8 @@ class _Builder:
     def _command(self) -> tuple[str, ...]:
         command = (*(self._model.entrypoint or ()), *(self._model.command or ()))
         if not command:
-            if not self._bad & {"command", "entrypoint"}:
+            programs = ("command", "entrypoint")
+            if not any(key in programs or _near(str(key), programs) for key in self._bad):
                 self._file.report_at((*self._path, "command"), "expected a program to run")
             return ("-",)
         if self._model.entrypoint and "\0" in "".join(self._model.entrypoint):
@@ -1142,8 +1149,8 @@ class _Loader:
                 self._dotenv[directory] = parse_env(read_text(path), self._environ)
             except TextError as error:
                 self._report(path, str(error), error.mark.line)
-            except FileNotFoundError:
-                pass
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError):
+                pass  # none there; a directory of this name is somebody's virtual environment
             except OSError as error:
                 self._report(path, f"can't be read: {_os_text(error)}")
         return ChainMap(dict(self._environ), dict(self._dotenv[directory]))
@@ -1288,10 +1295,6 @@ def to_json(project: Project) -> str:
 
 def to_yaml(project: Project) -> str:
     """`normalised` as YAML."""
-    import io
-
-    from ruamel.yaml import YAML
-
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]

@@ -80,7 +80,10 @@ def break_down(floor: Floor, *, count: int, rounds: int, concurrency: int = 1) -
     for number in range(rounds):
         _progress(f"parts, {concurrency} at once: round {number + 1} of {rounds}")
         for variant in variants:
-            walls[variant].append(floor.containers(count, concurrency, variant))
+            many = concurrency > 1
+            walls[variant].append(
+                floor.containers(count, concurrency, variant) if many else floor.median_container(count, variant)
+            )
     rows: Rows = [{"part": "everything", "wall": statistics.median(walls[()])}]
     for part, (without, reference) in PARTS.items():
         differences = [kept - left for kept, left in zip(walls[reference], walls[without], strict=True)]

@@ -82,19 +82,27 @@ class Floor:
 
     def containers(self, iterations: int, concurrency: int, without: Sequence[str] = ()) -> float:
         """Seconds per container, as a share of the whole run's time; `without`: parts as floor.c names them."""
-        return self._run([*self._cgroups, *(f"--no-{part}" for part in without), str(iterations), str(concurrency)])
+        return self._run([*self._cgroups, *_options(without), str(iterations), str(concurrency)], "ns_per_iteration")
+
+    def median_container(self, iterations: int, without: Sequence[str] = ()) -> float:
+        """Seconds that the median container takes, one after another: what differences of a few µs can be seen in."""
+        return self._run([*self._cgroups, *_options(without), str(iterations), "1"], "median_ns")
 
     def commands(self, iterations: int, concurrency: int, command: Sequence[str]) -> float:
         """Seconds per run of a command, started as cheaply as can be; "{}" in it is the iteration."""
-        return self._run([str(iterations), str(concurrency), "--", *command])
+        return self._run([str(iterations), str(concurrency), "--", *command], "ns_per_iteration")
 
-    def _run(self, arguments: list[str]) -> float:
+    def _run(self, arguments: list[str], figure: str) -> float:
         run = subprocess.run(
             [self._program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT, check=False
         )
         if run.returncode:
             raise RuntimeError(f"floor {' '.join(arguments)}: {run.stderr.strip()[-500:]}")
-        return float(json.loads(run.stdout.splitlines()[-1])["ns_per_iteration"]) / 1e9
+        return float(json.loads(run.stdout.splitlines()[-1])[figure]) / 1e9
+
+
+def _options(without: Sequence[str]) -> list[str]:
+    return [f"--no-{part}" for part in without]
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ class Container:
         command = wire.encode_signal(number, wire.SCOPE_ALL if all else wire.SCOPE_WORKLOAD)
         while self._events is not None and not self._gone.is_set():
             try:
-                self._events.send(command)
+                self._events.send(command, socket.MSG_NOSIGNAL)
                 return
             except BlockingIOError:
                 with contextlib.suppress(anyio.ClosedResourceError):
@@ -127,9 +127,9 @@ class Container:
         Cancellation: kills at once, and waits for the end all the same.
         """
         self._stopped = self._stopped or not self._gone.is_set()
-        await self.signal(self.spec.stop_signal if signal is None else signal)
         try:
             with anyio.move_on_after(self.spec.stop_grace_period if grace is None else grace):
+                await self.signal(self.spec.stop_signal if signal is None else signal)
                 return await self.wait()
             self._held_up_by = self.processes()
         finally:
@@ -150,7 +150,8 @@ class Container:
         found: list[str] = []
         for pid in _descendants(self.pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
-                found.append(f"{file.read().strip()}[{pid}]")
+                name = "".join(char if char.isprintable() else "?" for char in file.read().strip())  # it is theirs to choose
+                found.append(f"{name}[{pid}]")
             if len(found) == MAX_PROCESSES:
                 break
         return tuple(found)

@@ -95,7 +95,10 @@ async def open_runtime(*, name: str | None = None) -> AsyncIterator[Runtime]:
                 yield runtime
             except BaseException as exc:  # raised again below, where the task group can't wrap it
                 error = exc
-            group.cancel_scope.cancel()
+            runtime._serving.cancel()
+    except anyio.get_cancelled_exc_class():
+        if error is None:
+            raise
     finally:
         await runtime._aclose()
     if error is not None:
@@ -121,6 +124,8 @@ class Runtime:
         self._view: HostView | None = None
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
+        # Shielded: a cancelled program still waits for the end of its containers, and hears of it here.
+        self._serving = anyio.CancelScope(shield=True)
         self._stack = contextlib.ExitStack()
 
     # ---- life ----
@@ -153,14 +158,17 @@ class Runtime:
 
     async def _serve(self) -> None:
         try:
-            await self._launcher.serve()
-        except LauncherDied as exc:
+            with self._serving:
+                await self._launcher.serve()
+        except Exception as exc:  # not only LauncherDied: after a bug, too, nobody shall wait for what can't be heard
             self._dead = exc
             for container in tuple(self.containers.values()):
                 self._forget(container)
                 container.lose()
             for reply in self._prepared.values():
                 reply.set(exc)
+            if not isinstance(exc, LauncherDied):
+                raise
 
     async def _prepare_first(self) -> None:
         """What every container needs: the fds of the cgroups, and the shared /dev."""
@@ -209,7 +217,8 @@ class Runtime:
                         stack.callback(os.close, trees[-1])
                     targets = ("/etc", *view.binds)
                     binds = [s.Bind(slot, f"/t{target}", 0, target) for slot, target in enumerate(targets)]
-                    await self._prepare(binds, fds=trees)
+                    with anyio.CancelScope(shield=True):  # done once or not at all: the mounts can't be taken back
+                        await self._prepare(binds, fds=trees)
                 self._view = view
             return self._view
 
@@ -329,9 +338,10 @@ class Runtime:
         if not spec.network_mode.startswith("service:"):
             return None
         name = spec.network_mode.removeprefix("service:")
-        if name not in self._names:
+        provider = self._names.get(name)
+        if provider is None or not provider.pid:  # before that, its namespaces would still be the launcher's
             raise TinyvisorError(f'{spec.name}: network_mode: service "{name}" is not running')
-        return self._names[name]
+        return provider
 
     def _trees(self, spec: Spec) -> list[planning.Tree]:
         trees = [planning.Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
@@ -399,7 +409,8 @@ class Runtime:
 
     def _on_event(self, event: wire.Event) -> None:
         if event.type == wire.PREPARED:
-            self._prepared[event.id].set(event)
+            if event.id in self._prepared:  # else: who asked was cancelled
+                self._prepared[event.id].set(event)
             return
         container = self.containers.get(event.id)
         if event.type == wire.REFUSED and event.id in self._prepared:

@@ -47,6 +47,7 @@ _EXITED, _TIMED_OUT = 1, 2
 _COMMAND = struct.Struct("=IHHii")
 _MAX_EVENT = _EVENT.size + (32 << 10)
 _TITLE_ROOM = " " * 80
+_GONE_MESSAGE = "the launcher is gone; its containers were killed with it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,7 @@ class LauncherProcess:
         self._on_event = on_event
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._queued = anyio.Event()
+        self._gone = False
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         program = _sealed_copy(path or launcher_path())
         self._socket.setblocking(False)
@@ -245,6 +247,10 @@ class LauncherProcess:
         finally:
             theirs.close()
             os.close(program)
+        try:
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except ProcessLookupError:  # ended at once, where the host program ignores SIGCHLD
+            self._pidfd = -1
 
     @property
     def pid(self) -> int:
@@ -256,13 +262,15 @@ class LauncherProcess:
         Raises:
             LauncherDied: there is nobody to send it to.
         """
+        if self._gone:  # nobody flushes the queue any more
+            raise LauncherDied(_GONE_MESSAGE)
         if not self._queue:
             try:
                 _send(self._socket, request, fds)
             except BlockingIOError:
                 pass
-            except OSError as exc:
-                raise LauncherDied("the launcher is gone; its containers were killed with it") from exc
+            except ConnectionError as exc:
+                raise LauncherDied(_GONE_MESSAGE) from exc
             else:
                 return
         self._queue.append((request, [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) for fd in fds]))
@@ -272,12 +280,14 @@ class LauncherProcess:
         """Hands every event to `on_event` until the launcher is gone, then raises `LauncherDied`."""
         async with anyio.create_task_group() as group:
             group.start_soon(self._flush)
-            while True:
+            while not self._gone:
                 await anyio.wait_readable(self._socket)
                 with contextlib.suppress(BlockingIOError):
                     while (received := receive_event(self._socket)) is not None:
                         self._on_event(received[0])
-                    raise LauncherDied("the launcher is gone; its containers were killed with it")
+                    self._gone = True
+            group.cancel_scope.cancel()
+        raise LauncherDied(_GONE_MESSAGE)  # here, where the task group can't wrap it
 
     async def _flush(self) -> None:
         while True:
@@ -289,8 +299,11 @@ class LauncherProcess:
                     _send(self._socket, request, fds)
                 except BlockingIOError:
                     continue
-                except OSError:
+                except ConnectionError:
                     return  # gone: the reader says so
+                except OSError:  # out of fds or memory for the moment
+                    await anyio.sleep(0.01)
+                    continue
                 self._queue.popleft()
                 _close_all(fds)
             self._queued = anyio.Event()
@@ -303,31 +316,38 @@ class LauncherProcess:
         self._socket.close()
         while self._queue:
             _close_all(self._queue.popleft()[1])
-        with anyio.CancelScope(shield=True):
-            try:
-                pidfd = os.pidfd_open(self._process.pid)
-            except ProcessLookupError:
-                pass  # the host program reaps children that it does not know
-            else:
-                try:
-                    await anyio.wait_readable(pidfd)
-                finally:
-                    anyio.notify_closing(pidfd)
-                    os.close(pidfd)
-        self._process.wait()
+        if self._pidfd < 0:
+            return
+        try:
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_readable(self._pidfd)
+            # By pidfd: where the host program reaps children that it does not know, the number may be another's by now.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        finally:
+            anyio.notify_closing(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._process.returncode = 0  # nothing is left for Popen to wait for
 
 
 def _send(sock: socket.socket, request: bytes, fds: Sequence[int]) -> None:
     if len(request) <= MAX_INLINE:
-        socket.send_fds(sock, [request], fds)
+        _send_message(sock, request, fds)
         return
     body = os.memfd_create("tinyvisor-request", os.MFD_CLOEXEC)
     try:
         with open(body, "wb", closefd=False) as file:
             file.write(request[_REQUEST.size :])
-        socket.send_fds(sock, [request[: _REQUEST.size]], [*fds, body])
+        _send_message(sock, request[: _REQUEST.size], [*fds, body])
     finally:
         os.close(body)
+
+
+def _send_message(sock: socket.socket, message: bytes, fds: Sequence[int]) -> None:
+    # MSG_NOSIGNAL: the host program may have SIGPIPE at its default. socket.send_fds passes no flags on.
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([message], rights, socket.MSG_NOSIGNAL)
 
 
 def _close_all(fds: Iterable[int]) -> None:
