@@ -33,6 +33,9 @@ def good(tmp_path: Path) -> Host:
     )  # fmt: skip
 
 
+SLOWNESS = 20 if "QEMU" in Path("/proc/cpuinfo").read_text() else 1  # emulated processors are slow
+
+
 def levels(found: list[Check], level: str) -> set[str]:
     return {check.name for check in found if check.level == level}
 
@@ -56,7 +59,7 @@ def test_probing_is_cheap_and_leaves_no_fd() -> None:
         started = time.perf_counter()
         probe()
         times.append(time.perf_counter() - started)
-    assert min(times) < 0.005
+    assert min(times) < 0.005 * SLOWNESS
     assert len(os.listdir("/proc/self/fd")) == before
 
 

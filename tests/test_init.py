@@ -38,17 +38,8 @@ def under_init(*command: str | Path, options: Sequence[str] = ()) -> list[str]:
 
 def run(*command: str | Path, options: Sequence[str] = (), **how: object) -> subprocess.CompletedProcess[str]:
     """Without our terminal, if we have one: what runs here must not take it."""
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
-        under_init(*command, options=options),
-        **{
-            "stdin": subprocess.DEVNULL,
-            "capture_output": True,
-            "text": True,
-            "start_new_session": True,
-            "timeout": PATIENCE,
-            **how,
-        },
-    )
+    usual = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "start_new_session": True, "timeout": PATIENCE}
+    return subprocess.run(under_init(*command, options=options), **{**usual, **how})  # type: ignore[call-overload,no-any-return]
 
 
 @contextlib.contextmanager
@@ -608,7 +599,7 @@ def test_running_background_job_gets_the_terminal_when_it_needs_it(tmp_path: Pat
 
 
 def test_script_around_init_stops_and_goes_on_with_it() -> None:
-    """The job is the script: stopping init alone would leave the shell waiting for it. After init the terminal is the script's."""
+    """The job is the script: stopping init alone would leave the shell waiting. After init, the terminal is the script's."""
     with shell() as terminal:
         inner = "echo running; read line; echo got:\\$line"
         terminal.write(f"sh -c '{harness.installed()} init -- sh -c \"{inner}\"; read more; echo more:$more'\n")

@@ -69,7 +69,7 @@ async def compare(contenders: list[Contender], *, count: int, concurrency: int, 
     return rows
 
 
-def break_down(floor: Floor, *, count: int, rounds: int, concurrency: int = 1) -> Rows:
+def break_down(floor: Floor, *, count: int, rounds: int) -> Rows:
     """What each part of a container costs: the median over the rounds of the difference that leaving it out makes.
 
     Returns:
@@ -78,12 +78,9 @@ def break_down(floor: Floor, *, count: int, rounds: int, concurrency: int = 1) -
     variants = sorted({(), EVERYTHING, *(part for pair in PARTS.values() for part in pair)})
     walls: dict[tuple[str, ...], list[float]] = {variant: [] for variant in variants}
     for number in range(rounds):
-        _progress(f"parts, {concurrency} at once: round {number + 1} of {rounds}")
-        for variant in variants:
-            many = concurrency > 1
-            walls[variant].append(
-                floor.containers(count, concurrency, variant) if many else floor.median_container(count, variant)
-            )
+        _progress(f"parts: round {number + 1} of {rounds}")
+        for variant, wall in zip(variants, floor.variants(count, variants), strict=True):
+            walls[variant].append(wall)
     rows: Rows = [{"part": "everything", "wall": statistics.median(walls[()])}]
     for part, (without, reference) in PARTS.items():
         differences = [kept - left for kept, left in zip(walls[reference], walls[without], strict=True)]
@@ -101,10 +98,10 @@ def print_rows(rows: Rows) -> None:
         print(f"{row['name']:<20}{row['wall'] * 1e3:>10.3f}{row['rate']:>12.0f}{row['ratio']:>10.2f}{cpu:>11}")
 
 
-def print_parts(rows: Rows, concurrency: int) -> None:
+def print_parts(rows: Rows) -> None:
     """The table of `break_down`."""
     whole = rows[0]["wall"]
-    print(f"\n{f'the floor, {concurrency} at once':<40}{'ms':>10}{'share':>9}")
+    print(f"\n{'the floor, one at a time':<40}{'ms':>10}{'share':>9}")
     for row in rows:
         print(f"{row['part']:<40}{row['wall'] * 1e3:>10.3f}{row['wall'] / whole:>9.1%}")
 
@@ -189,10 +186,8 @@ def main() -> int:
     found: dict[str, Any] = {"machine": machine}
     with open_floor() as floor, tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
         if options.breakdown:
-            for concurrency in AT_ONCE:
-                parts = break_down(floor, count=options.count, rounds=options.rounds, concurrency=concurrency)
-                print_parts(parts, concurrency)
-                found[f"parts_{concurrency}"] = parts
+            found["parts"] = break_down(floor, count=options.count, rounds=options.rounds)
+            print_parts(found["parts"])
         else:
             found |= trio.run(_measure, options, floor, Path(scratch))
     if options.json:

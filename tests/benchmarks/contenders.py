@@ -10,6 +10,7 @@ import contextlib
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -112,6 +113,20 @@ def write_bundle(program: str, bundle: Path) -> None:
     path.write_text(json.dumps(config))
 
 
+def _others(scratch: Path) -> Iterator[tuple[str, tuple[str, ...], float]]:
+    """The other programs that are installed: name, command, share."""
+    if shutil.which("unshare"):
+        words = ("unshare", "--pid", "--mount", "--uts", "--ipc", "--net", "--cgroup", "--fork", "--mount-proc", "--kill-child")
+        yield "unshare", (*words, *COMMAND), 0.5
+    if shutil.which("bwrap"):
+        yield "bwrap", bwrap_command(), 0.5
+    for program in ("crun", "runc"):
+        if shutil.which(program):
+            bundle = scratch / program
+            write_bundle(program, bundle)
+            yield program, (program, "--root", f"{scratch / program}-state", "run", "--bundle", str(bundle), "{}"), 0.1
+
+
 @contextlib.asynccontextmanager
 async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Contender]]:
     """All that this host has. The first is the floor, the second tinyvisor."""
@@ -141,27 +156,11 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
             Contender("tinyvisor", measure_tinyvisor),
             Contender("trio.run_process", measure_run_process),
         ]
-        if shutil.which("unshare"):
-            words = (
-                "unshare",
-                "--pid",
-                "--mount",
-                "--uts",
-                "--ipc",
-                "--net",
-                "--cgroup",
-                "--fork",
-                "--mount-proc",
-                "--kill-child",
-            )
-            contenders.append(Contender("unshare", _by_floor(floor, (*words, *COMMAND)), 0.5))
-        if shutil.which("bwrap"):
-            contenders.append(Contender("bwrap", _by_floor(floor, bwrap_command()), 0.5))
-        for program in ("crun", "runc"):
-            if shutil.which(program):
-                bundle = scratch / program
-                write_bundle(program, bundle)
-                root = str(scratch / f"{program}-state")
-                run = (program, "--root", root, "run", "--bundle", str(bundle), "{}")
-                contenders.append(Contender(program, _by_floor(floor, run), 0.1))
+        for name, command, share in _others(scratch):
+            try:
+                floor.commands(2, 2, command)
+            except RuntimeError as exc:
+                print(f"{name} is left out: {exc}", file=sys.stderr)
+            else:
+                contenders.append(Contender(name, _by_floor(floor, command), share))
         yield contenders

@@ -1,6 +1,6 @@
 /* The floor: what the kernel alone takes to make, run and take away the default container. No policy, no Python, no wire.
  *
- *   floor [--no-PART]... [--pids DIR --memory DIR | --cgroup2 DIR] ITERATIONS CONCURRENCY
+ *   floor [--no-PART]... [--or [--no-PART]...]... [--pids DIR --memory DIR | --cgroup2 DIR] ITERATIONS CONCURRENCY
  *   floor ITERATIONS CONCURRENCY -- COMMAND...
  *
  * The first form makes containers: a small process in a nearly empty mount namespace clones an init (new pid namespace),
@@ -8,7 +8,8 @@
  * workload that joins the cgroups, drops its rights and runs /bin/true. The parent reaps init, reads the counters, removes the cgroups.
  * The second form runs any command instead, "{}" in its words being the iteration: other programs, started as cheaply.
  * CONCURRENCY of them are in flight at any time. One line of JSON says what it took; any failure ends it with status 1.
- * DIRs exist and are the caller's to remove. */
+ * With --or, each container is of one of the variants, drawn by lot, and each variant's median is reported: what the machine
+ * is busy with hits all alike. DIRs exist and are the caller's to remove. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -46,12 +47,13 @@
 #define CLONE_RECURSIVE (1u | (unsigned)O_CLOEXEC | 0x8000u) /* OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE */
 #define NEW_CGROUP 0x02000000
 #define MAX_IN_FLIGHT 1024
+#define MAX_VARIANTS 64
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 enum part { PIDNS, NET, LOOPBACK, IPC, UTS, CGROUP, CGROUPNS, READBACK, FILES, ETC, DEV, DEVPTS, SHM, PROC, MASKS, READONLY, PIVOT, CAPS, EXEC };
 static const char *const part_names[] = {"pidns", "net", "loopback", "ipc", "uts", "cgroup", "cgroupns", "readback", "files", "etc", "dev",
 					 "devpts", "shm", "proc", "masks", "readonly", "pivot", "caps", "exec"};
-static unsigned parts = ~0u;
+static unsigned parts = ~0u, variants[MAX_VARIANTS] = {~0u}, variant_count = 1;
 
 static const char *const masked[] = {"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
 				     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"};
@@ -62,7 +64,12 @@ static char top_links[COUNT(top)][64]; /* "" not there, "/" a directory of its o
 struct flight {
 	pid_t pid;
 	int64_t started;
-	unsigned number;
+	unsigned number, variant;
+};
+
+struct took {
+	unsigned variant;
+	int64_t ns;
 };
 
 static struct flight in_flight[MAX_IN_FLIGHT];
@@ -385,16 +392,15 @@ static _Noreturn void run_init(unsigned number)
 
 /* ---- the loop ---- */
 
-static _Noreturn void run_command(unsigned number)
+/* A vforked child shares our memory until it execs, so the words are put right before. */
+static void put_number(unsigned number)
 {
-	char text[16];
+	static char text[16];
 
 	snprintf(text, sizeof text, "bench%u", number);
 	for (char **word = command; *word; word++)
 		if (!strcmp(*word, "{}"))
 			*word = text;
-	execvp(command[0], command);
-	die(command[0]);
 }
 
 static pid_t start(unsigned number)
@@ -404,9 +410,12 @@ static pid_t start(unsigned number)
 	pid_t child;
 
 	if (command) {
+		put_number(number);
 		child = vfork();
-		if (child == 0)
-			run_command(number);
+		if (child == 0) {
+			execvp(command[0], command);
+			die(command[0]);
+		}
 	} else {
 		child = (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
 		if (child == 0)
@@ -456,8 +465,8 @@ static void remove_cgroup(int parent, unsigned number)
 	}
 }
 
-/* Waits for one to end; returns how long it took. */
-static int64_t finish_one(unsigned concurrency)
+/* Waits for one to end. */
+static struct took finish_one(unsigned concurrency)
 {
 	int status;
 	pid_t pid = (pid_t)check(waitpid(-1, &status, 0), "waitpid");
@@ -470,6 +479,7 @@ static int64_t finish_one(unsigned concurrency)
 			fprintf(stderr, "floor: iteration %u ended with wait status 0x%x\n", flight->number, (unsigned)status);
 			exit(1);
 		}
+		parts = variants[flight->variant];
 		if (!command) {
 			read_counters(flight->number);
 			remove_cgroup(cgroups[0], flight->number);
@@ -477,40 +487,63 @@ static int64_t finish_one(unsigned concurrency)
 			remove_cgroup(cgroup2, flight->number);
 		}
 		flight->pid = 0;
-		return now() - flight->started;
+		return (struct took){flight->variant, now() - flight->started};
 	}
 	errno = ECHILD;
 	die("waitpid: not ours");
 }
 
+/* By variant, then by time. */
 static int compare(const void *a, const void *b)
 {
-	int64_t left = *(const int64_t *)a, right = *(const int64_t *)b;
+	const struct took *left = a, *right = b;
 
-	return (left > right) - (left < right);
+	if (left->variant != right->variant)
+		return left->variant < right->variant ? -1 : 1;
+	return (left->ns > right->ns) - (left->ns < right->ns);
+}
+
+static void start_next(struct flight *flight, unsigned number)
+{
+	flight->number = number;
+	flight->variant = (unsigned)random() % variant_count;
+	parts = variants[flight->variant];
+	flight->started = now();
+	flight->pid = start(number);
+}
+
+static void report(struct took *took, unsigned iterations, unsigned concurrency, int64_t total)
+{
+	unsigned begin = 0;
+
+	qsort(took, iterations, sizeof *took, compare);
+	printf("{\"iterations\": %u, \"concurrency\": %u, \"ns_per_iteration\": %lld, \"median_ns\": [", iterations, concurrency,
+	       (long long)(total / iterations));
+	for (unsigned variant = 0; variant < variant_count; variant++) {
+		unsigned end = begin;
+		while (end < iterations && took[end].variant == variant)
+			end++;
+		printf("%s%lld", variant ? ", " : "", end > begin ? (long long)took[begin + (end - begin) / 2].ns : 0LL);
+		begin = end;
+	}
+	puts("]}");
 }
 
 static void run(unsigned iterations, unsigned concurrency)
 {
-	int64_t *took = calloc(iterations, sizeof *took), begin = now(), total;
+	struct took *took = calloc(iterations, sizeof *took);
+	int64_t begin = now();
 	unsigned started = 0, done = 0;
 
 	if (!took)
 		die("calloc");
 	while (done < iterations) {
 		for (unsigned i = 0; i < concurrency && started < iterations; i++)
-			if (!in_flight[i].pid) {
-				in_flight[i].started = now();
-				in_flight[i].number = started;
-				in_flight[i].pid = start(started++);
-			}
+			if (!in_flight[i].pid)
+				start_next(in_flight + i, started++);
 		took[done++] = finish_one(concurrency);
 	}
-	total = now() - begin;
-	qsort(took, iterations, sizeof *took, compare);
-	printf("{\"iterations\": %u, \"concurrency\": %u, \"ns_per_iteration\": %lld, \"median_ns\": %lld, \"p99_ns\": %lld}\n",
-	       iterations, concurrency, (long long)(total / iterations), (long long)took[iterations / 2],
-	       (long long)took[(size_t)iterations * 99 / 100]);
+	report(took, iterations, concurrency, now() - begin);
 	free(took);
 }
 
@@ -532,13 +565,15 @@ static bool take_option(char **argv, int *at)
 		cgroups[1] = open_directory(argv[++*at]);
 	else if (!strcmp(word, "--cgroup2") && argv[*at + 1])
 		cgroup2 = open_directory(argv[++*at]);
+	else if (!strcmp(word, "--or") && variant_count < MAX_VARIANTS)
+		variants[variant_count++] = ~0u;
 	else {
 		size_t part = 0;
 		while (part < COUNT(part_names) && (strncmp(word, "--no-", 5) || strcmp(word + 5, part_names[part]) != 0))
 			part++;
 		if (part == COUNT(part_names))
 			return false;
-		parts &= ~(1u << part);
+		variants[variant_count - 1] &= ~(1u << part);
 	}
 	return true;
 }
@@ -554,7 +589,8 @@ int main(int argc, char **argv)
 	concurrency = iterations ? strtoul(argv[at + 1], NULL, 10) : 0;
 	if (!concurrency || concurrency > MAX_IN_FLIGHT || iterations > 10000000 ||
 	    (argc - at > 2 && (argc - at < 4 || strcmp(argv[at + 2], "--") != 0))) {
-		fprintf(stderr, "usage: floor [--no-PART]... [--pids DIR --memory DIR | --cgroup2 DIR] ITERATIONS CONCURRENCY [-- COMMAND...]\n");
+		fprintf(stderr, "usage: floor [--no-PART]... [--or [--no-PART]...]... [--pids DIR --memory DIR | --cgroup2 DIR] "
+				"ITERATIONS CONCURRENCY [-- COMMAND...]\n");
 		return 2;
 	}
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from hatch_build import CompileError, find_compiler
 
@@ -80,29 +81,37 @@ class Floor:
         self._program = program
         self._cgroups = cgroups
 
-    def containers(self, iterations: int, concurrency: int, without: Sequence[str] = ()) -> float:
-        """Seconds per container, as a share of the whole run's time; `without`: parts as floor.c names them."""
-        return self._run([*self._cgroups, *_options(without), str(iterations), str(concurrency)], "ns_per_iteration")
+    def containers(self, iterations: int, concurrency: int) -> float:
+        """Seconds per container: the whole run's time, divided."""
+        return self._run([*self._cgroups, str(iterations), str(concurrency)]).seconds
 
-    def median_container(self, iterations: int, without: Sequence[str] = ()) -> float:
-        """Seconds that the median container takes, one after another: what differences of a few µs can be seen in."""
-        return self._run([*self._cgroups, *_options(without), str(iterations), "1"], "median_ns")
+    def variants(self, iterations: int, variants: Sequence[tuple[str, ...]]) -> list[float]:
+        """Seconds that the median container takes, one after another, for each tuple of parts left out.
+
+        They are mixed, container by container: differences of a few µs can be seen although the machine is busy.
+        """
+        options: list[str] = []
+        for variant in variants:
+            options += ["--or", *(f"--no-{part}" for part in variant)]
+        return self._run([*self._cgroups, *options[1:], str(iterations * len(variants)), "1"]).medians
 
     def commands(self, iterations: int, concurrency: int, command: Sequence[str]) -> float:
         """Seconds per run of a command, started as cheaply as can be; "{}" in it is the iteration."""
-        return self._run([str(iterations), str(concurrency), "--", *command], "ns_per_iteration")
+        return self._run([str(iterations), str(concurrency), "--", *command]).seconds
 
-    def _run(self, arguments: list[str], figure: str) -> float:
+    def _run(self, arguments: list[str]) -> _Result:
         run = subprocess.run(
             [self._program, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT, check=False
         )
         if run.returncode:
             raise RuntimeError(f"floor {' '.join(arguments)}: {run.stderr.strip()[-500:]}")
-        return float(json.loads(run.stdout.splitlines()[-1])[figure]) / 1e9
+        found = json.loads(run.stdout.splitlines()[-1])
+        return _Result(found["ns_per_iteration"] / 1e9, [ns / 1e9 for ns in found["median_ns"]])
 
 
-def _options(without: Sequence[str]) -> list[str]:
-    return [f"--no-{part}" for part in without]
+class _Result(NamedTuple):
+    seconds: float
+    medians: list[float]
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ class Running:
             stderr=theirs,
             env=environment(env),
             start_new_session=True,
-            preexec_fn=_take_terminal if terminal else None,  # noqa: PLW1509
+            preexec_fn=_take_terminal if terminal else None,
         )
         self.slave = os.dup(theirs) if terminal else -1  # keeps the terminal's settings readable
         os.close(theirs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,19 +33,9 @@ def config(paths: Sequence[Path], project_name: str | None, env_file: Path | Non
     """
     project = load_project(paths, project_name, env_file)
 
-    from tinyvisor.config import normalised
+    from tinyvisor.config import to_json, to_yaml
 
-    document = normalised(project)
-    if as_json:
-        click.echo(json.dumps(document, indent=2))
-        return
-
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(document, sys.stdout)
+    click.echo(to_json(project) if as_json else to_yaml(project), nl=as_json)
 
 
 @click.command()

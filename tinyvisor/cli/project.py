@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,9 @@ def project_options(function: _F) -> _F:
     """Adds the options that say which project is meant."""
     for option in (
         click.option("-p", "--project-name", metavar="NAME", help="Default: the directory's name."),
-        click.option("--env-file", type=click.Path(path_type=Path), metavar="FILE", help="Read this instead of .env."),
+        click.option(
+            "--env-file", type=click.Path(path_type=Path), metavar="FILE", help="Variables that go before those of .env."
+        ),
     ):
         function = option(function)
     return function
@@ -39,12 +41,26 @@ def load_project(paths: Sequence[Path], name: str | None, env_file: Path | None)
         ConfigError: with every problem found.
         TinyvisorError: there is nothing to read.
     """
-    from tinyvisor import config
+    from tinyvisor.config import load
 
     environ = dict(os.environ)
     if env_file is not None:
-        environ = {**config.read_env_file(env_file), **environ}
-    return config.load(paths or default_paths(), environ=environ, name=name, warn=warn)
+        environ = read_variables(env_file, environ) | environ
+    return load(paths or default_paths(), environ=environ, name=name, warn=warn)
+
+
+def read_variables(file: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of an --env-file.
+
+    Raises:
+        TinyvisorError: it can't be read, or a line makes no sense.
+    """
+    from tinyvisor.config import read_env_file
+
+    try:
+        return read_env_file(file, environ)
+    except ValueError as exc:
+        raise TinyvisorError(str(exc)) from None
 
 
 def default_paths() -> Sequence[Path]:

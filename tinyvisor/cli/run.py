@@ -10,14 +10,8 @@ from typing import Any, TypeVar, get_args
 import click
 
 from tinyvisor.cli.failures import ExitCodes
-from tinyvisor.cli.values import (
-    Parsed,
-    capabilities,
-    environment,
-    parse_cpuset,
-    parse_namespaces,
-    parse_storage,
-)
+from tinyvisor.cli.project import read_variables
+from tinyvisor.cli.values import Parsed, environment, parse_namespaces, parse_storage
 from tinyvisor.spec import RootMethod, Spec, Tmpfs, Ulimit, Volume, parse_capability, parse_signal
 from tinyvisor.state import Exit
 from tinyvisor.units import parse_duration, parse_size
@@ -55,8 +49,21 @@ def _tmpfs(text: str) -> Tmpfs:
 def _ulimit(text: str) -> tuple[str, Ulimit]:
     from tinyvisor.config import parse_ulimit
 
-    name, _, value = text.partition("=")
-    return name, parse_ulimit(value)
+    return parse_ulimit(text)
+
+
+def _cpuset(text: str) -> frozenset[int]:
+    from tinyvisor.config import parse_cpuset
+
+    return parse_cpuset(text)
+
+
+def _capabilities(added: tuple[str, ...], dropped: tuple[str, ...]) -> frozenset[str]:
+    if not added:  # of none, nothing can be dropped
+        return frozenset()
+    from tinyvisor.config import parse_capabilities
+
+    return parse_capabilities(added, dropped)
 
 
 SIZE = Parsed("size", parse_size)
@@ -82,7 +89,7 @@ OPTIONS = (
     click.option("--pids-limit", type=click.IntRange(min=1), metavar="N", help="Processes and threads at most."),
     click.option("--memory", "-m", type=SIZE, help="64m; with no swap on top."),
     click.option("--cpus", type=float, metavar="N", help="CPU time per wall time: 1.5."),
-    click.option("--cpuset-cpus", type=Parsed("cpus", parse_cpuset), help="0-2,4."),
+    click.option("--cpuset-cpus", type=Parsed("cpus", _cpuset), help="0-2,4."),
     click.option("--ulimit", multiple=True, type=Parsed("name=soft[:hard]", _ulimit), help="nofile=1024:2048."),
     click.option("--oom-score-adj", type=click.IntRange(-1000, 1000), metavar="N"),
     click.option("--network", type=click.Choice(["none", "host"]), help="Default: none, loopback only."),
@@ -160,7 +167,7 @@ def build_spec(
         volumes=options["volume"],
         tmpfs=options["tmpfs"],
         ulimits=dict(options["ulimit"]),
-        capabilities=capabilities(options["cap_add"], options["cap_drop"]),
+        capabilities=_capabilities(options["cap_add"], options["cap_drop"]),
         tty=tty,
         stdin_open=stdin_open,
         **dict(options["storage_opt"]),
@@ -171,7 +178,5 @@ def build_spec(
 def _environment(options: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in options["env_file"]:
-        from tinyvisor.config import read_env_file
-
-        found |= read_env_file(file)
+        found |= read_variables(file, environ)
     return found | environment(options["env"], environ)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, parse_capability
-
+from tinyvisor.spec import DEFAULT_NAMESPACES
+from tinyvisor.units import parse_size
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any, str]
@@ -47,23 +47,8 @@ def parse_namespaces(text: str) -> frozenset[str]:
     return (DEFAULT_NAMESPACES | added) - {word[1:] for word in words if word[0] == "-"}
 
 
-def parse_cpuset(text: str) -> frozenset[int]:
-    """``"0-2,4"`` → {0, 1, 2, 4}."""
-    cpus: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) > 8191:
-            raise ValueError(f'"{text}" is not a set of CPUs; expected one such as 0-2,4')
-        cpus.update(range(int(first), int(last or first) + 1))
-    if not cpus:
-        raise ValueError(f'"{text}" is empty; expected CPUs such as 0-2,4')
-    return frozenset(cpus)
-
-
 def parse_storage(text: str) -> tuple[str, int]:
     """``"size=1g"``, ``"inodes=10000"`` → the `Spec` field and its value."""
-    from tinyvisor.units import parse_size
-
     key, _, value = text.partition("=")
     if key == "size":
         return "storage_size", parse_size(value)
@@ -82,12 +67,3 @@ def environment(given: Iterable[str], environ: Mapping[str, str]) -> dict[str, s
         elif name in environ:
             found[name] = environ[name]
     return found
-
-
-def capabilities(added: Iterable[str], dropped: Iterable[str]) -> frozenset[str]:
-    """What is kept of none at all; ALL is every one of them. Dropping ALL comes before what is added, as in docker."""
-    add, drop = set(map(parse_capability, added)), set(map(parse_capability, dropped))
-    if "ALL" in drop:
-        return frozenset(add - {"ALL"})
-    kept = set(CAPABILITIES) if "ALL" in add else add
-    return frozenset(kept - drop)

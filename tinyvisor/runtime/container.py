@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 import termios
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,7 @@ class Container:
         self._exit: Exit | None = None
         self._error: Exception | None = None
         self._started = False
+        self._started_at = time.monotonic()
         self._stopped = False
         self._held_up_by: tuple[str, ...] = ()
 
@@ -186,6 +188,7 @@ class Container:
                 if event.type == wire.STARTED:
                     self.pid = event.a
                     self._started = True
+                    self._started_at = time.monotonic()
                     return
                 if event.type == wire.PTY and fds and self.terminal is None:
                     self.terminal = fds.pop()
@@ -204,7 +207,7 @@ class Container:
         outcome = Outcome(
             wait_status=gone.status if gone.exited else None,
             timed_out=gone.timed_out,
-            wall=gone.wall,
+            wall=gone.wall if gone.exited else time.monotonic() - self._started_at,  # init had no time to say
             cpu_user=gone.user,
             cpu_system=gone.system,
             usage=usage,
