@@ -15,6 +15,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -320,6 +321,20 @@ def status_of(pid: int) -> dict[str, str]:
     """/proc/PID/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def wait_for_sleep(pid: int) -> dict[str, str]:
+    """Returns when the process is blocked and off the run queue, which state "S" alone doesn't say; its status."""
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/{pid}/syscall").read_text().startswith("running"):
+        assert time.monotonic() < deadline, status_of(pid)
+        os.sched_yield()
+    return status_of(pid)
+
+
+def switches(status: dict[str, str]) -> tuple[str, str]:
+    """How often it was switched away from: each sleep counts."""
+    return status["voluntary_ctxt_switches"], status["nonvoluntary_ctxt_switches"]
 
 
 def fds_of(pid: int) -> dict[int, str]:

@@ -76,10 +76,14 @@ from tinyvisor.state import (
 MAX_LAUNCHES: Final = 16
 LAUNCH_PATIENCE: Final = 5.0
 DRAIN_PATIENCE: Final = 2.0
+NEWS_PATIENCE: Final = 0.1
 
 CHUNK: Final = 16 << 10
-"""Bytes read from a pipe at once: a few milliseconds of work at worst (all newlines), so that a flood leaves the others
-their turn."""
+"""Bytes read from a pipe at once."""
+
+BATCH: Final = 1024
+"""Lines handed on at once. With `CHUNK` it bounds how long a flood, of newlines at worst, keeps the others waiting: some
+milliseconds."""
 
 
 class ByteReceive(Protocol):
@@ -462,13 +466,16 @@ class _Runner:
         except TinyvisorError as error:
             if launched:
                 raise
-            return self._launch_failed(error)
+            return await self._launch_failed(error)
         self._totals.add(exit)
         return Exited(exit)
 
-    def _launch_failed(self, error: TinyvisorError) -> ServiceEvent:
-        if self._has_lost_provider():  # a network that went away under the launch is not this service's failure
-            return NotReady()
+    async def _launch_failed(self, error: TinyvisorError) -> ServiceEvent:
+        """A network that went away under the launch is not this service's failure, and the news of it may come later."""
+        if self.provider is not None:
+            await trio.sleep(NEWS_PATIENCE)
+            if self._has_lost_provider():
+                return NotReady()
         return LaunchFailed(_problem(error), final=isinstance(error, (HostError, SpecError)))
 
     def _has_lost_provider(self) -> bool:
@@ -502,7 +509,11 @@ class _Runner:
         lines = Lines()
         try:
             while True:
-                self._put(stream, lines.feed(await source.receive(CHUNK)))
+                pieces = lines.feed(await source.receive(CHUNK))
+                self._put(stream, pieces[:BATCH])
+                for start in range(BATCH, len(pieces), BATCH):
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # what has been read is not thrown away
+                    self._put(stream, pieces[start : start + BATCH])
         except anyio.EndOfStream:
             pass
         except OSError as error:

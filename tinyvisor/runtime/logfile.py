@@ -57,7 +57,12 @@ class Lines:
     def feed(self, chunk: bytes) -> list[Piece]:
         """The pieces that `chunk` completes."""
         *whole, rest = (self._rest + chunk).split(b"\n")
-        pieces = [piece for line in whole for piece in _cut(line, full=True)]
+        pieces: list[Piece] = []
+        for line in whole:  # up to one for every byte: the usual case is kept short
+            if len(line) <= MAX_PIECE:
+                pieces.append(Piece(line, True))
+            else:
+                pieces += _cut(line, full=True)
         # A rest of exactly MAX_PIECE stays: its newline may be next, and then it is a whole line.
         *parts, last = _cut(rest, full=False)
         self._rest = last.data

@@ -15,10 +15,13 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#define BATCH 256 /* signals or zombies taken before the clock and the commands get their turn: a flood must not stop them */
+
 struct init { /* what stays of a container's set-up */
 	int signals, event; /* event -1: nobody to report to */
 	pid_t workload;
 	bool group;
+	bool busy; /* there may be more to reap */
 	struct report *report; /* NULL when stand-alone */
 	int64_t started; /* ns */
 	int orphan_signal;
@@ -112,10 +115,10 @@ static void forward(const struct init *init, int signal, enum scope scope)
 static bool reap(struct init *init, int *status)
 {
 	bool ended = false;
-	int one;
+	int one, count = 0;
 	pid_t pid;
 
-	while ((pid = waitpid(-1, &one, WNOHANG | (init->tty >= 0 ? WUNTRACED : 0))) > 0) {
+	for (; count < BATCH && (pid = waitpid(-1, &one, WNOHANG | (init->tty >= 0 ? WUNTRACED : 0))) > 0; count++) {
 		if (pid != init->workload)
 			continue;
 		if (WIFSTOPPED(one)) {
@@ -127,6 +130,7 @@ static bool reap(struct init *init, int *status)
 		init->workload = 0; /* its number may be given anew from here on */
 		ended = true;
 	}
+	init->busy = count == BATCH;
 	return ended;
 }
 
@@ -134,7 +138,7 @@ static void take_signals(const struct init *init)
 {
 	struct { uint32_t number; char rest[124]; } info; /* struct signalfd_siginfo */
 
-	while (read(init->signals, &info, sizeof info) == (ssize_t)sizeof info)
+	for (int i = 0; i < BATCH && read(init->signals, &info, sizeof info) == (ssize_t)sizeof info; i++)
 		if (info.number != SIGCHLD)
 			forward(init, (int)info.number, SCOPE_WORKLOAD);
 }
@@ -159,7 +163,9 @@ static void wait_for_something(struct init *init, int64_t end)
 	int64_t left = end ? end - now() : 0;
 	struct timespec time = {left / 1000000000, left % 1000000000};
 
-	if (left < 0 || ppoll(fds, 2, end ? &time : NULL, NULL) <= 0)
+	if (init->busy)
+		time = (struct timespec){0, 0};
+	if (left < 0 || ppoll(fds, 2, end || init->busy ? &time : NULL, NULL) <= 0)
 		return;
 	if (fds[1].revents)
 		take_command(init);
@@ -177,11 +183,12 @@ static void wait_for_orphans(struct init *init)
 	if (getpid() == 1)
 		(void)kill(-1, init->orphan_signal);
 	while (now() < end) {
-		pid_t pid;
-		while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-			;
+		pid_t pid = 1;
+		for (int i = 0; i < BATCH && pid > 0; i++)
+			pid = waitpid(-1, NULL, WNOHANG);
 		if (pid < 0)
 			return; /* ECHILD: empty */
+		init->busy = pid > 0;
 		wait_for_something(init, end);
 	}
 }
@@ -288,12 +295,33 @@ static void keep_only(int *event, int *signals)
 	(void)syscall(NR_close_range, 0u, 2u, 0);
 }
 
-/* The parent may have died before PDEATHSIG was set; getppid() can't tell from inside a new pid namespace. */
+/* The parent may have died before PDEATHSIG was set; getppid() can't tell from inside a new pid namespace. An exiting parent
+ * first signals its children and then looks dead, both under the lock that waitpid takes: behind it, either we were
+ * signalled or the pidfd says so. */
 static void die_with_launcher(void)
 {
 	struct pollfd launcher = {launcher_pidfd, POLLIN, 0};
 
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 || poll(&launcher, 1, 0) != 0)
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+		_exit(125);
+	(void)waitpid(-1, NULL, WNOHANG);
+	if (poll(&launcher, 1, 0) != 0)
+		_exit(125);
+}
+
+/* From here on init reaps and signals, and needs no more rights than that: a workload that may ptrace it (CAP_SYS_PTRACE)
+ * must not come by the others, nor by making it exec something. */
+static void drop_rights(void)
+{
+	struct { uint32_t version; int pid; } header = {0x20080522u, 0}; /* linux/capability.h _LINUX_CAPABILITY_VERSION_3 */
+	struct { uint32_t effective, permitted, inheritable; } data[2];
+
+	if (syscall(SYS_capget, &header, data) < 0)
+		_exit(125);
+	data[0].effective = data[0].permitted &= 1u << 5; /* CAP_KILL */
+	data[1].effective = data[1].permitted = 0;
+	data[0].inheritable = data[1].inheritable = 0;
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || syscall(SYS_capset, &header, data) < 0)
 		_exit(125);
 }
 
@@ -305,6 +333,7 @@ _Noreturn void init_main(struct context *context, const struct plan *plan)
 	int failed, error;
 
 	die_with_launcher();
+	supervisor_pidfd = -1;
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	report = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, reports_fd, (off_t)context->slot * PAGE);
 	if (report == MAP_FAILED)
@@ -329,6 +358,7 @@ _Noreturn void init_main(struct context *context, const struct plan *plan)
 	init.orphan_grace_ms = context->orphan_grace_ms;
 	init.deadline = context->timeout_ms ? init.started + (int64_t)context->timeout_ms * 1000000 : 0;
 	keep_only(&init.event, &init.signals);
+	drop_rights();
 	forget_request();
 	started.a = report->pid;
 	send_event(init.event, &started, NULL, 0, -1);

@@ -185,7 +185,7 @@ void print_steps(void);
 int run_steps(struct context *context, const struct step *step, int count, int *failed);
 int slot_fd(const struct context *context, uint64_t slot);
 int keep_fds(const int *fds, int count);
-extern int launcher_pidfd, reports_fd;
+extern int launcher_pidfd, supervisor_pidfd, reports_fd;
 
 /* mounts.c */
 step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory, step_link, step_file, step_node,

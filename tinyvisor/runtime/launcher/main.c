@@ -33,9 +33,9 @@
 #define RETRY_MS 5
 #define MAX_READ 4096 /* bytes of each file that is read back */
 
-int launcher_pidfd = -1, reports_fd = -1;
+int launcher_pidfd = -1, supervisor_pidfd = -1, reports_fd = -1;
 
-static int control = -1, signals = -1, supervisor = -1;
+static int control = -1, signals = -1;
 static char *buffer; /* MAX_REQUEST bytes */
 static struct plan plan;
 static struct container *buckets[BUCKETS], *cleaning, epilogue;
@@ -387,7 +387,7 @@ static int64_t now_ms(void)
 static void serve_for_ever(void)
 {
 	int64_t retry_at = 0;
-	struct pollfd fds[3] = {{control, POLLIN, 0}, {signals, POLLIN, 0}, {supervisor, POLLIN, 0}};
+	struct pollfd fds[3] = {{control, POLLIN, 0}, {signals, POLLIN, 0}, {supervisor_pidfd, POLLIN, 0}};
 	bool ending = false;
 
 	while (!ending || running) {
@@ -466,6 +466,8 @@ static int serve_main(char **argv, bool has_title)
 	control = fcntl(atoi(argv[2]), F_DUPFD_CLOEXEC, 200); /* out of the way of what comes with requests */
 	if (control < 0)
 		return usage();
+	for (int fd = 0; fd >= 0 && fd < 3; fd > 2 ? close(fd) : 0) /* what comes with requests must not land on 0..2 */
+		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	(void)syscall(NR_close_range, 3u, (unsigned)control - 1, 0);
 	(void)syscall(NR_close_range, (unsigned)control + 1, ~0u, 0);
 	block_all_signals(NULL);
@@ -477,8 +479,8 @@ static int serve_main(char **argv, bool has_title)
 		title_start = argv[0];
 		title_end = argv[4] + strlen(argv[4]);
 	}
-	supervisor = (int)syscall(NR_pidfd_open, atoi(argv[3]), 0);
-	if (supervisor < 0 || getppid() != atoi(argv[3]))
+	supervisor_pidfd = (int)syscall(NR_pidfd_open, atoi(argv[3]), 0);
+	if (supervisor_pidfd < 0 || getppid() != atoi(argv[3]))
 		return 0; /* it is gone already */
 	launcher_pidfd = (int)syscall(NR_pidfd_open, getpid(), 0);
 	uint64_t child = 1ull << (SIGCHLD - 1);

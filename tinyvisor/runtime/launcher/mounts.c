@@ -3,6 +3,7 @@
  * The launcher lives in a mount namespace of its own (enter_own_world) that holds one small tmpfs:
  *   /new    where a container's root is put     /lower, /upper   layers of an overlay while it is mounted
  *   /t/...  templates: trees that all containers share, bound into them
+ *   /shell  where a copy of /t/shell, an empty directory around the container's root, goes
  * A container's init has a copy of that namespace until pivot_root. Every path below /new may be controlled by an image:
  * it is resolved by open_in_root (never leaves the root, no magic links), and mounted on by fd, never by path
  * (CVE-2021-30465, CVE-2019-19921, CVE-2023-27561). All mounting is by the mount API of Linux 5.2, mount_setattr of 5.12. */
@@ -104,8 +105,8 @@ static int attach_and_close(int tree, int target)
  * nothing of value. */
 int enter_own_world(void)
 {
-	static const char *const directories[] = {"/new", "/lower", "/upper", "/t", "/t/empty"};
-	int root;
+	static const char *const directories[] = {"/new", "/lower", "/upper", "/shell", "/t", "/t/empty", "/t/shell", "/t/shell/container"};
+	int root, error;
 
 	if (unshare((int)NEW_MOUNT) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		return -errno;
@@ -119,15 +120,22 @@ int enter_own_world(void)
 	for (size_t i = 0; i < sizeof directories / sizeof *directories; i++)
 		if (mkdir(directories[i], 0755) < 0)
 			return -errno;
-	return mknod("/t/null", S_IFCHR | 0666, makedev(1, 3)) < 0 ? -errno : 0;
+	if (mknod("/t/null", S_IFCHR | 0666, makedev(1, 3)) < 0)
+		return -errno;
+	error = attach_and_close(tree_of(AT_FDCWD, "/t", 0), open("/t", O_PATH | O_CLOEXEC)); /* one umount takes it all away */
+	return error;
 }
 
 int open_in_root(const struct context *context, const char *path, int flags)
 {
 	struct { uint64_t flags, mode, resolve; } how = {
 		.flags = (unsigned)(flags | O_CLOEXEC), .resolve = RESOLVE_ROOT | RESOLVE_MAGICLINKS_REFUSED};
-	int fd = (int)syscall(NR_openat2, context->root, path, &how, sizeof how);
+	int fd = -1;
 
+	/* EAGAIN: somebody renamed or mounted while a ".." was looked up. Who does that all day long gets an error, not a hang. */
+	for (int i = 0; i < 128 && (fd = (int)syscall(NR_openat2, context->root, path, &how, sizeof how)) < 0; i++)
+		if (errno != EAGAIN && errno != EINTR)
+			break;
 	return fd < 0 ? -errno : fd;
 }
 
@@ -177,7 +185,7 @@ static int open_parent(const struct context *context, const char *path, const ch
 	return fd == -ENOENT ? open_or_make(context, part) : fd;
 }
 
-/* A place to mount on, made where it is missing; never the root itself, and never a link. */
+/* A place to mount on, made where it is missing. Links are followed, inside the root. */
 static int open_target(const struct context *context, const char *path, bool directory)
 {
 	const char *name;
@@ -249,18 +257,45 @@ int step_root_overlay(struct context *context, const struct step *step)
 					   (unsigned)step->number[3]));
 }
 
+/* The namespace's root becomes an empty, read-only shell, and the container's root a mount in it: to a process whose root is
+ * not its namespace's the kernel gives no user namespace (kernel/user_namespace.c, current_chrooted), in which root could
+ * mount cgroup hierarchies and lift its own limits. */
 int step_pivot_root(struct context *context, const struct step *step)
 {
+	const unsigned sealed = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
+	int place, error = attach_and_close(with_attributes(tree_of(AT_FDCWD, "/t/shell", 0), sealed), open("/shell", O_PATH | O_CLOEXEC));
+
 	(void)step;
+	if (error)
+		return error;
+	place = open("/shell/container", O_PATH | O_CLOEXEC);
+	error = place < 0 ? -errno : attach(context->root, place);
+	if (place >= 0)
+		close(place);
+	if (error)
+		return error;
 	/* pivot_root(2) NOTES: old root on top of the new one, then detached; nothing of the launcher's world stays. */
-	if (fchdir(context->root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
+	if (chdir("/shell") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
+	    fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0)
 		return -errno;
 	return 0;
 }
 
+/* Who may chroot can come back out. So nothing stays there that is shared with other containers, nothing that can be
+ * written. */
 int step_chroot(struct context *context, const struct step *step)
 {
+	int error, world = open("/", O_PATH | O_CLOEXEC);
+
 	(void)step;
+	if (world < 0 || umount2("/t", MNT_DETACH) < 0)
+		return -errno;
+	(void)umount2("/lower", MNT_DETACH); /* EINVAL: no overlay */
+	(void)umount2("/upper", MNT_DETACH);
+	error = set_attributes(world, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, 0, 0);
+	close(world);
+	if (error)
+		return error;
 	return fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
 }
 

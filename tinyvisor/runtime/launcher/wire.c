@@ -192,7 +192,8 @@ ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count)
 	return size;
 }
 
-/* Blocks while the reader's buffer is full; a reader that is gone is not an error here: its absence is seen elsewhere. */
+/* Blocks while the reader's buffer is full, but not longer than the supervisor lives: a forked child of it may hold the
+ * socket. A reader that is gone is not an error here: its absence is seen elsewhere. */
 void send_event(int socket, struct event *event, const void *data, uint32_t size, int fd)
 {
 	union {
@@ -211,6 +212,9 @@ void send_event(int socket, struct event *event, const void *data, uint32_t size
 		control.align = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
 		memcpy(CMSG_DATA(&control.align), &fd, sizeof fd);
 	}
-	while (sendmsg(socket, &message, MSG_NOSIGNAL) < 0 && errno == EINTR)
-		;
+	while (sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && (errno == EINTR || errno == EAGAIN)) {
+		struct pollfd wait[2] = {{socket, POLLOUT, 0}, {supervisor_pidfd, POLLIN, 0}};
+		if (errno == EAGAIN && poll(wait, 2, -1) > 0 && wait[1].revents)
+			return;
+	}
 }
