@@ -399,7 +399,7 @@ def test_idle_init_sleeps(probe: Path) -> None:
         before = harness.wait_for_sleep(process.pid)
         with pidfd_of(process.pid) as pidfd:
             assert not wait_for_end(pidfd, 1.2), "longer than tini's second"
-        assert harness.switches(harness.status_of(process.pid)) == harness.switches(before)
+            assert harness.switches(harness.status_of(process.pid)) == harness.switches(before)
 
 
 def test_sanitized_build_behaves(probe: Path, sanitized: Path) -> None:

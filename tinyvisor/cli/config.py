@@ -78,13 +78,12 @@ def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
     from tinyvisor.runtime.cgroup import limit_writes
     from tinyvisor.runtime.plan import Limits, plan
 
-    resolv_conf = Path("/etc/resolv.conf").read_bytes() if spec.network_mode == "host" else None
     return plan(
         spec,
         limits=Limits(layout, tuple(limit_writes(spec, layout))),
         view=view if spec.rootfs is None else None,
         identity=_identity(spec),
-        resolv_conf=resolv_conf,
+        resolv_conf=_read("/etc/resolv.conf") if spec.network_mode == "host" else None,
     )
 
 
@@ -106,3 +105,10 @@ def _identity(spec: Spec) -> Identity:
     finally:
         os.close(root)
     return resolve(spec.user, spec.group_add, *contents)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:  # none, or not for us: no names are resolved then, and a plan can be made all the same
+        return b""

@@ -8,7 +8,7 @@ import itertools
 import operator
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.host import Host, probe
 from tinyvisor.runtime.identity import Identity, read_in_root, resolve
 from tinyvisor.runtime.launcher import LauncherProcess, Section
-from tinyvisor.runtime.rootfs import HostView, host_view, write_etc
+from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
 from tinyvisor.runtime.stdio import PIPE, Stdio, Streams
 from tinyvisor.runtime.steps import Step
 from tinyvisor.runtime.syscalls import new_tmpfs, open_tree
@@ -241,7 +241,8 @@ class Runtime:
             SpecError: a name is in use, or a user or a path is unknown. Nothing was created.
         Cancellation: kills everything in the container and waits for it to be gone.
         """
-        events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with _as_launch_error(spec):
+            events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         events[0].setblocking(False)
         try:
             container = await self._launch(spec, stdin, stdout, stderr, terminal, events)
@@ -284,13 +285,14 @@ class Runtime:
         terminal: tuple[int, int],
         events: tuple[socket.socket, socket.socket] | None,
     ) -> Container:
+        view = await self._prepared_view() if spec.rootfs is None else None
+        spec = await self._with_directory(spec)
+        # No await from here on: a name that is free now is ours below.
         self._check_open()
         if spec.name in self._names:
             raise SpecError("name", f'a container named "{spec.name}" is running already')
-        view = await self._prepared_view() if spec.rootfs is None else None
-        spec = await self._with_directory(spec)
         other = self._provider(spec)
-        with contextlib.ExitStack() as stack:
+        with _as_launch_error(spec), contextlib.ExitStack() as stack:
             trees = [self._open_tree(spec, tree, stack) for tree in self._trees(spec)]
             identity = self._identity(spec, trees[0] if spec.rootfs else None)
             shape = self._shape(spec, view, identity, terminal)
@@ -358,10 +360,12 @@ class Runtime:
     def _identity(self, spec: Spec, root: int | None) -> Identity:
         if spec.user is None and not spec.group_add:
             return planning.ROOT_USER
+        if root is None:
+            return resolve(spec.user, spec.group_add, PASSWD, GROUP)
         contents = []
         for path in ("etc/passwd", "etc/group"):
             try:
-                contents.append(read_in_root(root, path) if root is not None else Path("/", path).read_bytes())
+                contents.append(read_in_root(root, path))
             except OSError:
                 contents.append(b"")
         return resolve(spec.user, spec.group_add, *contents)
@@ -426,6 +430,15 @@ class Runtime:
     def _forget(self, container: Container) -> None:
         del self.containers[container.id]
         del self._names[container.name]
+
+
+@contextlib.contextmanager
+def _as_launch_error(spec: Spec) -> Iterator[None]:
+    """Out of file descriptors or memory: one container's failure, not the program's."""
+    try:
+        yield
+    except OSError as exc:
+        raise LaunchError(spec.name, "prepare the launch", exc.errno or 0) from exc
 
 
 def _usage(data: bytes, readback: tuple[tuple[int, str], ...]) -> Usage:

@@ -114,7 +114,7 @@ def plan(
         *(s.ReadOnly(path) for path in spec.readonly_paths),
         *_working_directory(spec, identity),
         *_seal(spec),
-        *([s.Pty(identity.uid, identity.gid, *terminal)] if spec.tty else []),
+        *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *_user_namespace(spec),
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
         *_identity_of_host(spec, name),
@@ -192,18 +192,17 @@ def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | Non
     yield s.BindTemplate("/t/dev-tty" if spec.tty else "/t/dev", "/dev", RDONLY | NOSUID | NOEXEC)
     yield s.Mount("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5", NOSUID | NOEXEC)
     yield s.Mount("tmpfs", "/dev/shm", f"mode=1777,size={spec.shm_size},nr_inodes=16384", NOSUID | NOEXEC | NODEV)
+    if spec.read_only:
+        for target, mode in (("/tmp", 0o1777), ("/run", 0o755)):
+            yield _tmpfs(Tmpfs(target, spec.storage_size, spec.storage_inodes, mode))
     yield from _generated_files(spec, name, resolv_conf)
 
 
 def _host_view(spec: Spec, view: HostView) -> Iterator[Step]:
     for path, mode in (("/root", 0o700), ("/home", 0o755), ("/var", 0o755), ("/var/tmp", 0o1777), ("/opt", 0o755)):
         yield s.Directory(path, mode)
-    if spec.read_only:
-        for target, mode in (("/tmp", 0o1777), ("/run", 0o755)):
-            yield _tmpfs(Tmpfs(target, spec.storage_size, spec.storage_inodes, mode))
-    else:
-        yield s.Directory("/tmp", 0o1777)
-        yield s.Directory("/run")
+    yield s.Directory("/tmp", 0o1777)
+    yield s.Directory("/run")
     for path in view.binds:
         yield s.BindTemplate(f"/t{path}", path, RDONLY | NODEV | _no_suid(spec))
     for path, to in view.links:
@@ -241,9 +240,15 @@ def _tmpfs(tmpfs: Tmpfs) -> Step:
     return s.Mount("tmpfs", tmpfs.target, options, NOSUID | NODEV | (0 if tmpfs.executable else NOEXEC))
 
 
+def _owner(spec: Spec, identity: Identity) -> tuple[int, int]:
+    """The workload's uid and gid as the host numbers them; ids past the mapped range stay unmapped."""
+    base = USER_ID_BASE if "user" in spec.namespaces else 0
+    return base + identity.uid, base + identity.gid
+
+
 def _working_directory(spec: Spec, identity: Identity) -> Iterator[Step]:
     if spec.working_dir not in (None, "/") and not spec.read_only:
-        yield s.Directory(str(spec.working_dir), 0o755, identity.uid, identity.gid)
+        yield s.Directory(str(spec.working_dir), 0o755, *_owner(spec, identity))
 
 
 def _seal(spec: Spec) -> Iterator[Step]:

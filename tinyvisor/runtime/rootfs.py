@@ -31,14 +31,14 @@ _FOLLOWED: Final = ("/var/lib/ca-certificates",)
 _MAX_FILE: Final = 4 << 20  # bytes
 _MAX_ENTRIES: Final = 6000  # the caller's tmpfs has a bound, too
 
-_PASSWD: Final = b"""\
+PASSWD: Final = b"""\
 root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/usr/sbin/nologin
 bin:x:2:2:bin:/bin:/usr/sbin/nologin
 nobody:x:65534:65534:nobody:/:/usr/sbin/nologin
 """
 # tty is 5 everywhere: devpts is mounted with gid=5. 65534 is nogroup on Debian and nobody on Fedora.
-_GROUP: Final = b"""\
+GROUP: Final = b"""\
 root:x:0:
 daemon:x:1:
 bin:x:2:
@@ -121,7 +121,7 @@ def write_etc(directory: Path, *, source: Path = Path("/etc")) -> None:
     copier = _Copier()
     for name in _expand(source):
         copier.copy(str(source), str(directory), name)
-    for name, content in (("passwd", _PASSWD), ("group", _GROUP), ("nsswitch.conf", _NSSWITCH)):
+    for name, content in (("passwd", PASSWD), ("group", GROUP), ("nsswitch.conf", _NSSWITCH)):
         _write(f"{directory}/{name}", content)
     for name, target in _LINKS.items():
         os.symlink(target, directory / name)

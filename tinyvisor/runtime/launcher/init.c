@@ -12,6 +12,8 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -232,6 +234,17 @@ struct birth {
 	struct report *report;
 };
 
+/* Root inside owns the inode of the host's /dev/null, too: through the host's writable /dev it could change its mode for all.
+ * The container's own is on a read-only mount (runc reopens it, too). */
+static int own_null(const struct context *context, int fd)
+{
+	struct stat status;
+
+	if (fstat(fd, &status) < 0 || !S_ISCHR(status.st_mode) || status.st_rdev != makedev(1, 3))
+		return fd;
+	return open_in_root(context, "dev/null", O_RDWR);
+}
+
 /* The child between fork and exec. With CLONE_VM init sleeps until exec or exit. */
 static int workload_main(void *argument)
 {
@@ -240,9 +253,9 @@ static int workload_main(void *argument)
 	int failed, error = 0;
 
 	for (int i = 0; i < 3 && !error; i++) {
-		int fd = context->tty >= 0 ? context->tty : context->stdio[i];
+		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i]);
 		/* A source below 3 would be overwritten before its turn: init made sure that there is none. */
-		error = dup2(fd, i) < 0 ? -errno : 0;
+		error = fd < 0 ? fd : dup2(fd, i) < 0 ? -errno : 0;
 	}
 	if (!error) {
 		set_signal_mask(0);

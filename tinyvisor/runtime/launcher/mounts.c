@@ -170,12 +170,15 @@ static int open_or_make(const struct context *context, char *path)
 static int open_parent(const struct context *context, const char *path, const char **name)
 {
 	char part[4096];
-	const char *slash = strrchr(path, '/');
-	size_t length = slash ? (size_t)(slash - path) : 0;
+	size_t end = strlen(path), length;
 	int fd;
 
-	*name = slash ? slash + 1 : path;
-	if (!length)
+	while (end && path[end - 1] == '/') /* "work/" is a name, too */
+		end--;
+	for (length = end; length && path[length - 1] != '/';)
+		length--;
+	*name = path + length;
+	if (!length || (length == 1 && *path == '/'))
 		return context->root;
 	if (length >= sizeof part)
 		return -ENAMETOOLONG;

@@ -1,0 +1,403 @@
+"""The command line: help that stays light, options, exit codes, messages. Nothing here starts a container."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from tests.kernel.command import ROOT, arguments, environment, tinyvisor
+from tinyvisor import __main__ as entry
+from tinyvisor.cli import group, project, values
+from tinyvisor.cli.failures import ExitCodes, expected, lines
+from tinyvisor.cli.foreground import write_result
+from tinyvisor.cli.run import build_spec, run
+from tinyvisor.cli.summary import format_plain, summary_rows
+from tinyvisor.cli.up import wants_colour
+from tinyvisor.errors import ConfigError, ConfigProblem, HostError, InternalError, LaunchError, SpecError, TinyvisorError
+from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.state import Exit, ServiceSummary
+
+# ---- the root command ----
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["up", "--help"], ["plan", "--help"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    heavy = {"trio", "anyio", "pydantic", "ruamel", "rich"}
+    code = f"""
+import sys
+from tinyvisor.__main__ import main
+try:
+    main({words!r})
+except SystemExit as exc:
+    print("exit", exc.code, sorted({heavy!r} & sys.modules.keys()))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ended.stdout.splitlines()[-1] == "exit 0 []"
+
+
+def test_help_lists_every_command() -> None:
+    ended = tinyvisor("--help")
+    for name in group.COMMANDS:
+        assert f"  {name} " in ended.stdout
+
+
+@pytest.mark.parametrize("name", group.COMMANDS)
+def test_every_command_has_help_that_starts_with_its_summary(name: str) -> None:
+    command = group.cli.get_command(click.Context(group.cli), name)
+    assert command is not None
+    assert command.help is not None
+    assert command.name == name
+    assert command.help.split(".")[0].split()[:3] == group.COMMANDS[name][1].split()[:3]
+
+
+def test_unknown_command_is_2() -> None:
+    ended = tinyvisor("fly")
+    assert ended.returncode == 2
+    assert "No such command 'fly'" in ended.stderr
+
+
+def test_reader_that_goes_away_is_no_news() -> None:
+    process = subprocess.Popen(arguments("schema"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment())
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert errors == b""
+    assert process.returncode != 0
+
+
+# ---- failures ----
+
+LAUNCH = LaunchError("web", "exec foo", errno.ENOENT)
+
+
+def test_expected_errors_are_taken_out_of_their_groups() -> None:
+    first, second = TinyvisorError("one"), HostError("no io", "mount it")
+    nested = ExceptionGroup("", [first, ExceptionGroup("", [second])])
+    assert expected(nested) == [first, second]
+    assert expected(first) == [first]
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ValueError("x"),
+        InternalError("x"),
+        ExceptionGroup("", [TinyvisorError("one"), ValueError("x")]),
+        ExceptionGroup("", [InternalError("x")]),
+    ],
+)
+def test_a_bug_is_not_expected(bug: Exception) -> None:
+    assert expected(bug) is None
+
+
+@pytest.mark.parametrize(
+    "step, number, code",
+    [
+        ("exec foo", errno.ENOENT, 127),
+        ("exec foo", errno.ENOTDIR, 127),
+        ("exec foo", errno.EACCES, 126),
+        ("exec foo", errno.ENOEXEC, 126),
+        ("enter /nowhere", errno.ENOENT, 125),
+    ],
+)
+def test_failed_exec_is_as_in_shells(step: str, number: int, code: int) -> None:
+    error = LaunchError("web", step, number)
+    assert ExitCodes(ours=125, passes_on=True).of([error]) == code
+    assert ExitCodes().of([error]) == 2
+
+
+def test_errors_are_lines() -> None:
+    problem = ConfigError([ConfigProblem(Path("a.yaml"), 1, 2, "mem_limit", "wrong")])
+    twice = [TinyvisorError("same"), TinyvisorError("same")]
+    assert list(lines([problem, *twice], ExitCodes())) == ["a.yaml:1:2: mem_limit: wrong", "tinyvisor: same"]
+    assert list(lines([LAUNCH], ExitCodes())) == ["tinyvisor: web: exec foo: No such file or directory"]
+    assert list(lines([LAUNCH], ExitCodes(passes_on=True))) == ["tinyvisor: exec foo: No such file or directory"]
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, callback: Callable[[], object]) -> int:
+    """What the root command makes of a command's outcome."""
+    command = click.Command("stub", callback=callback)
+    monkeypatch.setattr(group.LazyGroup, "get_command", lambda self, ctx, name: command)
+    return entry._invoke(["stub"], ExitCodes())
+
+
+def raises(exc: BaseException) -> Callable[[], object]:
+    def callback() -> object:
+        raise exc
+
+    return callback
+
+
+def test_outcomes_are_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(monkeypatch, lambda: None) == 0
+    assert invoke(monkeypatch, lambda: 7) == 7
+    assert invoke(monkeypatch, raises(ExceptionGroup("", [HostError("no io", "mount it")]))) == 2
+    assert invoke(monkeypatch, raises(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err.splitlines()[0] == "tinyvisor: no io; mount it"
+
+
+def test_bugs_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        invoke(monkeypatch, raises(ZeroDivisionError()))
+    with pytest.raises(InternalError):
+        invoke(monkeypatch, raises(InternalError("x")))
+
+
+# ---- which project ----
+
+
+def test_default_is_configs_else_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TinyvisorError, match=r"no configs/ and no tinyvisor\.yaml"):
+        project.default_paths()
+    Path("tinyvisor.yaml").touch()
+    assert project.default_paths() == (Path("tinyvisor.yaml"),)
+    Path("configs").mkdir()
+    assert project.default_paths() == (Path("configs"),)
+
+
+@pytest.mark.parametrize("command", ["up", "config"])
+def test_nothing_to_read_is_2(tmp_path: Path, command: str) -> None:
+    ended = tinyvisor(command, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("tinyvisor: there is no configs/")
+
+
+@pytest.mark.parametrize("words", [["up"], ["config"], ["plan"]])
+def test_wrong_configuration_is_2_with_every_place(tmp_path: Path, words: list[str]) -> None:
+    file = tmp_path / "web.yaml"
+    file.write_text("command: [sleep, 1]\nmem_limit: 64q\nread_onyl: true\n")
+    ended = tinyvisor(*words, file)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    found = ended.stderr.splitlines()
+    assert [line.split(": ")[0] for line in found] == [f"{file}:2:1", f"{file}:3:1"]
+
+
+def write_project(directory: Path, text: str) -> Path:
+    file = directory / "web.yaml"
+    file.write_text(text)
+    return file
+
+
+def test_env_file_goes_before_dotenv_and_after_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_project(tmp_path, "command: [echo, $A, $B, $C]\n")
+    (tmp_path / ".env").write_text("A=dotenv\nB=dotenv\nC=dotenv\n")
+    (tmp_path / "other").write_text("A=file\nB=file\n")
+    monkeypatch.setenv("A", "environment")
+    loaded = project.load_project([file], None, tmp_path / "other")
+    assert loaded.services["web"].spec.command == ("echo", "environment", "file", "dotenv")
+    with pytest.raises(TinyvisorError, match="missing"):
+        project.load_project([file], None, tmp_path / "missing")
+
+
+# ---- config, schema, plan, doctor ----
+
+
+def test_config_prints_what_can_be_read_again(tmp_path: Path) -> None:
+    file = write_project(tmp_path, "command: sleep 1\nmem_limit: 64m\n")
+    ended = tinyvisor("config", "-p", "demo", file)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    again = tmp_path / "again.yaml"
+    again.write_text(ended.stdout)
+    assert project.load_project([again], None, None) == project.load_project([file], "demo", None)
+    document = json.loads(tinyvisor("config", "--json", "-p", "demo", file).stdout)
+    assert document["name"] == "demo"
+    assert document["services"]["web"]["mem_limit"] == 64 << 20
+
+
+def test_schema_is_json() -> None:
+    assert "json-schema.org" in json.loads(tinyvisor("schema").stdout)["$schema"]
+
+
+def test_plan_prints_the_steps(tmp_path: Path) -> None:
+    file = write_project(tmp_path, "services: {web: {command: sleep 1}, other: {command: sleep 2, user: '12345'}}\n")
+    text = tinyvisor("plan", file).stdout
+    assert [line for line in text.splitlines() if line.startswith("#")] == ["# web", "# other"]
+    assert "exec sleep" in text
+    assert "become uid 12345, gid 0" in tinyvisor("plan", file, "other").stdout
+    wrong = tinyvisor("plan", file, "nobody")
+    assert (wrong.returncode, wrong.stderr) == (2, 'tinyvisor: there is no service "nobody"; there are web, other\n')
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives up root")
+def test_plan_needs_no_root() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; os.setgid(65534); os.setuid(65534); from tinyvisor.cli.config import plan_of\n"
+         "from tinyvisor.spec import Spec; from tinyvisor.runtime.cgroup import read_layout\n"
+         "from tinyvisor.runtime.rootfs import host_view\n"
+         "print(plan_of(Spec(command=('true',)), read_layout(), host_view()).describe())"],
+        capture_output=True, text=True, cwd=ROOT, env=environment(), check=False,
+    )  # fmt: skip
+    if "ModuleNotFoundError" in ended.stderr or "PermissionError" in ended.stderr:
+        pytest.skip("nobody can't read this checkout")
+    assert "exec true" in ended.stdout, ended.stderr
+
+
+def test_doctor_says_what_is_there() -> None:
+    ended = tinyvisor("doctor")
+    found = json.loads(tinyvisor("doctor", "--json").stdout)
+    assert ended.returncode == int(any(check["level"] == "fail" for check in found))
+    assert {"kernel", "root", "launcher"} <= {check["name"] for check in found}
+    for check in found:
+        assert f"{check['name']}: {check['text']}" in ended.stdout
+        assert check["cure"] in ended.stdout
+
+
+# ---- run's options ----
+
+
+def spec_of(*words: str, environ: Mapping[str, str] | None = None) -> Spec:
+    params: dict[str, Any] = run.make_context("run", list(words)).params
+    command, tty, stdin_open = params.pop("command"), params.pop("tty"), params.pop("interactive")
+    return build_spec(command, params, environ or {}, tty=tty, stdin_open=stdin_open)
+
+
+def test_no_options_are_the_defaults() -> None:
+    name = f"run-{os.getpid()}"
+    assert spec_of("true") == Spec(command=("true",), name=name)
+
+
+@pytest.mark.parametrize(
+    "words, changes",
+    [
+        (["--name", "web"], {"name": "web"}),
+        (["-h", "host"], {"hostname": "host"}),
+        (["--rootfs", "/srv/root", "--read-only", "--root-method", "chroot"],
+         {"rootfs": Path("/srv/root"), "read_only": True, "root_method": "chroot"}),
+        (["--storage-opt", "size=1g", "--storage-opt", "inodes=1000"], {"storage_size": 1 << 30, "storage_inodes": 1000}),
+        (["-v", "/:/host:ro", "-v", "/usr:/x"],
+         {"volumes": (Volume(Path("/"), "/host", read_only=True), Volume(Path("/usr"), "/x"))}),
+        (["--tmpfs", "/x:size=1m"], {"tmpfs": (Tmpfs("/x", size=1 << 20),)}),
+        (["--shm-size", "1m"], {"shm_size": 1 << 20}),
+        (["-e", "A=b=c", "-e", "TAKEN", "-e", "UNSET", "-e", "EMPTY="],
+         {"environment": {"A": "b=c", "TAKEN": "here", "EMPTY": ""}}),
+        (["-w", "/srv", "-u", "nobody:7"], {"working_dir": "/srv", "user": "nobody:7"}),
+        (["--cap-add", "cap_chown", "--cap-add", "KILL", "--cap-drop", "kill"], {"capabilities": {"CHOWN"}}),
+        (["--cap-add", "ALL", "--cap-drop", "SYS_ADMIN"], {"capabilities": set(CAPABILITIES) - {"SYS_ADMIN"}}),
+        (["--cap-drop", "ALL"], {}),
+        (["--cap-drop", "ALL", "--cap-add", "CHOWN"], {"capabilities": {"CHOWN"}}),
+        (["--pids-limit", "5", "-m", "64m", "--cpus", "1.5", "--cpuset-cpus", "0-2,4"],
+         {"pids_limit": 5, "mem_limit": 64 << 20, "cpus": 1.5, "cpuset": {0, 1, 2, 4}}),
+        (["--ulimit", "nofile=1:2", "--ulimit", "core=0"], {"ulimits": {"nofile": Ulimit(1, 2), "core": Ulimit(0, 0)}}),
+        (["--network", "host"], {"network_mode": "host"}),
+        (["--namespaces", "+user,-ipc"], {"namespaces": (DEFAULT_NAMESPACES | {"user"}) - {"ipc"}}),
+        (["--timeout", "1m30s", "--stop-signal", "INT", "--stop-timeout", "2.5"],
+         {"timeout": 90.0, "stop_signal": 2, "stop_grace_period": 2.5}),
+        (["--oom-score-adj", "-5"], {"oom_score_adj": -5}),
+        (["-it"], {"tty": True, "stdin_open": True}),
+    ],
+)  # fmt: skip
+def test_options_are_the_specs_fields(words: list[str], changes: dict[str, Any]) -> None:
+    fields = {"command": ("true",), "name": f"run-{os.getpid()}"} | changes
+    assert spec_of(*words, "true", environ={"TAKEN": "here"}) == Spec(**fields)
+
+
+@pytest.mark.parametrize(
+    "words, command",
+    [
+        (["-m", "64m", "python3", "-c", "x"], ("python3", "-c", "x")),
+        (["--", "ls", "-la"], ("ls", "-la")),
+        (["ls", "--", "-m"], ("ls", "--", "-m")),
+        (["ls", "--help"], ("ls", "--help")),
+        (["--", "--weird"], ("--weird",)),
+    ],
+)
+def test_options_end_at_the_command(words: list[str], command: tuple[str, ...]) -> None:
+    assert spec_of(*words).command == command
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--namespaces", "+user,ipc", "x"], "mixes both forms"),
+        (["--namespaces", "pid,mount,moon", "x"], "moon"),
+        (["--storage-opt", "colour=red", "x"], "size=BYTES"),
+        (["--cpuset-cpus", "3-1", "x"], "0-2,4"),
+        (["--ulimit", "nofile", "x"], "nofile"),
+        (["--stop-signal", "NONE", "x"], "not a signal"),
+        (["--timeout", "soon", "x"], "not a duration"),
+        (["--cap-add", "FLY", "x"], "not a capability"),
+        (["--memory", "0", "x"], "more than 0"),
+        (["-v", "named:/x", "x"], "named"),
+        (["-e", "=x", "x"], "not a variable's name"),
+        (["--tmpfs", "/a", "--tmpfs", "/a", "x"], "mounted twice"),
+    ],
+)
+def test_wrong_options_say_what_is_right(words: list[str], message: str) -> None:
+    with pytest.raises((click.UsageError, SpecError)) as caught:
+        spec_of(*words)
+    assert message in (caught.value.message if isinstance(caught.value, click.UsageError) else str(caught.value))
+
+
+def test_namespaces() -> None:
+    assert values.parse_namespaces("pid, mount") == {"pid", "mount"}
+    assert values.parse_namespaces("-net,-cgroup") == DEFAULT_NAMESPACES - {"net", "cgroup"}
+
+
+def test_result_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_result(path, Exit(status="ok", exit_code=0))
+    assert json.loads(path.read_text())["status"] == "ok"
+    with pytest.raises(TinyvisorError, match="can't be written"):
+        write_result(tmp_path, Exit(status="ok"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*"))
+
+
+# ---- up's table ----
+
+SUMMARIES = (
+    ServiceSummary(name="web", state="stopped", exit=Exit(status="stopped", signal=15), wall=12.0, cpu=0.05, memory_peak=9 << 20),
+    ServiceSummary(
+        name="hog",
+        state="failed",
+        exit=Exit(status="memory_limit", signal=9),
+        restarts=2,
+        wall=0.5,
+        cpu=0.2,
+        memory_peak=32 << 20,
+        reason="the OOM killer\x1b[2J struck",
+    ),
+    ServiceSummary(name="stubborn", state="stopped", exit=Exit(status="stopped", signal=9), held_up_by=("bash[7]",)),
+    ServiceSummary(name="never", state="failed", reason="enter /x: No such file or directory"),
+)
+
+
+def test_summary_table() -> None:
+    assert format_plain(summary_rows(SUMMARIES)).splitlines() == [
+        "service   status                 exit     restarts   wall    cpu  memory peak  reason",
+        "web       stopped                SIGTERM         0  12.0s   50ms         9.0M",
+        "hog       failed (memory_limit)  SIGKILL         2  500ms  200ms        32.0M  the OOM killer struck",
+        "stubborn  stopped                SIGKILL         0    0ms    0ms            -  killed after its grace period: bash[7]",
+        "never     failed                 -               0    0ms    0ms            -  enter /x: No such file or directory",
+    ]
+
+
+def test_summary_has_reasons_only_where_there_is_one() -> None:
+    rows = summary_rows([ServiceSummary(name="web", state="exited", exit=Exit(status="ok", exit_code=0))])
+    assert rows[0][-1] == "memory peak"
+    assert rows[1][1:4] == ("exited", "0", "0")
+
+
+def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert wants_colour(False)
+    assert not wants_colour(True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not wants_colour(False)
+    monkeypatch.setenv("NO_COLOR", "")
+    assert wants_colour(False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
+    assert not wants_colour(False)
