@@ -268,7 +268,6 @@ static int workload_main(void *argument)
 
 static pid_t give_birth(struct birth *birth)
 {
-	static char stack[128 << 10] __attribute__((aligned(16)));
 	struct {
 		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
 	} clone3 = {.flags = 0x4000 /* CLONE_VFORK */, .exit_signal = SIGCHLD};
@@ -276,9 +275,8 @@ static pid_t give_birth(struct birth *birth)
 
 #if !defined(__SANITIZE_ADDRESS__)
 	if (!(birth->context->init_flags & INIT_FORK))
-		return clone(workload_main, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, birth);
+		return clone(workload_main, scratch->stack + sizeof scratch->stack, CLONE_VM | CLONE_VFORK | SIGCHLD, birth);
 #endif
-	(void)stack;
 	if (birth->context->cgroup >= 0) {
 		clone3.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP, 5.7 */
 		clone3.cgroup = (uint64_t)birth->context->cgroup;

@@ -165,6 +165,14 @@ struct plan { /* a decoded request */
 	uint32_t cleanup_size;
 };
 
+struct scratch { /* what a start needs and an idle init doesn't: given back to the kernel when it is done (forget_request) */
+	char request[MAX_REQUEST];
+	struct plan plan;
+	char *words[MAX_ARGUMENTS + 2], *variables[MAX_ARGUMENTS + 1]; /* of the exec */
+	char stack[128 << 10] __attribute__((aligned(16)));            /* of the workload until its exec */
+};
+extern struct scratch *scratch;
+
 /* wire.c */
 int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan, uint32_t *offset);
 int decode_steps(const char **at, const char *end, int count, enum section section, int fds, struct step *out);

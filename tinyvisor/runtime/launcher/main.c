@@ -36,17 +36,23 @@
 int launcher_pidfd = -1, supervisor_pidfd = -1, reports_fd = -1;
 
 static int control = -1, signals = -1;
-static char *buffer; /* MAX_REQUEST bytes */
-static struct plan plan;
-static struct container *buckets[BUCKETS], *cleaning, epilogue;
+struct scratch *scratch;
+
+static struct { /* the launcher's own: no child inherits it, so no child pays for it */
+	struct container *buckets[BUCKETS];
+	int free_slots[MAX_CONTAINERS];
+	struct step cleanup[MAX_STEPS];
+	char counters[MAX_INLINE / 2], message[sizeof(struct gone) + MAX_INLINE / 2];
+} *ledger;
+static struct container *cleaning, epilogue;
 static size_t running;
 static char *reports; /* MAX_CONTAINERS pages of reports_fd; no child inherits the mapping */
-static int free_slots[MAX_CONTAINERS], free_count;
+static int free_count;
 static char *title_start, *title_end;
 
 static struct container **find(pid_t pid)
 {
-	struct container **at = &buckets[(unsigned)pid % BUCKETS];
+	struct container **at = &ledger->buckets[(unsigned)pid % BUCKETS];
 
 	while (*at && (*at)->pid != pid)
 		at = &(*at)->next;
@@ -58,7 +64,7 @@ static const struct container *find_id(pid_t pid, uint64_t id)
 	const struct container *container = *find(pid);
 
 	for (size_t i = 0; !pid && !container && i < BUCKETS; i++) /* not known yet to who asks: rare */
-		for (container = buckets[i]; container && container->id != id;)
+		for (container = ledger->buckets[i]; container && container->id != id;)
 			container = container->next;
 	return container && container->id == id ? container : NULL;
 }
@@ -108,7 +114,7 @@ static int remove_entry(const struct step *step)
 /* Runs the steps of one kind; returns the errno that stopped a removal, 0 where all is gone. */
 static int run_cleanup(const struct container *container, unsigned op, char *out, uint32_t space, uint32_t *used)
 {
-	static struct step steps[MAX_STEPS];
+	struct step *steps = ledger->cleanup;
 	const char *at = container->cleanup;
 	int error = 0;
 
@@ -128,7 +134,7 @@ static int run_cleanup(const struct container *container, unsigned op, char *out
 static void report_gone(struct container *container, const void *data, uint32_t size)
 {
 	struct event event = {.type = EVENT_GONE, .id = container->id};
-	static char message[sizeof container->gone + MAX_INLINE / 2];
+	char *message = ledger->message;
 
 	memcpy(message, &container->gone, sizeof container->gone);
 	if (size)
@@ -143,10 +149,10 @@ static void report_gone(struct container *container, const void *data, uint32_t 
 /* The container's processes are gone. Its cgroups may stay busy for a moment: the last task is still on its way out. */
 static void finish(struct container *container)
 {
-	static char data[MAX_INLINE / 2];
+	char *data = ledger->counters;
 	uint32_t size = 0;
 
-	(void)run_cleanup(container, OP_READ, data, sizeof data, &size);
+	(void)run_cleanup(container, OP_READ, data, sizeof ledger->counters, &size);
 	container->gone.cleanup_error = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
 	container->data = container->gone.cleanup_error == EBUSY ? malloc(size + 1) : NULL;
 	if (!container->data) {
@@ -196,7 +202,7 @@ static void reap_inits(void)
 		container->gone.status = status;
 		container->gone.user = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
 		container->gone.system = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
-		free_slots[free_count++] = container->slot;
+		ledger->free_slots[free_count++] = container->slot;
 		finish(container);
 	}
 }
@@ -208,17 +214,17 @@ static int prepare(const int *fds, int count, int *failed)
 	struct context context = {.root = -1, .fds = fds, .fd_count = count};
 	int error;
 
-	if (plan.count[SECTION_CLEANUP]) { /* run when the launcher ends */
+	if (scratch->plan.count[SECTION_CLEANUP]) { /* run when the launcher ends */
 		free(epilogue.cleanup);
-		epilogue.cleanup = malloc(plan.cleanup_size);
+		epilogue.cleanup = malloc(scratch->plan.cleanup_size);
 		if (!epilogue.cleanup)
 			return -ENOMEM;
-		memcpy(epilogue.cleanup, plan.cleanup, plan.cleanup_size);
-		epilogue.cleanup_size = plan.cleanup_size;
-		epilogue.cleanup_count = (uint16_t)plan.count[SECTION_CLEANUP];
+		memcpy(epilogue.cleanup, scratch->plan.cleanup, scratch->plan.cleanup_size);
+		epilogue.cleanup_size = scratch->plan.cleanup_size;
+		epilogue.cleanup_count = (uint16_t)scratch->plan.count[SECTION_CLEANUP];
 	}
 	context.root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	error = run_steps(&context, plan.section[SECTION_LAUNCHER], plan.count[SECTION_LAUNCHER], failed);
+	error = run_steps(&context, scratch->plan.section[SECTION_LAUNCHER], scratch->plan.count[SECTION_LAUNCHER], failed);
 	close(context.root);
 	return error;
 }
@@ -256,14 +262,14 @@ static struct container *remember(const struct request *request)
 	struct container *container = calloc(1, sizeof *container);
 
 	if (container)
-		container->cleanup = malloc(plan.cleanup_size + 1);
+		container->cleanup = malloc(scratch->plan.cleanup_size + 1);
 	if (!container || !container->cleanup) {
 		forget(container);
 		return NULL;
 	}
-	memcpy(container->cleanup, plan.cleanup, plan.cleanup_size);
-	container->cleanup_size = plan.cleanup_size;
-	container->cleanup_count = (uint16_t)plan.count[SECTION_CLEANUP];
+	memcpy(container->cleanup, scratch->plan.cleanup, scratch->plan.cleanup_size);
+	container->cleanup_size = scratch->plan.cleanup_size;
+	container->cleanup_count = (uint16_t)scratch->plan.count[SECTION_CLEANUP];
 	container->id = request->id;
 	return container;
 }
@@ -279,10 +285,10 @@ static int launch(const struct request *request, int *fds, int count)
 		return free_count ? -ENOMEM : -EAGAIN;
 	if (request->other && find_id((pid_t)request->pid, request->other))
 		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
-	context.slot = container->slot = free_slots[free_count - 1];
+	context.slot = container->slot = ledger->free_slots[free_count - 1];
 	container->pid = clone_init(report_of(container->slot));
 	if (container->pid == 0)
-		init_main(&context, &plan);
+		init_main(&context, &scratch->plan);
 	error = container->pid < 0 ? -errno : 0;
 	if (context.joined >= 0)
 		close(context.joined);
@@ -291,7 +297,7 @@ static int launch(const struct request *request, int *fds, int count)
 		return error;
 	}
 	free_count--;
-	bucket = &buckets[(unsigned)container->pid % BUCKETS];
+	bucket = &ledger->buckets[(unsigned)container->pid % BUCKETS];
 	container->next = *bucket;
 	*bucket = container;
 	running++;
@@ -328,7 +334,7 @@ static void serve_request(const struct request *request, int *fds, int count)
 /* Also whatever the last message left that was no request. */
 void forget_request(void)
 {
-	(void)madvise(buffer, MAX_REQUEST, MADV_DONTNEED); /* reads as zeros */
+	(void)madvise(scratch, sizeof *scratch, MADV_DONTNEED); /* reads as zeros */
 }
 
 /* False at the end of the stream. */
@@ -338,13 +344,13 @@ static bool serve(void)
 	bool kept = false;
 	uint32_t offset = 0;
 	struct request request = {0};
-	ssize_t size = receive_request(control, buffer, fds, &count);
+	ssize_t size = receive_request(control, scratch->request, fds, &count);
 
 	if (size == 0)
 		return false;
-	error = size < 0 ? (int)size : decode_request(buffer, (uint32_t)size, count, &plan, &offset);
+	error = size < 0 ? (int)size : decode_request(scratch->request, (uint32_t)size, count, &scratch->plan, &offset);
 	if (size < 0 || (size_t)size >= sizeof request)
-		memcpy(&request, buffer, sizeof request);
+		memcpy(&request, scratch->request, sizeof request);
 	if (!error && request.type == REQUEST_PREPARE && request.flags & FLAG_KEEP_FDS) {
 		error = keep_fds(fds, count);
 		kept = !error;
@@ -364,7 +370,7 @@ static bool serve(void)
 static void kill_all(void)
 {
 	for (size_t i = 0; i < BUCKETS; i++)
-		for (const struct container *container = buckets[i]; container; container = container->next)
+		for (const struct container *container = ledger->buckets[i]; container; container = container->next)
 			kill_container(container);
 }
 
@@ -435,12 +441,19 @@ static int check(int fds)
 		char *request = malloc(size); /* of its own, so that a sanitizer sees a read past its end */
 		if (!request || fread(request, 1, size, stdin) != size)
 			return 125;
-		int error = decode_request(request, size, fds, &plan, &offset);
+		int error = decode_request(request, size, fds, &scratch->plan, &offset);
 		printf("%d %u\n", -error, offset);
 		(void)fflush(stdout);
 		free(request);
 	}
 	return 0;
+}
+
+static void *map_private(size_t size)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return memory == MAP_FAILED ? NULL : memory;
 }
 
 static int map_reports(void)
@@ -451,10 +464,12 @@ static int map_reports(void)
 	if (reports_fd < 0 || ftruncate(reports_fd, (off_t)size) < 0)
 		return -errno;
 	reports = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, reports_fd, 0);
-	if (reports == MAP_FAILED || madvise(reports, size, MADV_DONTFORK) < 0)
+	ledger = map_private(sizeof *ledger);
+	if (reports == MAP_FAILED || !ledger || madvise(reports, size, MADV_DONTFORK) < 0 ||
+	    madvise(ledger, sizeof *ledger, MADV_DONTFORK) < 0)
 		return -errno;
 	for (free_count = 0; free_count < MAX_CONTAINERS; free_count++)
-		free_slots[free_count] = MAX_CONTAINERS - 1 - free_count;
+		ledger->free_slots[free_count] = MAX_CONTAINERS - 1 - free_count;
 	return 0;
 }
 
@@ -500,8 +515,8 @@ static int serve_main(char **argv, bool has_title)
 
 int main(int argc, char **argv)
 {
-	buffer = mmap(NULL, MAX_REQUEST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (buffer == MAP_FAILED || argc < 2)
+	scratch = map_private(sizeof *scratch);
+	if (!scratch || argc < 2)
 		return usage();
 	if (!strcmp(argv[1], "init"))
 		return init_standalone(argc - 1, argv + 1);

@@ -157,8 +157,6 @@ int step_working_dir(struct context *context, const struct step *step)
 
 /* ---- exec ---- */
 
-static char *words[MAX_ARGUMENTS + 2], *variables[MAX_ARGUMENTS + 1];
-
 static char **split(char **list, const char *text, uint64_t count)
 {
 	for (uint64_t i = 0; i < count; i++, text += strlen(text) + 1)
@@ -178,7 +176,7 @@ static bool holds_strings(const struct step *step, int which)
 
 static const char *search_path(void)
 {
-	for (char **variable = variables; *variable; variable++)
+	for (char **variable = scratch->variables; *variable; variable++)
 		if (!strncmp(*variable, "PATH=", 5))
 			return *variable + 5;
 	return "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -194,7 +192,7 @@ static int exec_in_path(const char *name)
 		size_t length = strcspn(at, ":");
 		if (length && length + strlen(name) + 2 <= sizeof file) {
 			snprintf(file, sizeof file, "%.*s/%s", (int)length, at, name);
-			execve(file, words, variables);
+			execve(file, scratch->words, scratch->variables);
 			if (errno != ENOENT && errno != ENOTDIR) {
 				error = -errno;
 				if (errno != EACCES)
@@ -213,12 +211,12 @@ int step_exec(struct context *context, const struct step *step)
 	(void)context;
 	if (!holds_strings(step, 0) || !holds_strings(step, 1) || !step->number[0])
 		return -EINVAL;
-	split(words, step->string[0], step->number[0]);
-	split(variables, step->string[1], step->number[1]);
-	if (!words[0][0])
+	split(scratch->words, step->string[0], step->number[0]);
+	split(scratch->variables, step->string[1], step->number[1]);
+	if (!scratch->words[0][0])
 		return -ENOENT;
-	if (!strchr(words[0], '/'))
-		return exec_in_path(words[0]);
-	execve(words[0], words, variables);
+	if (!strchr(scratch->words[0], '/'))
+		return exec_in_path(scratch->words[0]);
+	execve(scratch->words[0], scratch->words, scratch->variables);
 	return -errno;
 }
