@@ -18,7 +18,8 @@ from tinyvisor.cli import cli
 from tinyvisor.cli.failures import ExitCodes, expected, lines
 
 INTERRUPTED = 128 + int(signal.SIGINT)
-READER_GONE = 128 + int(signal.SIGPIPE)
+READER_GONE = 1
+"""As click has it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

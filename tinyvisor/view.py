@@ -191,6 +191,11 @@ class View:
             self._ready.notify()
         self._thread.join()
 
+    @property
+    def deaf(self) -> bool:
+        """Whether the reader of `fd` has gone."""
+        return self._deaf
+
     def output(self, name: str, stream: str, line: bytes) -> None:
         """A line of a service's output, without its newline."""
         self._put(_Line("output", name, line, time.time_ns() if self._style.timestamps else 0), self._limit)

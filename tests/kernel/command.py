@@ -92,6 +92,13 @@ class Running:
         self._seen = match.end()
         return match
 
+    def expect_all(self, *patterns: str) -> None:
+        """Reads until each pattern has come, in whatever order."""
+        deadline = time.monotonic() + BOUND
+        while missing := [pattern for pattern in patterns if not re.search(pattern, self.text, re.MULTILINE)]:
+            if not self._read(deadline):
+                raise AssertionError(f"{missing} never came in:\n{self.text}")
+
     def send(self, text: str) -> None:
         """Types."""
         os.write(self.writer, text.encode())
@@ -113,6 +120,11 @@ class Running:
             while self._read(deadline):
                 pass
         return self.process.wait(BOUND)
+
+    def stop_reading(self) -> None:
+        """The reader goes away: the command's next write fails with EPIPE."""
+        os.close(self._reader)
+        self._reader = -1
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -231,7 +231,7 @@ class Victim:
         for pid in _children(self.pid):
             with contextlib.suppress(OSError):
                 pidfd = os.pidfd_open(pid)
-                if _read(f"/proc/{pid}/comm").strip() == b"tinyvisor-launcher":
+                if _read(f"/proc/{pid}/cmdline").startswith(b"tinyvisor-launcher\0"):
                     return pidfd
                 os.close(pidfd)
         return None
@@ -347,6 +347,7 @@ def test_kill_the_launcher(victims: Nursery, luck: random.Random, batch: int) ->
             time.sleep(luck.uniform(0, LATEST))
             deadline = time.monotonic() + BOUND
             while (launcher := victim.launcher()) is None:
+                assert victim.said("end") is None
                 assert time.monotonic() < deadline
             signal.pidfd_send_signal(launcher, signal.SIGKILL)
             os.close(launcher)

@@ -63,7 +63,8 @@ def up(
             exit_code_from=exit_code_from,
             abort_on_container_failure=abort_on_container_failure,
         )
-    print_summary(summaries, colour=colour)
+    if not view.deaf:
+        print_summary(summaries, colour=colour)
     return exit_code(summaries, exit_code_from)
 
 
