@@ -140,6 +140,7 @@ static int orphans(int count)
 	for (int made = 0; made < count; made += 100) {
 		pid_t child = fork();
 		if (child == 0) {
+			const pid_t parent = getpid();
 			for (int i = 0; i < 99; i++) {
 				pid_t one;
 				while ((one = vfork()) < 0)
@@ -149,11 +150,8 @@ static int orphans(int count)
 			}
 			while ((child = fork()) < 0)
 				usleep(1000);
-			if (child == 0) {
-				pid_t before = getppid();
-				while (getppid() == before)
-					usleep(100);
-			}
+			while (child == 0 && getppid() == parent)
+				usleep(100);
 			_exit(0);
 		}
 		if (child > 0)
@@ -416,9 +414,9 @@ class Running:
     def wait_gone(self) -> Gone:
         return self._launcher.wait_gone(self.id)
 
-    def read_output(self) -> bytes:
+    def read_output(self, seconds: float = PATIENCE) -> bytes:
         """All of stdout and stderr, to the end."""
-        return read_all(self.output)
+        return read_all(self.output, seconds)
 
     def close(self) -> None:
         self.events.close()
@@ -658,8 +656,8 @@ class Supervisor:
 
     def close(self) -> None:
         self.process.kill()
+        self._stack.close()  # its child holds its stdout
         self.process.communicate()
-        self._stack.close()
 
 
 def _supervise(containers: int, forks: bool) -> None:

@@ -78,12 +78,14 @@ async def read_until(pipe: ReceivePipe | None, end: str) -> str:
 async def waiting(
     runtime: Runtime, *command: str, script: str = "", name: str = "case", **fields: Any
 ) -> AsyncIterator[Container]:
-    """A container to look at from outside: it runs `command` (default: ``cat``), which waits for its stdin to end, or a
-    script, which is ready once it has printed "ready"."""
+    """A container to look at from outside: it runs `command` (default: ``cat``), which copies its stdin, or a script, which
+    is ready once it has printed "ready". A start is over before exec is: /proc/<pid>/environ is empty for a moment."""
     command = ("/bin/sh", "-c", script) if script else command or ("/bin/cat",)
     async with runtime.start(Spec(command=command, name=name, **fields), stdin=PIPE, stdout=PIPE, stderr=PIPE) as container:
-        if script:
-            await read_until(container.stdout, "ready\n")
+        if not script:
+            assert container.stdin is not None
+            await container.stdin.send(b"ready\n")
+        await read_until(container.stdout, "ready\n")
         yield container
 
 
@@ -101,6 +103,13 @@ def status(pid: int) -> dict[str, str]:
 def namespace(pid: int | str, name: str) -> int:
     """The inode number of a process's namespace, which is its identity."""
     return os.stat(f"/proc/{pid}/ns/{name}").st_ino
+
+
+async def wait_for_the_end_of(*pids: int) -> None:
+    """Until the kernel and whoever reaps them have taken these processes away."""
+    with anyio.fail_after(BOUND):
+        while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+            await anyio.sleep(0.005)
 
 
 def cgroup_of(runtime: Runtime, controller: str, name: str = "case") -> Path:

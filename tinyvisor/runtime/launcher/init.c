@@ -266,22 +266,76 @@ static int workload_main(void *argument)
 	_exit(error == -ENOENT ? 127 : 126);
 }
 
+struct clone_arguments { /* linux/sched.h struct clone_args */
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+};
+
+/* Calls workload_main in a child that shares our memory and has a stack of its own. libc's clone() does that, too, but can't
+ * say CLONE_INTO_CGROUP; and clone3 by syscall(2) would return into a frame of the parent's. */
+#if (defined(__x86_64__) || defined(__aarch64__)) && !defined(__SANITIZE_ADDRESS__)
+#define HAVE_CLONE3_VM
+static pid_t clone3_vm(struct clone_arguments *arguments, struct birth *birth)
+{
+#if defined(__x86_64__)
+	register int (*entry)(void *) __asm__("r8") = workload_main;
+	register void *argument __asm__("r9") = birth;
+	long result = NR_clone3;
+	__asm__ volatile("syscall\n\t"
+			 "test %%rax, %%rax\n\t"
+			 "jnz 1f\n\t"
+			 "xor %%ebp, %%ebp\n\t"
+			 "mov %%r9, %%rdi\n\t"
+			 "call *%%r8\n\t"
+			 "hlt\n"
+			 "1:"
+			 : "+a"(result)
+			 : "D"(arguments), "S"(sizeof *arguments), "r"(entry), "r"(argument)
+			 : "rcx", "r11", "memory");
+#else /* aarch64 */
+	register long result __asm__("x0") = (long)arguments;
+	register size_t size __asm__("x1") = sizeof *arguments;
+	register long number __asm__("x8") = NR_clone3;
+	register int (*entry)(void *) __asm__("x9") = workload_main;
+	register void *argument __asm__("x10") = birth;
+	__asm__ volatile("svc #0\n\t"
+			 "cbnz x0, 1f\n\t"
+			 "mov x29, #0\n\t"
+			 "mov x0, x10\n\t"
+			 "blr x9\n\t"
+			 "brk #1\n"
+			 "1:"
+			 : "+r"(result)
+			 : "r"(size), "r"(number), "r"(entry), "r"(argument)
+			 : "memory");
+#endif
+	if (result < 0) {
+		errno = (int)-result;
+		return -1;
+	}
+	return (pid_t)result;
+}
+#endif
+
+/* Sleeps until the child's exec or exit. Sharing memory is what makes it cheap; the first process of a time namespace
+ * can't, and the sanitizers don't know how. */
 static pid_t give_birth(struct birth *birth)
 {
-	struct {
-		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
-	} clone3 = {.flags = 0x4000 /* CLONE_VFORK */, .exit_signal = SIGCHLD};
+	struct clone_arguments arguments = {.flags = 0x4000 /* CLONE_VFORK */, .exit_signal = SIGCHLD};
 	pid_t child;
 
-#if !defined(__SANITIZE_ADDRESS__)
-	if (!(birth->context->init_flags & INIT_FORK))
-		return clone(workload_main, scratch->stack + sizeof scratch->stack, CLONE_VM | CLONE_VFORK | SIGCHLD, birth);
-#endif
 	if (birth->context->cgroup >= 0) {
-		clone3.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP, 5.7 */
-		clone3.cgroup = (uint64_t)birth->context->cgroup;
+		arguments.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP, 5.7 */
+		arguments.cgroup = (uint64_t)birth->context->cgroup;
 	}
-	child = (pid_t)syscall(NR_clone3, &clone3, sizeof clone3);
+#ifdef HAVE_CLONE3_VM
+	if (!(birth->context->init_flags & INIT_FORK)) {
+		arguments.flags |= 0x100; /* CLONE_VM */
+		arguments.stack = (uint64_t)(uintptr_t)scratch->stack;
+		arguments.stack_size = sizeof scratch->stack;
+		return clone3_vm(&arguments, birth);
+	}
+#endif
+	child = (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
 	if (child == 0)
 		workload_main(birth);
 	return child;

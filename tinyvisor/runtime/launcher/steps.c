@@ -87,7 +87,6 @@ static int step_cgroup_write(struct context *context, const struct step *step)
 static int step_cgroup_into(struct context *context, const struct step *step)
 {
 	context->cgroup = openat(slot_fd(context, step->number[0]), step->string[0], O_PATH | O_DIRECTORY | O_CLOEXEC);
-	context->init_flags |= INIT_FORK;
 	return result(context->cgroup);
 }
 
