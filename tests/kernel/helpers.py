@@ -27,9 +27,7 @@ APPLETS = (
 )  # fmt: skip
 
 
-async def run(
-    runtime: Runtime, *command: str, stdin: Stdio = None, name: str = "case", **fields: Any
-) -> tuple[Exit, str, str]:
+async def run(runtime: Runtime, *command: str, stdin: Stdio = None, name: str = "case", **fields: Any) -> tuple[Exit, str, str]:
     """Runs a command in a container to its end, and returns what it wrote."""
     with anyio.fail_after(BOUND):
         async with runtime.start(Spec(command=command, name=name, **fields), stdin=stdin, stdout=PIPE, stderr=PIPE) as container:
@@ -108,7 +106,7 @@ def namespace(pid: int | str, name: str) -> int:
 async def wait_for_the_end_of(*pids: int) -> None:
     """Until the kernel and whoever reaps them have taken these processes away."""
     with anyio.fail_after(BOUND):
-        while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110 - nobody tells us
             await anyio.sleep(0.005)
 
 

@@ -68,8 +68,9 @@ async def _job(runtime: Runtime, luck: random.Random, name: str, directory: str)
         spec = Spec(command=("sh", "-c", "trap '' TERM; while :; do echo flood; done"), **about)
         async with runtime.start(spec, stdin=PIPE, stdout=PIPE, stderr=STDOUT) as container:
             assert container.stdout is not None
-            for _ in range(luck.randrange(20)):
-                await container.stdout.receive()
+            with contextlib.suppress(anyio.EndOfStream):
+                for _ in range(luck.randrange(20)):
+                    await container.stdout.receive()
             await container.stop(grace=0.01)
     else:
         with trio.move_on_after(luck.random() / 20):
@@ -80,7 +81,7 @@ async def _work(name: str, luck: random.Random, directory: str, say: Callable[[s
     async def worker(number: int) -> None:
         while True:
             with contextlib.suppress(ContainerError):  # its init was killed
-                await _job(runtime, luck, f"job{number}", directory)
+                await _job(runtime, luck, f"{name}.{number}", directory)
 
     async with open_runtime(name=name) as runtime:
         say("open")
@@ -97,7 +98,7 @@ async def _wait_for_many(name: str, say: Callable[[str], None]) -> None:
     async with open_runtime(name=name) as runtime:
         async with trio.open_nursery() as nursery, contextlib.AsyncExitStack() as stack:
             for number in range(SLEEPERS):
-                spec = Spec(command=("cat",), name=f"job{number}", **about)
+                spec = Spec(command=("cat",), name=f"{name}.{number}", **about)
                 container = await stack.enter_async_context(runtime.start(spec, stdin=fifo))
                 nursery.start_soon(container.wait)
             child = os.fork()
@@ -119,7 +120,9 @@ def _supervise(kind: str, name: str, seed: int, say: Callable[[str], None]) -> N
         if kind == "many":
             trio.run(_wait_for_many, name, say)
         else:
-            with tempfile.TemporaryDirectory(prefix="killtest-") if kind == "own" else contextlib.nullcontext("/tmp") as directory:
+            with (
+                tempfile.TemporaryDirectory(prefix="killtest-") if kind == "own" else contextlib.nullcontext("/tmp") as directory
+            ):
                 trio.run(_work, name, random.Random(seed), directory, say)
     except BaseException as exc:
         group = exc
@@ -197,9 +200,11 @@ class Nursery:
         self._process.stdin.write(f"{kind} {name} {SEED + self._count}\n".encode())
         self._process.stdin.flush()
         deadline = time.monotonic() + BOUND
-        while not self._said:
+        while True:  # others, killed since, may have something left to say
+            for pid, lines in self._said.items():
+                if "born" in lines:
+                    return Victim(self, pid, name)
             self._receive(deadline)
-        return Victim(self, next(iter(self._said)), name)
 
     def said(self, pid: int, word: str, wait: float = 0.0) -> str | None:
         """The rest of a line that begins with `word`; with `wait`, it must come within so many seconds."""
@@ -262,6 +267,8 @@ class Victim:
                     found.append(f"supervisor {entry}")
                 elif (*words[:2], *words[3:4]) == serves:
                     found.append(f"launcher or unborn init {entry}")
+                elif words[0].startswith(b"tinyvisor-init: " + self.name.encode() + b"."):
+                    found.append(f"init {entry}")
                 elif mark in _read(f"/proc/{entry}/environ").split(b"\0"):
                     found.append(f"workload {entry} {words}")
         return found
@@ -282,7 +289,9 @@ def _read(path: str) -> bytes:
 
 def _children(pid: int) -> list[int]:
     try:
-        return [int(child) for task in os.listdir(f"/proc/{pid}/task") for child in _read(f"/proc/{pid}/task/{task}/children").split()]
+        return [
+            int(child) for task in os.listdir(f"/proc/{pid}/task") for child in _read(f"/proc/{pid}/task/{task}/children").split()
+        ]
     except OSError:
         return []
 
@@ -303,6 +312,21 @@ def sweep() -> None:
             pass
 
     trio.run(open_and_close)
+
+
+@pytest.fixture
+def swept_at_the_end() -> Iterator[None]:
+    """The empty directory tinyvisor in each hierarchy stays behind when a supervisor is killed."""
+    yield
+    sweep()
+
+
+def swept(victim: Victim) -> None:
+    def left() -> list[str]:
+        sweep()
+        return victim.files()
+
+    assert not wait_until_empty(left)  # tried again: the last that a dying process gives up may be the lock
 
 
 @pytest.fixture(scope="module")
@@ -329,20 +353,21 @@ def nothing_left(victim: Victim) -> None:
 
 
 @pytest.mark.parametrize("batch", range(4))
-def test_kill_the_supervisor(victims: Nursery, luck: random.Random, batch: int) -> None:
+def test_kill_the_supervisor(swept_at_the_end: None, victims: Nursery, luck: random.Random, batch: int) -> None:
     for _ in range(25):
         with contextlib.closing(victims.fork()) as victim:
             time.sleep(luck.uniform(0, LATEST))
             is_open = victim.said("open") is not None
             victim.kill()
             no_processes_left(victim)
-            if not is_open:  # the launcher may not have been told yet what there is to remove
-                sweep()
-            assert not wait_until_empty(victim.files)
+            if is_open:
+                assert not wait_until_empty(victim.files)
+            else:  # the launcher may not have been told yet what there is to remove
+                swept(victim)
 
 
 @pytest.mark.parametrize("batch", range(2))
-def test_kill_the_launcher(victims: Nursery, luck: random.Random, batch: int) -> None:
+def test_kill_the_launcher(swept_at_the_end: None, victims: Nursery, luck: random.Random, batch: int) -> None:
     """The supervisor's calls raise `LauncherDied`; it clears away what the launcher can't any more, and goes on."""
     for _ in range(25):
         with contextlib.closing(victims.fork()) as victim:
@@ -359,7 +384,7 @@ def test_kill_the_launcher(victims: Nursery, luck: random.Random, batch: int) ->
 
 
 @pytest.mark.parametrize("batch", range(2))
-def test_kill_the_supervisor_and_the_launcher(victims: Nursery, luck: random.Random, batch: int) -> None:
+def test_kill_the_supervisor_and_the_launcher(swept_at_the_end: None, victims: Nursery, luck: random.Random, batch: int) -> None:
     """The kernel ends every process; the next runtime removes the cgroups."""
     for _ in range(25):
         with contextlib.closing(victims.fork()) as victim:
@@ -373,12 +398,11 @@ def test_kill_the_supervisor_and_the_launcher(victims: Nursery, luck: random.Ran
             if launcher is not None:
                 os.close(launcher)
             no_processes_left(victim)
-            sweep()
-            assert not victim.files()
+            swept(victim)
 
 
 @pytest.mark.parametrize("batch", range(2))
-def test_kill_inits(victims: Nursery, luck: random.Random, batch: int) -> None:
+def test_kill_inits(swept_at_the_end: None, victims: Nursery, luck: random.Random, batch: int) -> None:
     """Each takes its own container along and nobody else; at last the supervisor goes."""
     for _ in range(5):
         with contextlib.closing(victims.fork()) as victim:
@@ -396,7 +420,7 @@ def test_kill_inits(victims: Nursery, luck: random.Random, batch: int) -> None:
             nothing_left(victim)
 
 
-def test_kill_a_stopped_supervisor(victims: Nursery, luck: random.Random) -> None:
+def test_kill_a_stopped_supervisor(swept_at_the_end: None, victims: Nursery, luck: random.Random) -> None:
     for _ in range(10):
         with contextlib.closing(victims.fork()) as victim:
             victim.said("open", SOON)
@@ -407,7 +431,7 @@ def test_kill_a_stopped_supervisor(victims: Nursery, luck: random.Random) -> Non
             nothing_left(victim)
 
 
-def test_kill_a_supervisor_whose_child_holds_its_fds(tmp_path: Path) -> None:
+def test_kill_a_supervisor_whose_child_holds_its_fds(swept_at_the_end: None, tmp_path: Path) -> None:
     """No end of a socket is closed by that. And the launcher is in the middle of reports that nobody will read."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -500,11 +524,11 @@ async def test_a_launcher_that_dies_during_a_start(anyio_backend: str) -> None:
         with anyio.fail_after(BOUND):
             async with open_runtime() as runtime:
                 async with anyio.create_task_group() as group:
-                    for number in range(300):
+                    for number in range(60):
                         group.start_soon(start, runtime, number)
                     await anyio.sleep(delay)
                     os.kill(runtime._launcher.pid, signal.SIGKILL)
-                assert (len(outcomes), runtime.containers) == (300, {})
+                assert (len(outcomes), runtime.containers) == (60, {})
                 assert "died" in outcomes
 
 
@@ -589,7 +613,7 @@ def test_host_programs_habits(habit: str, kill: bool) -> None:
     assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
 
 
-def test_a_hangup_of_the_terminal_ends_all(victims: Nursery) -> None:
+def test_a_hangup_of_the_terminal_ends_all(swept_at_the_end: None) -> None:
     """A supervisor on a terminal that goes away dies of SIGHUP, which it does not handle."""
     master, slave = pty.openpty()
     program = (

@@ -21,7 +21,7 @@ from tinyvisor.errors import HostError, LauncherDied, LaunchError, SpecError, Ti
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
-from tinyvisor.runtime.cgroup import CgroupTree, ProjectLock, Usage, default_lock_dir, limit_writes, read_usage, sweep
+from tinyvisor.runtime.cgroup import PARENT, CgroupTree, ProjectLock, Usage, default_lock_dir, limit_writes, read_usage, sweep
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.host import Host, probe
 from tinyvisor.runtime.identity import Identity, read_in_root, resolve
@@ -178,6 +178,9 @@ class Runtime:
         parents, hierarchies = len(self._tree.fds), self._tree.layout.hierarchies
         last = s.KEPT | len(fds) - 1
         epilogue: list[Step] = [s.Remove(s.KEPT | parents + n, self.name, item.label) for n, item in enumerate(hierarchies)]
+        epilogue += [
+            s.Remove(s.KEPT | parents + n, f"../{PARENT}", item.label, patient=False) for n, item in enumerate(hierarchies)
+        ]
         # Last, and only when the others are gone: what has a lock file, the next run sweeps.
         epilogue.append(s.Remove(last, f"{self.name}.lock", str(default_lock_dir())))
         try:
@@ -390,7 +393,7 @@ class Runtime:
         self, spec: Spec, view: HostView | None, identity: Identity, name: str, terminal: tuple[int, int] = (24, 80)
     ) -> planning.Plan:
         limits = self._limits(spec)
-        resolv_conf = Path("/etc/resolv.conf").read_bytes() if spec.network_mode == "host" else None
+        resolv_conf = _resolv_conf() if spec.network_mode == "host" else None
         return planning.plan(
             spec, limits=limits, view=view, name=name, identity=identity, resolv_conf=resolv_conf, terminal=terminal
         )
@@ -430,6 +433,13 @@ class Runtime:
     def _forget(self, container: Container) -> None:
         del self.containers[container.id]
         del self._names[container.name]
+
+
+def _resolv_conf() -> bytes | None:
+    try:
+        return Path("/etc/resolv.conf").read_bytes()
+    except OSError:
+        return None  # a host without one resolves without one
 
 
 @contextlib.contextmanager

@@ -323,7 +323,7 @@ class LauncherProcess:
                 await anyio.wait_readable(self._pidfd)
             # By pidfd: where the host program reaps children that it does not know, the number may be another's by now.
             with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 - it has ended already
         finally:
             anyio.notify_closing(self._pidfd)
             os.close(self._pidfd)

@@ -250,7 +250,7 @@ static int workload_main(void *argument)
 {
 	const struct birth *birth = argument;
 	struct context *context = birth->context;
-	int failed, error = 0;
+	int failed = birth->plan->count[SECTION_WORKLOAD], error = 0; /* past the last step: none of them */
 
 	for (int i = 0; i < 3 && !error; i++) {
 		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i]);
@@ -260,8 +260,8 @@ static int workload_main(void *argument)
 	if (!error) {
 		set_signal_mask(0);
 		error = run_steps(context, birth->plan->section[SECTION_WORKLOAD], birth->plan->count[SECTION_WORKLOAD], &failed);
-		birth->report->step = failed;
 	}
+	birth->report->step = failed;
 	birth->report->error = error ? -error : ENOEXEC;
 	_exit(error == -ENOENT ? 127 : 126);
 }

@@ -101,11 +101,20 @@ static int attach_and_close(int tree, int target)
 	return error;
 }
 
+static int make_directories(const char *const *path)
+{
+	for (; *path; path++)
+		if (mkdir(*path, 0755) < 0)
+			return -errno;
+	return 0;
+}
+
 /* Leaves the host's mounts for a namespace with nothing in it, so that what a container's init copies is small and holds
  * nothing of value. */
 int enter_own_world(void)
 {
-	static const char *const directories[] = {"/new", "/lower", "/upper", "/shell", "/t", "/t/empty", "/t/shell", "/t/shell/container"};
+	static const char *const places[] = {"/new", "/lower", "/upper", "/shell", "/t", NULL};
+	static const char *const templates[] = {"/t/empty", "/t/shell", "/t/shell/container", NULL};
 	int root, error;
 
 	if (unshare((int)NEW_MOUNT) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
@@ -117,13 +126,12 @@ int enter_own_world(void)
 	    syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
 		return -errno;
 	close(root);
-	for (size_t i = 0; i < sizeof directories / sizeof *directories; i++)
-		if (mkdir(directories[i], 0755) < 0)
-			return -errno;
-	if (mknod("/t/null", S_IFCHR | 0666, makedev(1, 3)) < 0)
-		return -errno;
-	error = attach_and_close(tree_of(AT_FDCWD, "/t", 0), open("/t", O_PATH | O_CLOEXEC)); /* one umount takes it all away */
-	return error;
+	error = make_directories(places);
+	if (!error) /* a file system of its own: one umount takes it all away */
+		error = attach_and_close(new_mount("tmpfs", "mode=755,size=16m,nr_inodes=8192", ATTR_NOSUID), open("/t", O_PATH | O_CLOEXEC));
+	if (!error)
+		error = make_directories(templates);
+	return error ? error : mknod("/t/null", S_IFCHR | 0666, makedev(1, 3)) < 0 ? -errno : 0;
 }
 
 int open_in_root(const struct context *context, const char *path, int flags)
@@ -188,11 +196,24 @@ static int open_parent(const struct context *context, const char *path, const ch
 	return fd == -ENOENT ? open_or_make(context, part) : fd;
 }
 
+/* What is there to be mounted on. Not the root: who is in it would not see the mount. */
+static int open_place(const struct context *context, const char *path)
+{
+	struct stat root, status;
+	int fd = open_in_root(context, path, O_PATH);
+
+	if (fd < 0 || fstat(context->root, &root) < 0 || fstat(fd, &status) < 0 || root.st_dev != status.st_dev ||
+	    root.st_ino != status.st_ino)
+		return fd;
+	close(fd);
+	return -EBUSY;
+}
+
 /* A place to mount on, made where it is missing. Links are followed, inside the root. */
 static int open_target(const struct context *context, const char *path, bool directory)
 {
 	const char *name;
-	int parent, error = 0, fd = open_in_root(context, path, O_PATH);
+	int parent, error = 0, fd = open_place(context, path);
 
 	if (fd != -ENOENT)
 		return fd;
@@ -202,7 +223,7 @@ static int open_target(const struct context *context, const char *path, bool dir
 	if ((directory ? mkdirat(parent, name, 0755) : mknodat(parent, name, S_IFREG | 0644, 0)) < 0)
 		error = -errno;
 	close_parent(context, parent);
-	return error ? error : open_in_root(context, path, O_PATH);
+	return error ? error : open_place(context, path);
 }
 
 static bool is_directory(int fd)
@@ -394,7 +415,7 @@ int step_bind_template(struct context *context, const struct step *step)
 /* The masks come from the launcher's own tmpfs and not from the container's /dev/null (CVE-2025-31133). */
 int step_mask(struct context *context, const struct step *step)
 {
-	int tree, target = open_in_root(context, step->string[0], O_PATH);
+	int tree, target = open_place(context, step->string[0]);
 
 	if (target == -ENOENT)
 		return 0;
@@ -406,7 +427,7 @@ int step_mask(struct context *context, const struct step *step)
 
 int step_read_only(struct context *context, const struct step *step)
 {
-	int tree, target = open_in_root(context, step->string[0], O_PATH);
+	int tree, target = open_place(context, step->string[0]);
 
 	if (target == -ENOENT)
 		return 0;
