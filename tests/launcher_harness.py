@@ -25,7 +25,7 @@ import pytest
 from hatch_build import ROOT, compile_launcher, find_compiler
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import steps as s
-from tinyvisor.runtime.launcher import Event, Gone, Section, launcher_path
+from tinyvisor.runtime.launcher import Event, Gone, launcher_path
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, Step
 from tinyvisor.runtime.syscalls import open_tree
 
@@ -549,19 +549,20 @@ class Launcher:
 
     def launch_sections(
         self, init: Sequence[Step], workload: Sequence[Step], *, cleanup: Sequence[Step] = (), stdin: int | None = None,
-        trees: Sequence[int] = (), sections: Sequence[Section] | None = None,
+        trees: Sequence[int] = (), other: Running | None = None,
     ) -> Running:  # fmt: skip
-        """Launches without waiting; stdout and stderr are a pipe."""
+        """Launches without waiting; stdout and stderr are a pipe. `other` is the container that a Join step names."""
         id = self.new_id()
         events, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         events.settimeout(PATIENCE)
         output, write = os.pipe2(os.O_CLOEXEC)
         container = Running(self, id, events, output)
         self._containers.append(container)
-        sections = sections or (wire.EMPTY, wire.encode(init), wire.encode(workload), wire.encode(cleanup))
+        sections = (wire.EMPTY, wire.encode(init), wire.encode(workload), wire.encode(cleanup))
+        joined = {"other": other.id, "pid": other.pid} if other else {}
         fds = (theirs.fileno(), self._null if stdin is None else stdin, write, write, *trees)
         try:
-            self.request(wire.encode_request(wire.LAUNCH, id, sections, fds=len(fds)), fds)
+            self.request(wire.encode_request(wire.LAUNCH, id, sections, fds=len(fds), **joined), fds)
         finally:
             theirs.close()
             os.close(write)

@@ -12,7 +12,7 @@ import re
 import signal as signals
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -312,8 +312,9 @@ class Spec:
         for target in targets:
             if targets.count(target) > 1:
                 raise SpecError("volumes", f'"{target}" is mounted twice')
-        for name in ("masked_paths", "readonly_paths"):
-            for path in getattr(self, name):
+        for name, default in (("masked_paths", DEFAULT_MASKED_PATHS), ("readonly_paths", DEFAULT_READONLY_PATHS)):
+            paths = getattr(self, name)
+            for path in () if paths is default else paths:
                 _absolute(name, path)
 
     def _check_limits(self) -> None:
@@ -491,7 +492,7 @@ def _tuples(spec: Spec, names: Iterable[str]) -> None:
 
 def _absolute(where: str, path: str) -> None:
     _no_nul(where, path)
-    if not path.startswith("/") or ".." in PurePosixPath(path).parts:
+    if not path.startswith("/") or ".." in path.split("/"):
         raise SpecError(where, f'"{path}" must be an absolute path without ".."')
 
 

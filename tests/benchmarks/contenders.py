@@ -143,9 +143,10 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
     async with open_runtime(name="benchmark") as runtime:
 
         async def measure_tinyvisor(count: int, concurrency: int) -> Sample:
+            specs = [Spec(command=COMMAND, name=f"worker-{worker:04}") for worker in range(concurrency)]
+
             async def one(worker: int) -> None:
-                async with runtime.start(Spec(command=COMMAND, name=f"worker-{worker:04}")) as container:
-                    exit = await container.wait()
+                exit = await runtime.run(specs[worker])
                 if exit.exit_code != 0:
                     raise RuntimeError(f"tinyvisor: {exit}")
 

@@ -40,7 +40,7 @@ from tests.launcher_harness import (
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.launcher import Gone
-from tinyvisor.runtime.steps import KEPT, NODEV, NOEXEC, NOSUID
+from tinyvisor.runtime.steps import KEPT, NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID
 
 pytestmark = pytest.mark.kernel
 
@@ -387,6 +387,7 @@ def test_bind_of_what_is_no_tree(either: Launcher, tmp_path: Path) -> None:
         (s.Pty(0, 0, 24, 80), errno.ENOENT),
         (s.UserNamespace("0 0 0", "0 0 1"), errno.EINVAL),
         (s.Unshare(1), errno.EINVAL),
+        (s.Mount("tmpfs", "/", "", 0), errno.EBUSY),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, s.Step) else errno.errorcode[value],
 )
@@ -417,6 +418,36 @@ def test_an_event_socket_that_is_none(either: Launcher) -> None:
     os.close(read)
     os.close(write)
     assert exit_code(either.wait_gone(7)) == 0
+
+
+NEW_NET = NAMESPACE_FLAGS["net"]
+
+
+def join(launcher: Launcher, other: Running) -> Running:
+    """A container in the other's network, which prints which that is."""
+    init = [*root_steps(), s.Join(NEW_NET, "other"), s.PivotRoot(), init_step()]
+    return launcher.launch_sections(init, workload("readlink", "/proc/self/ns/net"), other=other)
+
+
+def test_a_network_is_joined(either: Launcher) -> None:
+    other = listening(either)
+    container = join(either, other)
+    assert container.read_output().decode().strip() == os.readlink(f"/proc/{other.pid}/ns/net")
+    assert os.readlink(f"/proc/{other.pid}/ns/net") != os.readlink("/proc/self/ns/net")
+    assert exit_code(container.wait_gone()) == 0
+    other.kill()
+    other.wait_gone()
+
+
+def test_nobody_joins_what_has_not_started_or_is_gone(either: Launcher) -> None:
+    """A container that isn't set up is in the launcher's own namespaces still: joining it would be joining the host."""
+    other = either.launch("/probe/probe", "listen")
+    assert other.pid == 0
+    assert join(either, other).wait_gone().error == errno.ESRCH
+    other.wait_started()
+    other.kill()
+    other.wait_gone()
+    assert join(either, other).wait_gone().error == errno.ESRCH
 
 
 # ---- what ends what ----

@@ -201,6 +201,8 @@ static void report_exit(const struct init *init, int status, bool timed_out)
 		return;
 	init->report->status = status;
 	init->report->wall = now() - init->started;
+	/* It may have ended by itself at the very moment. */
+	timed_out = timed_out && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 	init->report->flags = GONE_EXITED | (timed_out ? GONE_TIMED_OUT : 0);
 }
 

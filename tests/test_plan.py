@@ -1,0 +1,335 @@
+"""The plan: what it holds, and above all in which order. Nothing here needs a kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyvisor.runtime import launcher as wire
+from tinyvisor.runtime import steps as s
+from tinyvisor.runtime.cgroup import Hierarchy, Layout, limit_writes
+from tinyvisor.runtime.identity import Identity
+from tinyvisor.runtime.plan import ROOT_USER, USER_ID_BASE, Limits, Plan, Tree, capability_mask, dev_template, exec_step, plan
+from tinyvisor.runtime.rootfs import HostView
+from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
+from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Ulimit, Volume
+
+VIEW = HostView(("/usr",), (("/bin", "usr/bin"),))
+SEPARATE = Layout(
+    hierarchies=(
+        Hierarchy(1, "/sys/fs/cgroup/pids", None, ("pids",)),
+        Hierarchy(1, "/sys/fs/cgroup/memory", None, ("memory",)),
+        Hierarchy(1, "/sys/fs/cgroup/cpu", None, ("cpu",)),
+    )
+)
+UNIFIED = Layout(hierarchies=(Hierarchy(2, "/sys/fs/cgroup", None, ("pids", "memory", "cpu", "io")),), unified="/sys/fs/cgroup")
+
+
+def planned(
+    layout: Layout = UNIFIED, *, identity: Identity = ROOT_USER, terminal: tuple[int, int] = (24, 80), **fields: Any
+) -> Plan:
+    spec = Spec(**{"command": ("true",), "name": "web", **fields})
+    limits = Limits(layout, tuple(limit_writes(spec, layout, device=lambda path: "8:0")))
+    view = VIEW if spec.rootfs is None else None
+    return plan(spec, limits=limits, view=view, identity=identity, resolv_conf=b"nameserver ::1\n", terminal=terminal)
+
+
+def of(steps: tuple[Step, ...], kind: type[Any]) -> list[Any]:
+    return [step for step in steps if isinstance(step, kind)]
+
+
+def position(steps: tuple[Step, ...], kind: type[Step]) -> int:
+    found = [index for index, step in enumerate(steps) if isinstance(step, kind)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def targets(steps: tuple[Step, ...]) -> list[str]:
+    return [step.target for step in steps if isinstance(step, s.Mount | s.Bind | s.BindTemplate)]
+
+
+DEFAULT = """\
+init:
+   0 new namespaces: ipc, mount, net, uts
+   1 make cgroup cgroup2/web
+   2 start the workload in cgroup cgroup2/web
+   3 root: a new tmpfs (size=256.0M, nr_inodes=65536, nosuid, nodev)
+   4 make directory /root (mode 0700)
+   5 make directory /home (mode 0755)
+   6 make directory /var (mode 0755)
+   7 make directory /var/tmp (mode 1777)
+   8 make directory /opt (mode 0755)
+   9 make directory /tmp (mode 1777)
+  10 make directory /run (mode 0755)
+  11 bind the shared /usr on /usr (ro, nosuid, nodev)
+  12 link /bin -> usr/bin
+  13 bind the shared /etc on /etc (ro, nosuid, nodev, noexec)
+  14 mount proc on /proc (nosuid, nodev, noexec)
+  15 bind the shared /dev on /dev (ro, nosuid, noexec)
+  16 mount devpts on /dev/pts (newinstance, ptmxmode=0666, mode=0620, gid=5, nosuid, noexec)
+  17 mount tmpfs on /dev/shm (mode=1777, size=67108864, nr_inodes=16384, nosuid, nodev, noexec)
+  18 write /run/hosts (75 bytes)
+  19 write /run/hostname (4 bytes)
+  20 write /run/resolv.conf (15 bytes)
+  21 mask /proc/kcore
+  22 make /proc/sys read-only
+  23 pivot_root into the new root, detach the old one
+  24 set hostname web
+  25 bring up loopback
+  26 init as web
+workload:
+   0 new namespaces: cgroup
+   1 new session
+   2 close every fd but stdio
+   3 umask 0022
+   4 capability bounding set 0x0
+   5 become uid 0, gid 0, no other groups
+   6 drop all capabilities
+   7 enter /
+   8 no_new_privs
+   9 exec true
+cleanup:
+   0 read cgroup2/web/pids.peak
+   1 read cgroup2/web/pids.events
+   2 read cgroup2/web/memory.peak
+   3 read cgroup2/web/memory.events
+   4 read cgroup2/web/cpu.stat
+   5 remove cgroup2/web
+"""
+
+
+def test_the_default_plan() -> None:
+    assert planned(masked_paths=("/proc/kcore",), readonly_paths=("/proc/sys",)).describe() == DEFAULT
+
+
+# ---- the order is the security argument ----
+
+EVERYTHING: dict[str, Any] = {
+    "rootfs": Path("/images/x"),
+    "volumes": (Volume(Path("/host/a"), "/a"), Volume(Path("/host/b"), "/proc/x", True)),
+    "tmpfs": (Tmpfs("/a/b"),),
+    "namespaces": DEFAULT_NAMESPACES | {"user", "time"},
+    "working_dir": "/work",
+    "pids_limit": 20,
+    "mem_limit": 1 << 26,
+    "cpus": 0.5,
+    "cpuset": frozenset({0}),
+    "ulimits": {"nofile": Ulimit(10, 20), "core": Ulimit(0, 0)},
+    "oom_score_adj": 100,
+    "capabilities": frozenset({"NET_BIND_SERVICE"}),
+    "tty": True,
+}
+
+
+@pytest.mark.parametrize("layout", [SEPARATE, UNIFIED])
+@pytest.mark.parametrize("root_method", ["pivot", "chroot"])
+def test_order(layout: Layout, root_method: str) -> None:
+    made = planned(layout, root_method=root_method, **EVERYTHING)
+    init, workload = made.init, made.workload
+    entered = position(init, s.PivotRoot if root_method == "pivot" else s.Chroot)
+    last_mount = max(index for index, step in enumerate(init) if isinstance(step, s.Mount | s.Bind | s.BindTemplate))
+    masked = [index for index, step in enumerate(init) if isinstance(step, s.Mask | s.ReadOnly)]
+    assert isinstance(init[0], s.Unshare)
+    assert last_mount < min(masked), "a volume can't cover a mask"
+    assert max(masked) < position(init, s.Pty) < position(init, s.UserNamespace) < entered
+    assert entered < position(init, s.Init) == len(init) - 1
+
+    limits = max(index for index, step in enumerate(workload) if isinstance(step, s.Rlimit | s.Affinity | s.OomScoreAdj))
+    order = [s.Session, s.EnterUser, s.CloseFds, s.BoundingSet, s.SetIdentity, s.Capabilities, s.WorkingDir, s.NoNewPrivs, s.Exec]
+    positions = [position(workload, kind) for kind in order]
+    assert positions == sorted(positions)
+    assert limits < positions[0], "limits are taken while there is the right to"
+    assert positions[-1] == len(workload) - 1
+    joined = [index for index, step in enumerate(workload) if isinstance(step, s.CgroupJoin)]
+    cgroup_namespace = next(index for index, step in enumerate(workload) if isinstance(step, s.Unshare))
+    assert not joined or max(joined) < cgroup_namespace, "its root is the cgroup that was joined"
+
+
+@pytest.mark.parametrize("layout", [SEPARATE, UNIFIED])
+def test_every_plan_can_be_encoded_and_is_well_below_the_bounds(layout: Layout) -> None:
+    made = planned(layout, **EVERYTHING)
+    sections = [wire.encode(getattr(made, name)) for name in ("init", "workload", "cleanup")]
+    assert sum(section.count for section in sections) < 200
+    assert all(step.describe() and "\n" not in step.describe() for step in (*made.init, *made.workload, *made.cleanup))
+
+
+# ---- cgroups ----
+
+
+def test_cgroups_of_separate_hierarchies() -> None:
+    made = planned(SEPARATE, pids_limit=20, mem_limit=1 << 20)
+    assert [step.describe() for step in made.init if isinstance(step, s.CgroupMake | s.CgroupWrite | s.CgroupInto)] == [
+        "make cgroup pids/web",
+        "make cgroup memory/web",
+        "write '20' to pids/web/pids.max",
+        "write '1048576' to memory/web/memory.limit_in_bytes",
+        "write '1048576' to memory/web/memory.memsw.limit_in_bytes where it exists",
+    ]
+    assert [step.path for step in of(made.workload, s.CgroupJoin)] == ["web/tasks", "web/tasks"]
+    assert [step.slot for step in of(made.cleanup, s.Remove)] == [s.KEPT, s.KEPT | 1]
+
+
+def test_a_cgroup_is_made_only_where_it_is_of_use() -> None:
+    assert [step.where for step in of(planned(SEPARATE).init, s.CgroupMake)] == ["pids", "memory"]
+    assert [step.where for step in of(planned(SEPARATE, cpus=0.5).init, s.CgroupMake)] == ["pids", "memory", "cpu"]
+    assert of(planned(Layout()).init, s.CgroupMake) == of(planned(Layout()).cleanup, Step) == []
+
+
+def test_the_unified_hierarchy_is_entered_by_birth() -> None:
+    made = planned(UNIFIED, pids_limit=20)
+    assert len(of(made.init, s.CgroupInto)) == 1
+    assert of(made.workload, s.CgroupJoin) == []
+    assert position(made.init, s.CgroupMake) < position(made.init, s.CgroupWrite) < position(made.init, s.CgroupInto)
+
+
+# ---- root ----
+
+
+def test_a_given_root() -> None:
+    made = planned(rootfs=Path("/images/x"))
+    assert made.trees == (Tree(Path("/images/x"), recursive=False),)
+    assert [step.slot for step in of(made.init, s.RootOverlay)] == [s.FIRST_TREE]
+    assert {step.target: step.replace for step in of(made.init, s.File)} == {
+        "/etc/hosts": True, "/etc/hostname": True, "/etc/resolv.conf": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("rootfs", [None, Path("/images/x")])
+def test_a_read_only_root(rootfs: Path | None) -> None:
+    made = planned(rootfs=rootfs, read_only=True, working_dir="/missing")
+    assert of(made.init, s.RootOverlay) == []
+    assert {"/tmp", "/run", "/dev/shm"} <= {step.target for step in of(made.init, s.Mount) if step.type == "tmpfs"}
+    assert of(made.init, s.Remount) == [s.Remount("/", RDONLY)]
+    sealed = position(made.init, s.Remount)
+    assert not [step for step in made.init[sealed:] if isinstance(step, s.Mount | s.Bind | s.Directory | s.File | s.Link)]
+    assert "/missing" not in [step.target for step in of(made.init, s.Directory)]
+    assert [step.target for step in of(made.init, s.File) if step.target.startswith("/etc")] == []
+
+
+@pytest.mark.parametrize("no_new_privs", [True, False])
+@pytest.mark.parametrize("rootfs", [None, Path("/images/x")])
+def test_mounts_give_no_devices_and_no_set_id_programs(rootfs: Path | None, no_new_privs: bool) -> None:
+    made = planned(rootfs=rootfs, no_new_privs=no_new_privs, volumes=(Volume(Path("/a"), "/a"),), tmpfs=(Tmpfs("/t"),))
+    for step in made.init:
+        if not isinstance(step, s.Mount | s.Bind | s.BindTemplate | s.RootTmpfs | s.RootOverlay):
+            continue
+        assert step.attributes & NODEV or getattr(step, "target", "") in ("/dev", "/dev/pts"), step
+        programs = isinstance(step, s.Bind | s.RootTmpfs | s.RootOverlay) or step.target == "/usr"
+        assert bool(step.attributes & NOSUID) == (no_new_privs or not programs), step
+
+
+def test_mounts_are_made_from_the_top_down_and_keep_their_trees() -> None:
+    volumes = (Volume(Path("/1"), "/a/b/c"), Volume(Path("/2"), "/a"), Volume(Path("/3"), "/a/b/", True))
+    made = planned(rootfs=Path("/images/x"), volumes=volumes, tmpfs=(Tmpfs("/a/b/d"), Tmpfs("/z")))
+    mine = [step for step in made.init if isinstance(step, s.Mount | s.Bind) and step.target[:2] in ("/a", "/z")]
+    assert [step.target for step in mine] == ["/a", "/z", "/a/b/", "/a/b/c", "/a/b/d"]
+    assert [str(made.trees[step.slot - s.FIRST_TREE].path) for step in mine if isinstance(step, s.Bind)] == ["/2", "/3", "/1"]
+    assert [tree.read_only for tree in made.trees] == [False, False, False, True]
+    assert [bool(step.attributes & RDONLY) for step in mine if isinstance(step, s.Bind)] == [False, True, False]
+
+
+def test_tmpfs_options() -> None:
+    step = next(
+        step for step in of(planned(tmpfs=(Tmpfs("/x", 1 << 20, 10, 0o700, False),)).init, s.Mount) if step.target == "/x"
+    )
+    assert (step.options, step.attributes) == ("mode=700,size=1048576,nr_inodes=10", NOSUID | NODEV | NOEXEC)
+
+
+def test_the_shared_dev() -> None:
+    steps = dev_template("/t/dev", console=True)
+    assert {step.target: step.device for step in of(steps, s.Node)} == {
+        "/t/dev/null": 0x103, "/t/dev/zero": 0x105, "/t/dev/full": 0x107,
+        "/t/dev/random": 0x108, "/t/dev/urandom": 0x109, "/t/dev/tty": 0x500,
+    }  # fmt: skip
+    assert [step.target for step in of(steps, s.File)] == ["/t/dev/console"]
+    assert of(dev_template("/t/dev", console=False), s.File) == []
+
+
+# ---- namespaces and network ----
+
+
+@pytest.mark.parametrize("left_out", ["uts", "ipc", "net", "cgroup"])
+def test_a_namespace_that_is_left_out(left_out: str) -> None:
+    made = planned(namespaces=DEFAULT_NAMESPACES - {left_out})
+    flags = sum(step.flags for steps in (made.init, made.workload) for step in of(steps, s.Unshare))
+    assert flags == sum(NAMESPACE_FLAGS[name] for name in DEFAULT_NAMESPACES - {"pid", left_out})
+    assert len(of(made.init, s.Hostname)) == (left_out != "uts")
+    assert len(of(made.init, s.LoopbackUp)) == (left_out != "net")
+
+
+def test_network_modes() -> None:
+    net = NAMESPACE_FLAGS["net"]
+    for mode in ("host", "service:db"):
+        made = planned(network_mode=mode)
+        assert not of(made.init, s.Unshare)[0].flags & net
+        assert of(made.init, s.LoopbackUp) == []
+        assert of(made.init, s.Join) == ([s.Join(net, "db")] if mode != "host" else [])
+    assert of(planned().init, s.Unshare)[0].flags & net
+
+
+def test_in_a_user_namespace_files_belong_to_mapped_ids() -> None:
+    who = Identity(5, 6, (6,), "/")
+    made = planned(identity=who, namespaces=DEFAULT_NAMESPACES | {"user"}, working_dir="/work", tty=True)
+    step = next(step for step in of(made.init, s.Directory) if step.target == "/work")
+    assert (step.uid, step.gid) == (USER_ID_BASE + 5, USER_ID_BASE + 6)
+    assert (of(made.init, s.Pty)[0].uid, of(made.init, s.Pty)[0].gid) == (USER_ID_BASE + 5, USER_ID_BASE + 6)
+    assert (of(made.workload, s.SetIdentity)[0].uid, of(made.workload, s.SetIdentity)[0].groups) == (5, (6,))
+    assert of(made.init, s.UserNamespace)[0].uid_map == f"0 {USER_ID_BASE} 65536"
+
+
+def test_the_first_process_of_a_time_namespace_is_forked() -> None:
+    assert of(planned().init, s.Init)[0].flags == 0
+    assert of(planned(namespaces=DEFAULT_NAMESPACES | {"time"}).init, s.Init)[0].flags == s.INIT_FORK
+
+
+# ---- init and workload ----
+
+
+def test_init_times_are_milliseconds() -> None:
+    step = of(planned(timeout=1.5, orphan_grace_period=0.25, signal_group=True, stop_signal=2).init, s.Init)[0]
+    assert step == s.Init(s.INIT_SIGNAL_GROUP, 250, 2, 1500, "web")
+    assert of(planned(timeout=0.0001).init, s.Init)[0].timeout == 1, "a limit is never rounded away"
+    assert of(planned().init, s.Init)[0].timeout == 0
+
+
+def test_terminal() -> None:
+    made = planned(tty=True, identity=Identity(5, 6, (), "/"), terminal=(30, 100))
+    assert of(made.init, s.Pty) == [s.Pty(5, 6, 30, 100)]
+    assert [step.template for step in of(made.init, s.BindTemplate) if step.target == "/dev"] == ["/t/dev-tty"]
+    assert of(planned().init, s.Pty) == []
+
+
+@given(st.frozensets(st.sampled_from(CAPABILITIES)))
+def test_capabilities(names: frozenset[str]) -> None:
+    mask = capability_mask(names)
+    assert {name for bit, name in enumerate(CAPABILITIES) if mask >> bit & 1} == names
+    made = planned(capabilities=names)
+    assert [step.mask for step in made.workload if isinstance(step, s.BoundingSet | s.Capabilities)] == [mask, mask]
+
+
+def test_environment() -> None:
+    who = Identity(5, 6, (), "/home/who")
+
+    def environment(**fields: Any) -> dict[str, str]:
+        return dict(exec_step(Spec(command=("true",), **fields), who, "web").environment)
+
+    path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    assert environment() == {"PATH": path, "HOME": "/home/who", "HOSTNAME": "web"}
+    assert environment(hostname="h", tty=True) == {"PATH": path, "HOME": "/home/who", "HOSTNAME": "h", "TERM": "xterm"}
+    own = {"PATH": "/x", "HOME": "/y", "HOSTNAME": "z", "A": ""}
+    assert environment(environment=own) == own
+
+
+def test_plans_are_equal_but_for_the_name() -> None:
+    """What the launch cache relies on: the name is in there, and nothing else of it."""
+    one, other = (planned(SEPARATE, name=name, **EVERYTHING) for name in ("aaaa", "bbbb"))
+
+    def encoded(made: Plan) -> bytes:
+        return b"".join(wire.encode(getattr(made, section)).body for section in ("init", "workload", "cleanup"))
+
+    assert encoded(one) != encoded(other)
+    assert encoded(one).replace(b"aaaa", b"bbbb") == encoded(other)

@@ -1,0 +1,90 @@
+"""From what the kernel said to a verdict: a table."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyvisor.runtime.cgroup import Usage
+from tinyvisor.runtime.verdict import Outcome, judge
+from tinyvisor.spec import Spec
+from tinyvisor.state import Exit
+
+NOTHING = Usage()
+KILLED, TERMINATED = int(signal.SIGKILL), int(signal.SIGTERM)  # as wait statuses, too
+
+
+def code(number: int) -> int:
+    """The wait status of an exit."""
+    return number << 8
+
+
+def judged(wait_status: int | None, spec: dict[str, Any] | None = None, usage: Usage = NOTHING, **facts: Any) -> Exit:
+    given: dict[str, Any] = {"timed_out": False, "stopped": False, "limits_enforced": ()} | facts
+    outcome = Outcome(wait_status=wait_status, wall=1.5, cpu_user=0.25, cpu_system=0.125, usage=usage, **given)
+    return judge(Spec(command=("true",), **(spec or {})), outcome)
+
+
+LIMITED = {"mem_limit": 64 << 20, "pids_limit": 20, "timeout": 0.3}
+OOM, FORKS = Usage(oom_kills=1), Usage(pids_limit_hits=7)
+
+
+@pytest.mark.parametrize(
+    "wait_status, spec, usage, facts, status, returncode, reason",
+    [
+        (code(0), {}, Usage(), {}, "ok", 0, ""),
+        (code(3), {}, Usage(), {}, "nonzero_exit", 3, "exit 3"),
+        (code(137), {}, Usage(), {}, "nonzero_exit", 137, "exit 137"),
+        (TERMINATED, {}, Usage(), {}, "signaled", 143, "ended by SIGTERM"),
+        (KILLED, {}, Usage(), {}, "signaled", 137, "ended by SIGKILL"),
+        (11 | 0x80, {}, Usage(), {}, "signaled", 139, "ended by SIGSEGV"),
+        (None, {}, Usage(), {}, "signaled", 137, "ended by SIGKILL"),
+        # a limit that was reached, and only where it was asked for
+        (KILLED, LIMITED, Usage(), {"timed_out": True}, "time_limit", 137, "killed after timeout 300ms"),
+        (KILLED, LIMITED, OOM, {}, "memory_limit", 137, "the kernel's OOM killer struck at mem_limit 64.0M"),
+        (code(1), LIMITED, OOM, {}, "memory_limit", 1, "the kernel's OOM killer struck at mem_limit 64.0M"),
+        (code(0), LIMITED, OOM, {}, "ok", 0, ""),
+        (KILLED, {}, OOM, {}, "signaled", 137, "ended by SIGKILL"),
+        (code(254), LIMITED, FORKS, {}, "pids_limit", 254, "exit 254 after 7 forks refused by pids_limit 20"),
+        (code(0), LIMITED, FORKS, {}, "ok", 0, ""),
+        (code(254), {}, FORKS, {}, "nonzero_exit", 254, "exit 254"),
+        # on request
+        (KILLED, {}, Usage(), {"stopped": True}, "stopped", 137, "stopped on request (SIGKILL)"),
+        (code(0), {}, Usage(), {"stopped": True}, "stopped", 0, "stopped on request (exit 0)"),
+        (KILLED, LIMITED, FORKS, {"stopped": True}, "stopped", 137, "stopped on request (SIGKILL)"),
+        # several at once: what came first to end it
+        (KILLED, LIMITED, OOM, {"stopped": True}, "memory_limit", 137, "the kernel's OOM killer struck at mem_limit 64.0M"),
+        (KILLED, LIMITED, OOM, {"timed_out": True, "stopped": True}, "time_limit", 137, "killed after timeout 300ms"),
+    ],
+)
+def test_verdict(
+    wait_status: int | None, spec: dict[str, Any], usage: Usage, facts: dict[str, Any], status: str, returncode: int, reason: str
+) -> None:
+    exit = judged(wait_status, spec, usage, **facts)
+    assert (exit.status, exit.returncode, exit.reason) == (status, returncode, reason)
+
+
+def test_what_was_counted_is_handed_on() -> None:
+    usage = Usage(pids_peak=3, pids_limit_hits=2, memory_peak=4096, oom_kills=2)
+    exit = judged(code(0), usage=usage, limits_enforced=("cpus",), held_up_by=("sh[7]",))
+    assert exit == Exit(
+        status="ok", exit_code=0, wall=1.5, cpu_user=0.25, cpu_system=0.125, memory_peak=4096, pids_peak=3, oom_killed=True,
+        pids_limit_hits=2, limits_enforced=("cpus",), held_up_by=("sh[7]",),
+    )  # fmt: skip
+
+
+@given(st.integers(0, 255))
+def test_every_exit_code_is_exact(number: int) -> None:
+    exit = judged(code(number))
+    assert (exit.exit_code, exit.signal, exit.returncode, exit.describe()) == (number, None, number, f"exit {number}")
+
+
+@given(st.integers(1, 64), st.booleans())
+def test_every_signal_is_exact(number: int, dumped: bool) -> None:
+    exit = judged(number | (0x80 if dumped else 0))
+    assert (exit.exit_code, exit.signal, exit.returncode) == (None, number, 128 + number)
+    assert exit.describe().startswith(("SIG", "signal "))
