@@ -222,6 +222,22 @@ static int guard(int last)
 	return 0;
 }
 
+static void on_continue(int signal)
+{
+	(void)signal;
+	(void)!write(1, "continued\n", 10);
+}
+
+/* Reads a line, and says when it goes on after a stop. */
+static int read_line(void)
+{
+	char line[100];
+
+	sigaction(SIGCONT, &(struct sigaction){.sa_handler = on_continue, .sa_flags = SA_RESTART}, NULL);
+	puts("reading");
+	return fgets(line, sizeof line, stdin) ? printf("got:%s", line), 0 : 1;
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -236,6 +252,7 @@ int main(int argc, char **argv)
 	if (!strcmp(what, "orphans")) return orphans(number);
 	if (!strcmp(what, "burst")) return burst(number);
 	if (!strcmp(what, "leave")) return leave(number);
+	if (!strcmp(what, "read")) return read_line();
 	if (!strcmp(what, "guard")) return guard(number);
 	if (!strcmp(what, "pids")) return printf("%d %d %d\n", (int)getpid(), (int)getppid(), (int)getpgrp()), listen_("ready");
 	return 125;
