@@ -451,16 +451,21 @@ async def test_working_dir_on_a_read_only_root(shared: Runtime, busybox: Path) -
     assert (shared.containers, cgroups(shared)) == ({}, [])
 
 
-@pytest.mark.parametrize("fd", [0, 3, 4, 5, 6, 7, 8, 9])
-async def test_working_dir_is_never_a_way_out(shared: Runtime, tmp_path: Path, fd: int) -> None:
-    """CVE-2024-21626: a directory of the host behind an fd."""
+@pytest.mark.parametrize("fd", [3, 4, 5, 6, 7, 8, 9])
+async def test_working_dir_is_never_a_way_out(shared: Runtime, fd: int) -> None:
+    """CVE-2024-21626: a directory of the host behind an fd that was left open."""
+    with pytest.raises(LaunchError) as caught:
+        await run(shared, "/bin/true", working_dir=f"/proc/self/fd/{fd}")
+    assert caught.value.errno in (errno.EXDEV, errno.ENOENT, errno.EPERM)
+
+
+async def test_a_directory_of_the_host_is_no_stdin(shared: Runtime, tmp_path: Path) -> None:
     directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with pytest.raises(LaunchError) as caught:
-            await run(shared, "/bin/true", stdin=directory, working_dir=f"/proc/self/fd/{fd}")
+        with pytest.raises(SpecError, match="stdin: a directory of the host"):
+            await run(shared, "/bin/true", stdin=directory, working_dir="/proc/self/fd/0")
     finally:
         os.close(directory)
-    assert caught.value.errno in (errno.EXDEV, errno.ENOENT, errno.EPERM)
 
 
 # ---- how it ends ----
@@ -641,7 +646,7 @@ async def test_orphans_that_do_not_finish_are_killed(shared: Runtime) -> None:
 async def test_signal_group(shared: Runtime, group: bool) -> None:
     script = """
         sh -c 'trap "echo child; exit" USR1; sleep 1000 & echo child ready; wait' &
-        trap 'echo parent' USR1; read line; echo ready; wait; wait; echo end; read line"""
+        trap 'echo parent' USR1; read line; echo ready; while kill -0 $!; do wait $!; done; echo end; read line"""
     spec = Spec(command=("/bin/sh", "-c", script), signal_group=group, name="case")
     with anyio.fail_after(BOUND):
         async with shared.start(spec, stdin=PIPE, stdout=PIPE) as container:

@@ -16,10 +16,10 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -46,26 +46,30 @@ LATEST = 0.25  # seconds after its start at which a supervisor is killed
 STORM = "while :; do (sleep 0.01 &) ; (:) ; done"
 
 
-async def _job(runtime: Runtime, luck: random.Random, name: str, directory: str) -> None:
+def _spec(*command: str, name: str, **fields: Any) -> Spec:
+    """Its project is told by the name: PROJECT.NUMBER."""
+    environment = {VARIABLE: name.partition(".")[0]}
+    return Spec(command=command, name=name, environment=environment, pids_limit=30, mem_limit=64 << 20, **fields)
+
+
+async def _job(runtime: Runtime, luck: random.Random, name: str) -> None:
     """One container of a random kind."""
-    about = {"name": name, "environment": {VARIABLE: runtime.name}, "pids_limit": 30, "mem_limit": 64 << 20}
     kind = luck.randrange(6)
     if kind == 0:
-        await runtime.run(Spec(command=("/bin/true",), **about))
+        await runtime.run(_spec("/bin/true", name=name))
     elif kind == 1:
-        mounts = {"tmpfs": (Tmpfs("/scratch"),), "volumes": (Volume(Path(directory), "/volume"),)}
-        await runtime.run(Spec(command=("sh", "-c", "echo x >/scratch/x; sleep 0.02 & wait"), **mounts, **about))
+        script, volume = "echo x >/scratch/x; sleep 0.02 & wait", Volume(ROOT, "/volume", read_only=True)
+        await runtime.run(_spec("sh", "-c", script, name=name, tmpfs=(Tmpfs("/scratch"),), volumes=(volume,)))
     elif kind == 2:
-        spec = Spec(command=("sh", "-c", STORM), **about)
-        async with runtime.start(spec) as container:
+        async with runtime.start(_spec("sh", "-c", STORM, name=name)) as container:
             await trio.sleep(luck.random() / 20)
             await container.stop(grace=0)
     elif kind == 3:
-        async with runtime.start(Spec(command=("sleep", "1000"), tty=True, **about)) as container:
+        async with runtime.start(_spec("sleep", "1000", name=name, tty=True)) as container:
             await trio.sleep(luck.random() / 50)
             await container.stop(grace=0.01)
     elif kind == 4:
-        spec = Spec(command=("sh", "-c", "trap '' TERM; while :; do echo flood; done"), **about)
+        spec = _spec("sh", "-c", "trap '' TERM; while :; do echo flood; done", name=name)
         async with runtime.start(spec, stdin=PIPE, stdout=PIPE, stderr=STDOUT) as container:
             assert container.stdout is not None
             with contextlib.suppress(anyio.EndOfStream):
@@ -74,14 +78,14 @@ async def _job(runtime: Runtime, luck: random.Random, name: str, directory: str)
             await container.stop(grace=0.01)
     else:
         with trio.move_on_after(luck.random() / 20):
-            await runtime.run(Spec(command=("sh", "-c", "sleep 1000 & sleep 1000 & wait"), **about))
+            await runtime.run(_spec("sh", "-c", "sleep 1000 & sleep 1000 & wait", name=name))
 
 
-async def _work(name: str, luck: random.Random, directory: str, say: Callable[[str], None]) -> None:
+async def _work(name: str, luck: random.Random, say: Callable[[str], None]) -> None:
     async def worker(number: int) -> None:
         while True:
             with contextlib.suppress(ContainerError):  # its init was killed
-                await _job(runtime, luck, f"{name}.{number}", directory)
+                await _job(runtime, luck, f"{name}.{number}")
 
     async with open_runtime(name=name) as runtime:
         say("open")
@@ -94,11 +98,10 @@ async def _wait_for_many(name: str, say: Callable[[str], None]) -> None:
     """Containers that all end when their common stdin does; they are `SLEEPERS`, and a child has all our fds."""
     fifo = os.open(os.environ["TINYVISOR_KILL_FIFO"], os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(fifo, True)
-    about = {"environment": {VARIABLE: name}, "pids_limit": 10, "mem_limit": 64 << 20}
     async with open_runtime(name=name) as runtime:
         async with trio.open_nursery() as nursery, contextlib.AsyncExitStack() as stack:
             for number in range(SLEEPERS):
-                spec = Spec(command=("cat",), name=f"{name}.{number}", **about)
+                spec = _spec("cat", name=f"{name}.{number}")
                 container = await stack.enter_async_context(runtime.start(spec, stdin=fifo))
                 nursery.start_soon(container.wait)
             child = os.fork()
@@ -120,10 +123,7 @@ def _supervise(kind: str, name: str, seed: int, say: Callable[[str], None]) -> N
         if kind == "many":
             trio.run(_wait_for_many, name, say)
         else:
-            with (
-                tempfile.TemporaryDirectory(prefix="killtest-") if kind == "own" else contextlib.nullcontext("/tmp") as directory
-            ):
-                trio.run(_work, name, random.Random(seed), directory, say)
+            trio.run(_work, name, random.Random(seed), say)
     except BaseException as exc:
         group = exc
         while isinstance(group, BaseExceptionGroup):
@@ -289,9 +289,8 @@ def _read(path: str) -> bytes:
 
 def _children(pid: int) -> list[int]:
     try:
-        return [
-            int(child) for task in os.listdir(f"/proc/{pid}/task") for child in _read(f"/proc/{pid}/task/{task}/children").split()
-        ]
+        tasks = os.listdir(f"/proc/{pid}/task")
+        return [int(child) for task in tasks for child in _read(f"/proc/{pid}/task/{task}/children").split()]
     except OSError:
         return []
 
@@ -412,9 +411,11 @@ def test_kill_inits(swept_at_the_end: None, victims: Nursery, luck: random.Rando
                 for init in victim.inits()[:2]:
                     with contextlib.suppress(OSError):
                         pidfd = os.pidfd_open(init)
-                        if init in victim.inits():  # so the number was its own when the pidfd was opened
-                            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                        os.close(pidfd)
+                        try:
+                            if init in victim.inits():  # so the number was its own when the pidfd was opened
+                                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                        finally:
+                            os.close(pidfd)
             assert victim.said("end") is None
             victim.kill()
             nothing_left(victim)
@@ -435,29 +436,23 @@ def test_kill_a_supervisor_whose_child_holds_its_fds(swept_at_the_end: None, tmp
     """No end of a socket is closed by that. And the launcher is in the middle of reports that nobody will read."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    nursery = Nursery(fifo)
-    end = os.open(fifo, os.O_RDWR)
-    try:
-        with contextlib.closing(nursery.fork("many")) as victim:
-            child = int(victim.said("child", BOUND) or 0)
-            pidfd = os.pidfd_open(child)
-            victim.said("open", SOON)
-            assert len(victim.inits()) == SLEEPERS
-            victim.kill(signal.SIGSTOP)
-            os.close(end)
-            end = -1
-            # As many as the launcher could reap before the socket was full; the others are zombies, or soon will be.
-            assert not wait_until_empty(lambda: [str(init) for init in victim.inits() if _children(init)])
-            victim.kill()
-            left = wait_until_empty(victim.processes)
-            assert not [line for line in left if str(child) not in line]
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            os.close(pidfd)
-            nothing_left(victim)
-    finally:
-        if end >= 0:
-            os.close(end)
-        nursery.close()
+    with contextlib.ExitStack() as stack:
+        nursery = stack.enter_context(contextlib.closing(Nursery(fifo)))
+        end = open(fifo, "r+b", buffering=0)  # noqa: SIM115
+        stack.callback(end.close)
+        victim = stack.enter_context(contextlib.closing(nursery.fork("many")))
+        child = os.pidfd_open(int(victim.said("child", BOUND) or 0))
+        stack.callback(os.close, child)
+        stack.callback(signal.pidfd_send_signal, child, signal.SIGKILL)
+        victim.said("open", SOON)
+        assert len(victim.inits()) == SLEEPERS
+        victim.kill(signal.SIGSTOP)
+        end.close()
+        # All have ended; those that the launcher could not report before the socket was full are zombies.
+        assert not wait_until_empty(lambda: [str(init) for init in victim.inits() if _children(init)])
+        assert len(victim.inits()) > SLEEPERS // 4
+        victim.kill()
+        nothing_left(victim)
 
 
 # ---- a launcher that dies under a program that lives ----

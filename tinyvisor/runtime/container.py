@@ -137,8 +137,7 @@ class Container:
         finally:
             if not self._gone.is_set():
                 self.kill()
-                with anyio.CancelScope(shield=True):
-                    await self._gone.wait()
+                await wire.shielded(self._gone.wait)
         return await self.wait()
 
     def kill(self) -> None:

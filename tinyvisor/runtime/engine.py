@@ -8,7 +8,7 @@ import itertools
 import operator
 import os
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tinyvisor.runtime.cgroup import PARENT, CgroupTree, ProjectLock, Usage, def
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.host import Host, probe
 from tinyvisor.runtime.identity import Identity, read_in_root, resolve
-from tinyvisor.runtime.launcher import LauncherProcess, Section
+from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
 from tinyvisor.runtime.stdio import PIPE, Stdio, Streams
 from tinyvisor.runtime.steps import Step
@@ -213,7 +213,7 @@ class Runtime:
                 with contextlib.ExitStack() as stack:
                     etc = new_tmpfs(size=16 << 20, inodes=8192)
                     stack.callback(os.close, etc)
-                    await anyio.to_thread.run_sync(write_etc, Path(f"/proc/self/fd/{etc}"))
+                    await _in_thread(lambda: write_etc(Path(f"/proc/self/fd/{etc}")))
                     trees = [etc]
                     for path in view.binds:
                         trees.append(open_tree(path, recursive=True, read_only=True))
@@ -273,11 +273,12 @@ class Runtime:
             await self._end(container)
 
     async def _end(self, container: Container) -> None:
-        if container.id in self.containers:
-            container.kill()
-            with anyio.CancelScope(shield=True):
-                await container.wait_gone()
-        container.close()
+        try:
+            if container.id in self.containers:
+                container.kill()
+                await shielded(container.wait_gone)
+        finally:
+            container.close()
 
     async def _launch(
         self,
@@ -470,6 +471,22 @@ def _enforced(spec: Spec) -> tuple[str, ...]:
         ("blkio_config", spec.blkio), ("timeout", spec.timeout),
     )  # fmt: skip
     return tuple(name for name, value in wanted if value is not None)
+
+
+async def _in_thread(function: Callable[[], None]) -> None:
+    """Waits for the thread's end whatever comes, also asyncio's own Task.cancel: it works on an fd that is closed afterwards."""
+    errors: list[Exception] = []
+
+    def call() -> None:
+        try:
+            function()
+        except Exception as exc:
+            errors.append(exc)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(anyio.to_thread.run_sync, call)
+    if errors:
+        raise errors[0]
 
 
 class _Reply:

@@ -14,7 +14,7 @@ import socket
 import struct
 import subprocess
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -185,6 +185,21 @@ def receive_event(sock: socket.socket) -> tuple[Event, list[int]] | None:
     return decode_event(message), fds
 
 
+async def shielded(wait: Callable[[], Awaitable[None]]) -> None:
+    """Waits to the end, whatever comes; to be called for ends that are on their way. asyncio's own Task.cancel does not stop at
+    anyio's shields: it is heard, and takes effect afterwards."""
+    cancelled: BaseException | None = None
+    with anyio.CancelScope(shield=True):
+        while True:
+            try:
+                await wait()
+                break
+            except anyio.get_cancelled_exc_class() as exc:
+                cancelled = exc
+    if cancelled is not None:
+        raise cancelled
+
+
 def launcher_path() -> Path:
     """Where the build put the launcher.
 
@@ -319,8 +334,7 @@ class LauncherProcess:
         if self._pidfd < 0:
             return
         try:
-            with anyio.CancelScope(shield=True):
-                await anyio.wait_readable(self._pidfd)
+            await shielded(lambda: anyio.wait_readable(self._pidfd))
             # By pidfd: where the host program reaps children that it does not know, the number may be another's by now.
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 - it has ended already

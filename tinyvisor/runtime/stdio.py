@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
+
+from tinyvisor.errors import SpecError
 
 PIPE: Final = -1
 """As a stdio argument: a pipe whose other end is the container's `stdin`, `stdout` or `stderr` attribute."""
@@ -127,7 +130,10 @@ class Streams:
         if stdio is None:
             return null
         if stdio != PIPE:
-            return stdio if isinstance(stdio, int) else stdio.fileno()
+            fd = stdio if isinstance(stdio, int) else stdio.fileno()
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                raise SpecError(name, "a directory of the host would be a way out of the container's root")
+            return fd
         pipe = os.pipe2(os.O_CLOEXEC)
         self._temporary.append(pipe[1 - ours])
         setattr(self, name, stream(pipe[ours]))

@@ -68,12 +68,13 @@ static int open_signals(void)
 	return (int)syscall(SYS_signalfd4, -1, &all, sizeof all, O_CLOEXEC | O_NONBLOCK);
 }
 
-static bool is_pending(int signal)
+/* Whether the signal was pending; it no longer is. */
+static bool take_pending(int signal)
 {
-	uint64_t set = 0;
+	const uint64_t set = 1ull << (signal - 1);
+	const struct timespec none = {0, 0};
 
-	(void)syscall(SYS_rt_sigpending, &set, sizeof set);
-	return set >> (signal - 1) & 1;
+	return syscall(SYS_rt_sigtimedwait, &set, NULL, &none, sizeof set) == signal;
 }
 
 static bool hand_over_terminal(const struct init *init)
@@ -99,7 +100,8 @@ static void stop_too(const struct init *init, int signal)
 	(void)kill(0, SIGTSTP); /* takes a pending SIGCONT away, so one that is there below is an answer to this */
 	set_signal_mask(~(1ull << (SIGTSTP - 1))); /* stops here */
 	block_all_signals(NULL);
-	if (is_pending(SIGCONT) || signal == SIGTSTP) { /* else: stopped by somebody who will continue it */
+	/* Taken and not forwarded later: a second SIGCONT would undo a stop that comes meanwhile. */
+	if (take_pending(SIGCONT) || signal == SIGTSTP) { /* else: stopped by somebody who will continue it */
 		(void)hand_over_terminal(init); /* not after `bg` */
 		(void)kill(-init->workload, SIGCONT);
 	}
