@@ -101,10 +101,11 @@ for name in ("exe", "mem", "maps", "environ", "root/etc/passwd", "cwd/etc", "fd/
 print("mem", attempt(os.open, "/proc/1/mem", os.O_RDWR))
 print("attach", call(101, 16, 1, 0, 0))
 print("seize", call(101, 0x4206, 1, 0, 0))
-print("read", call(310, 1, 0, 0, 0, 0, 0))
+word = struct.pack("=QQ", ctypes.addressof(ctypes.create_string_buffer(8)), 8)
+print("read", call(310, 1, word, 1, word, 1, 0))
 print("pidfd_getfd", call(438, call(434, 1, 0), 3, 0))
 print("kcmp", call(312, 1, 1, 0, 3, 4))
-print("oom", attempt(lambda: open("/proc/1/oom_score_adj", "w").write("-1000")))
+print("oom", attempt(lambda: open("/proc/1/oom_score_adj", "wb", 0).write(b"-1000")))
 print("limits", call(302, 1, 7, 0, 0))
 """
         if X86
@@ -152,13 +153,13 @@ with open("/proc/1/maps") as maps, open("/proc/1/mem", "rb", 0) as memory:
             found += attempt(lambda: memory.read(end - start).count(word)) or 0
 print("found", found)
 exe = os.open("/proc/1/exe", os.O_RDONLY)
-print("exe", attempt(os.open, "/proc/1/exe", os.O_WRONLY), attempt(os.open, f"/proc/self/fd/{exe}", os.O_RDWR))
+print("exe", {attempt(os.open, path, os.O_RDWR) for path in ("/proc/1/exe", f"/proc/self/fd/{exe}")} <= {"EACCES", "ETXTBSY"})
 print("root", os.stat("/proc/1/root").st_ino == os.stat("/").st_ino, os.listdir("/proc/1/root") == os.listdir("/"))
 print("caps", [line.split()[1] for line in open("/proc/1/status") if line.startswith("CapPrm")])
 """,
             capabilities={"SYS_PTRACE"},
         )
-    assert out.splitlines() == ["found 0", "exe ETXTBSY ETXTBSY", "root True True", "caps ['0000000000000020']"]
+    assert out.splitlines() == ["found 0", "exe True", "root True True", "caps ['0000000000000020']"]
 
 
 async def test_signals_to_init_from_inside(shared: Runtime) -> None:
@@ -169,7 +170,7 @@ async def test_signals_to_init_from_inside(shared: Runtime) -> None:
             """
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 for _ in range(50):
-    for number in range(1, 65):
+    for number in signal.valid_signals():
         attempt(os.kill, 1, number)
 attempt(os.kill, -1, signal.SIGSTOP)
 print(open("/proc/1/stat").read().split()[2] in "SRD")
@@ -404,7 +405,7 @@ for line in open("/proc/self/mountinfo"):
     if "nodev" not in options and "ro" not in options and not line.split(" - ")[1].startswith("devpts"):
         print("honours devices:", point)
 for directory in ("/", "/tmp", "/run", "/dev/shm", "/var/tmp", "/root", "/home", "/volume", "/dev", "/dev/pts", "/usr", "/etc"):
-    for kind, number in ((0o60000, device), (0o20000, os.makedev(1, 1)), (0o20000, os.makedev(10, 200)), (0o20000, os.makedev(5, 1))):
+    for kind, number in ((0o60000, device), *((0o20000, os.makedev(*n)) for n in ((1, 1), (10, 200), (5, 1)))):
         made = attempt(os.mknod, directory + "/node", kind | 0o600, number)
         opened = attempt(os.open, directory + "/node", os.O_RDWR)
         print(directory, made, opened if isinstance(opened, str) else "OPENED")
@@ -835,8 +836,7 @@ else:
 print(attempt(socket.socket(socket.AF_UNIX).connect, "\\0abstract"))
 print(os.path.exists("/dev/shm/x"), os.path.exists("/tmp/x"), len([p for p in os.listdir("/proc") if p.isdigit()]))
 """
-    async with waiting(shared, "python3", "-c", PRELUDE + code, name="one", **LIMITS) as one:
-        await read_until(one.stdout, "ready\n")
+    async with waiting(shared, "python3", "-c", PRELUDE + code, name="one", **LIMITS):
         out = await inside(shared, look, name="two")
     assert out.splitlines() == ["ENOENT", "ECONNREFUSED", "False False 2"]
 
@@ -877,7 +877,8 @@ fd = os.open(exe, os.O_RDONLY)
 for path in (exe, "/proc/self/exe", f"/proc/self/fd/{fd}", "/usr/x", "/bin/x", "/etc/passwd", "/lib/x", "/dev/x"):
     print(attempt(os.open, path, os.O_WRONLY | os.O_CREAT))
 print(attempt(os.unlink, exe), attempt(os.rename, "/usr/bin", "/usr/x"), attempt(os.chmod, exe, 0o777))
-print(attempt(os.chown, exe, 1, 1), attempt(os.link, exe, "/tmp/x"), attempt(os.utime, exe), attempt(os.setxattr, exe, "user.x", b"x"))
+print(attempt(os.chown, exe, 1, 1), attempt(os.link, exe, "/tmp/x"))
+print(attempt(os.utime, exe), attempt(os.setxattr, exe, "user.x", b"x"))
 """,
     )
     assert set(out.split()) <= {"EROFS", "ETXTBSY", "EXDEV", "ENOTDIR", "EPERM", "EACCES"}, out

@@ -91,11 +91,14 @@ def _identity(spec: Spec) -> Identity:
     """As the runtime finds it. In a tarball, which is not unpacked for this, only numbers are known."""
     from tinyvisor.runtime.identity import read_in_root, resolve
     from tinyvisor.runtime.plan import ROOT_USER
+    from tinyvisor.runtime.rootfs import GROUP, PASSWD
 
     if spec.user is None and not spec.group_add:
         return ROOT_USER
+    if spec.rootfs is None:
+        return resolve(spec.user, spec.group_add, PASSWD, GROUP)
     contents = []
-    root = os.open(spec.rootfs or "/", os.O_PATH | os.O_CLOEXEC)
+    root = os.open(spec.rootfs, os.O_PATH | os.O_CLOEXEC)
     try:
         for path in ("etc/passwd", "etc/group"):
             try:

@@ -45,7 +45,7 @@ _EVENT = struct.Struct("=IHHQiiII")
 _GONE = struct.Struct("=6iq2i2q")
 _EXITED, _TIMED_OUT = 1, 2
 _COMMAND = struct.Struct("=IHHii")
-_MAX_EVENT = _EVENT.size + (32 << 10)
+_MAX_EVENT = _EVENT.size + _GONE.size + (32 << 10)
 _TITLE_ROOM = " " * 80
 _GONE_MESSAGE = "the launcher is gone; its containers were killed with it"
 
