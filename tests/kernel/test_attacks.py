@@ -106,7 +106,9 @@ print("read", call(310, 1, word, 1, word, 1, 0))
 print("pidfd_getfd", call(438, call(434, 1, 0), 3, 0))
 print("kcmp", call(312, 1, 1, 0, 3, 4))
 print("oom", attempt(lambda: open("/proc/1/oom_score_adj", "wb", 0).write(b"-1000")))
-print("limits", call(302, 1, 7, 0, 0))
+print("affinity", attempt(os.sched_setaffinity, 1, {0}))
+print("idle", call(144, 1, 5, bytes(4)))
+print("nice", attempt(os.setpriority, os.PRIO_PROCESS, 1, 19))
 """
         if X86
         else "print('exe', attempt(os.readlink, '/proc/1/exe'))",

@@ -148,13 +148,14 @@ class Runtime:
         self._lock.keep = bool(self._tree.remove())
 
     async def _aclose(self) -> None:
-        with anyio.CancelScope(shield=True):
+        try:
             if hasattr(self, "_launcher"):
                 await self._launcher.aclose()
-        for container in tuple(self.containers.values()):
-            self._forget(container)
-            container.lose()
-        self._stack.close()
+        finally:
+            for container in tuple(self.containers.values()):
+                self._forget(container)
+                container.lose()
+            self._stack.close()
 
     async def _serve(self) -> None:
         try:

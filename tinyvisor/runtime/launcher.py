@@ -335,14 +335,14 @@ class LauncherProcess:
             return
         try:
             await shielded(lambda: anyio.wait_readable(self._pidfd))
+        finally:
             # By pidfd: where the host program reaps children that it does not know, the number may be another's by now.
             with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)  # noqa: ASYNC222 - it has ended already
-        finally:
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # it has ended already
+            self._process.returncode = 0  # nothing is left for Popen to wait for
             anyio.notify_closing(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = -1
-        self._process.returncode = 0  # nothing is left for Popen to wait for
 
 
 def _send(sock: socket.socket, request: bytes, fds: Sequence[int]) -> None:
