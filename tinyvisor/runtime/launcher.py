@@ -338,7 +338,7 @@ class LauncherProcess:
         finally:
             # By pidfd: where the host program reaps children that it does not know, the number may be another's by now.
             with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # it has ended already
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it has ended already
             self._process.returncode = 0  # nothing is left for Popen to wait for
             anyio.notify_closing(self._pidfd)
             os.close(self._pidfd)
