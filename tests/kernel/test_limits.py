@@ -144,7 +144,7 @@ async def test_cpus(shared: Runtime) -> None:
             exit = await container.stop(grace=0)
     assert exit.limits_enforced == ("cpus",)
     assert exit.cpu_user + exit.cpu_system <= 0.5 * exit.wall + 0.2
-    assert exit.cpu_user > 0
+    assert exit.cpu_user + exit.cpu_system > 0  # how it is split is sampled by ticks, the sum is exact
 
 
 async def test_cpuset(shared: Runtime) -> None:
