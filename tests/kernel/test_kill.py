@@ -233,18 +233,25 @@ class Victim:
     def said(self, word: str, wait: float = 0.0) -> str | None:
         return self.nursery.said(self.pid, word, wait)
 
+    def _launchers(self) -> list[int]:
+        """Told by their words, too: a number may be another process's by now."""
+        return [child for child in _children(self.pid) if self._is_launcher(_read(f"/proc/{child}/cmdline").split(b"\0"))]
+
+    def _is_launcher(self, words: list[bytes]) -> bool:
+        return (*words[:2], *words[3:4]) == (b"tinyvisor-launcher", b"serve", str(self.pid).encode())
+
     def launcher(self) -> int | None:
         """A pidfd of its launcher, if it has one by now."""
-        for pid in _children(self.pid):
-            with contextlib.suppress(OSError):
+        for pid in self._launchers():
+            with contextlib.suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
-                if _read(f"/proc/{pid}/cmdline").startswith(b"tinyvisor-launcher\0"):
+                if pid in self._launchers():
                     return pidfd
                 os.close(pidfd)
         return None
 
     def inits(self) -> list[int]:
-        return [init for child in _children(self.pid) for init in _children(child)]
+        return [init for launcher in self._launchers() for init in _children(launcher)]
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -258,14 +265,11 @@ class Victim:
 
     def processes(self) -> list[str]:
         mark = f"{VARIABLE}={self.name}".encode()
-        serves = (b"tinyvisor-launcher", b"serve", str(self.pid).encode())
-        found = []
+        found = [] if select.select([self.pidfd], [], [], 0)[0] else [f"supervisor {self.pid}"]
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 words = _read(f"/proc/{entry}/cmdline").split(b"\0")
-                if entry == str(self.pid) and _read(f"/proc/{entry}/stat").rpartition(b")")[2].split()[:1] != [b"Z"]:
-                    found.append(f"supervisor {entry}")
-                elif (*words[:2], *words[3:4]) == serves:
+                if self._is_launcher(words):
                     found.append(f"launcher or unborn init {entry}")
                 elif words[0].startswith(b"tinyvisor-init: " + self.name.encode() + b"."):
                     found.append(f"init {entry}")
