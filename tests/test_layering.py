@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
         ("errors", "units"),
-        ("spec", "state"),
+        ("spec job", "state"),
         ("config yamlfile", "policy", "runtime"),
         ("supervisor", "batch", "view"),
         ("control client",),

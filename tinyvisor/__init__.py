@@ -19,9 +19,10 @@ if TYPE_CHECKING:
         SpecError,
         TinyvisorError,
     )
+    from tinyvisor.job import Job
     from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
-    from tinyvisor.spec import Backoff, Blkio, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
-    from tinyvisor.state import Exit
+    from tinyvisor.spec import Backoff, Blkio, Limits, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
+    from tinyvisor.state import Exit, Result
 
 _HOME = {
     "tinyvisor.errors": (
@@ -34,9 +35,10 @@ _HOME = {
         "SpecError",
         "TinyvisorError",
     ),
+    "tinyvisor.job": ("Job",),
     "tinyvisor.runtime": ("PIPE", "STDOUT", "Container", "Runtime", "open_runtime"),
-    "tinyvisor.spec": ("Backoff", "Blkio", "Project", "RestartPolicy", "Service", "Spec", "Tmpfs", "Ulimit", "Volume"),
-    "tinyvisor.state": ("Exit",),
+    "tinyvisor.spec": ("Backoff", "Blkio", "Limits", "Project", "RestartPolicy", "Service", "Spec", "Tmpfs", "Ulimit", "Volume"),
+    "tinyvisor.state": ("Exit", "Result"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -51,10 +53,13 @@ __all__ = (
     "Exit",
     "HostError",
     "InternalError",
+    "Job",
     "LaunchError",
     "LauncherDied",
+    "Limits",
     "Project",
     "RestartPolicy",
+    "Result",
     "Runtime",
     "Service",
     "Spec",

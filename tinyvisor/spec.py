@@ -10,13 +10,14 @@ import math
 import os
 import re
 import signal as signals
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from tinyvisor.errors import SpecError
+from tinyvisor.units import parse_duration, parse_size
 
 RootMethod = Literal["pivot", "chroot"]
 RestartCondition = Literal["no", "always", "on-failure", "unless-stopped"]
@@ -212,6 +213,10 @@ class Spec:
         tty: stdio is a pseudo-terminal of the container's own.
         stdin_open: stdin stays open; otherwise it is /dev/null.
         timeout: wall seconds after which everything is killed and the status is ``time_limit``; None unlimited.
+        cpu_time: CPU seconds, user and system of all processes together, after which everything is killed and the status
+            is ``time_limit``; None unlimited.
+        output_limit: bytes of stdout and stderr each that are kept; a container that writes more is killed and its status is
+            ``output_limit``. For output that tinyvisor reads (`Runtime.run` with ``capture_...``); None unlimited.
     """
 
     command: tuple[str, ...]
@@ -250,6 +255,8 @@ class Spec:
     tty: bool = False
     stdin_open: bool = False
     timeout: float | None = None
+    cpu_time: float | None = None
+    output_limit: int | None = None
 
     def __post_init__(self) -> None:
         _check_kinds(self)
@@ -318,7 +325,7 @@ class Spec:
                 _absolute(name, path)
 
     def _check_limits(self) -> None:
-        for name in ("pids_limit", "mem_limit", "cpus", "timeout"):
+        for name in ("pids_limit", "mem_limit", "cpus", "timeout", "cpu_time", "output_limit"):
             value = getattr(self, name)
             if value is not None:
                 _positive(name, value)
@@ -347,6 +354,70 @@ class Spec:
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise SpecError("cap_add", f'"{capability}" is not a capability; see capabilities(7)')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The limits of one job, as `Runtime.run` takes them: numbers in base units, or text with units. None is unlimited.
+
+    Attributes:
+        memory: bytes or ``"64m"``, with no swap on top (`Spec.mem_limit`).
+        pids: processes and threads at once (`Spec.pids_limit`).
+        wall: seconds or ``"2s"``, from exec (`Spec.timeout`).
+        cpu_time: CPU seconds or ``"500ms"`` of all processes together (`Spec.cpu_time`).
+        cpus: CPU time per wall time (`Spec.cpus`).
+        output: bytes or ``"1m"`` of stdout and stderr each (`Spec.output_limit`).
+        disk: bytes or ``"256m"`` of the writable layer, and of the directory that ``files`` makes (`Spec.storage_size`).
+        files: files and directories in them (`Spec.storage_inodes`).
+        open_files: file descriptors per process (ulimit nofile).
+
+    Raises:
+        SpecError: ``limits.NAME``, for a value that is not one.
+    """
+
+    memory: int | str | None = None
+    pids: int | None = None
+    wall: float | str | None = None
+    cpu_time: float | str | None = None
+    cpus: float | None = None
+    output: int | str | None = None
+    disk: int | str | None = None
+    files: int | None = None
+    open_files: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, parse in (
+            ("memory", parse_size), ("output", parse_size), ("disk", parse_size),
+            ("wall", parse_duration), ("cpu_time", parse_duration),
+        ):  # fmt: skip
+            self._parse(name, parse)
+        for name in ("pids", "files", "open_files"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise SpecError(f"limits.{name}", f"expected a whole number, got {value!r}")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None:
+                _positive(f"limits.{item.name}", value)
+
+    def _parse(self, name: str, parse: Callable[[Any], float]) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            try:
+                object.__setattr__(self, name, parse(value))
+            except ValueError as exc:
+                raise SpecError(f"limits.{name}", str(exc)) from None
+
+    def spec_fields(self) -> dict[str, Any]:
+        """What they are called in a `Spec`; those that are None are left out."""
+        names = (
+            ("mem_limit", self.memory), ("pids_limit", self.pids), ("timeout", self.wall), ("cpu_time", self.cpu_time),
+            ("cpus", self.cpus), ("output_limit", self.output), ("storage_size", self.disk), ("storage_inodes", self.files),
+        )  # fmt: skip
+        found: dict[str, Any] = {name: value for name, value in names if value is not None}
+        if self.open_files is not None:
+            found["ulimits"] = {"nofile": Ulimit(self.open_files, self.open_files)}
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

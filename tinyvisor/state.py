@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import signal as signals
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Status = Literal[
@@ -59,6 +61,56 @@ class Exit:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict with the field names above."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Exit):
+    """How one job ended, and what it gave back. A job that could not be started has the status ``sandbox_error``, and a
+    `reason` that names the step.
+
+    Attributes:
+        id: the job's own, empty where it has none.
+        stdout, stderr: what was written there, up to ``output_limit``; None where it was not captured.
+        stdout_bytes, stderr_bytes: how much of it was read, what was not kept included.
+        truncated: something of it was not kept.
+        files: what was collected, by the path relative to the working directory.
+        uncollected: by pattern or path, why it was not collected, e.g. ``"a symbolic link"``; a pattern that nothing fits is
+            here, too.
+        job: the `Spec` or `Job` it comes from.
+    """
+
+    id: str = ""
+    stdout: bytes | None = None
+    stderr: bytes | None = None
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    truncated: bool = False
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    uncollected: Mapping[str, str] = field(default_factory=dict)
+    job: Any = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, exit: Exit, **more: Any) -> Result:
+        """`exit` with what it gave back."""
+        return cls(**{item.name: getattr(exit, item.name) for item in fields(Exit)}, **more)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict with the field names above but `job`. Bytes become text, or where they are not UTF-8
+        ``{"base64": ...}``."""
+        found: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "job"}
+        found["stdout"], found["stderr"] = _text(self.stdout), _text(self.stderr)
+        found["files"] = {path: _text(content) for path, content in self.files.items()}
+        found["uncollected"] = dict(self.uncollected)
+        return found
+
+
+def _text(content: bytes | None) -> str | dict[str, str] | None:
+    if content is None:
+        return None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(content).decode()}
 
 
 def signal_name(number: int) -> str:

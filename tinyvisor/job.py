@@ -1,0 +1,69 @@
+"""One run of a container with what goes in and what comes back: the unit of a batch. Frozen; pure."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tinyvisor.errors import SpecError
+from tinyvisor.spec import Spec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A `Spec`, its input, and what is wanted back.
+
+    Attributes:
+        spec: the container.
+        id: the caller's name for it, given back in `Result.id`; need not be unique, unlike a running container's name.
+        stdin: its whole input, or a file of the host to read it from; None is /dev/null.
+        files: put into the working directory before it starts, by relative path: contents, or a file of the host.
+        collect: relative paths and patterns (``*``, ``?``, ``[...]`` within a name; ``**`` for any directories) of regular
+            files to fetch from the working directory afterwards.
+
+    With `files` or `collect`, ``spec.working_dir`` (default ``/work``) is an empty directory of the job's own, of
+    ``spec.storage_size`` bytes and ``spec.storage_inodes`` files at most, which hides what the root has there.
+
+    Raises:
+        SpecError: a path is absolute or leaves the working directory.
+    """
+
+    spec: Spec
+    id: str = ""
+    stdin: bytes | Path | None = None
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
+    collect: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spec, Spec):
+            raise SpecError("spec", f"expected a Spec, got {self.spec!r}")
+        if not isinstance(self.id, str):
+            raise SpecError("id", f"expected text, got {self.id!r}")
+        if self.stdin is not None and not isinstance(self.stdin, bytes):
+            object.__setattr__(self, "stdin", _path("stdin", self.stdin))
+        if not isinstance(self.files, Mapping):
+            raise SpecError("files", f"expected a mapping of paths to contents, got {self.files!r}")
+        for path, content in self.files.items():
+            _relative("files", path)
+            if not isinstance(content, bytes):
+                _path("files", content)
+        if isinstance(self.collect, str | bytes):
+            raise SpecError("collect", f"expected a list of paths, got {self.collect!r}")
+        object.__setattr__(self, "collect", tuple(self.collect))
+        for pattern in self.collect:
+            _relative("collect", pattern)
+
+
+def _path(where: str, value: object) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise SpecError(where, f"expected bytes or a path, got {value!r}")
+    return Path(value)
+
+
+def _relative(where: str, path: object) -> None:
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise SpecError(where, f"expected a relative path, got {path!r}")
+    if path.startswith("/") or ".." in path.split("/") or not path.strip("./"):
+        raise SpecError(where, f'"{path}" must be a path below the working directory')
