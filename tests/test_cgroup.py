@@ -127,7 +127,7 @@ def writes(layout: Layout, **limits: object) -> list[LimitWrite]:
 
 def test_single_controller_mounts_beside_an_empty_v2() -> None:
     layout = detect(HYBRID, HYBRID_SELF, "hugetlb\n")
-    assert [item.label for item in layout.hierarchies] == ["pids", "memory", "cpu", "blkio"]
+    assert [item.label for item in layout.hierarchies] == ["pids", "memory", "cpu", "blkio", "cpuacct"]
     assert {item.version for item in layout.hierarchies} == {1}
     assert by_name(layout)["io"] == (1, "/sys/fs/cgroup/blkio")
     assert by_name(layout)["cpuacct"] == (1, "/sys/fs/cgroup/cpuacct")
@@ -301,6 +301,7 @@ def test_not_a_block_device(path: str) -> None:
 def test_readback_files_are_unique_and_read_where_they_are() -> None:
     assert readback_files(V1) == [
         (0, "pids.peak"), (0, "pids.events"), (1, "memory.max_usage_in_bytes"), (1, "memory.oom_control"),
+        *((4, f"cpuacct.usage{part}") for part in ("", "_user", "_sys")),
     ]  # fmt: skip
     assert {file for _, file in readback_files(V2)} == {"pids.peak", "pids.events", "memory.peak", "memory.events", "cpu.stat"}
 

@@ -21,7 +21,7 @@ from tinyvisor.spec import DEFAULT_NAMESPACES
 @pytest.fixture
 def good(tmp_path: Path) -> Host:
     """A host that has everything."""
-    names = ("pids", "memory", "cpu", "io")
+    names = ("pids", "memory", "cpu", "io", "cpuacct")
     directory = str(tmp_path)
     return Host(
         kernel=(6, 1), release="6.1.0", machine="x86_64", euid=0, cpus=4,

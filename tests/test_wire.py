@@ -169,6 +169,7 @@ def sample() -> bytes:
         s.BindTemplate("/t/g", "/g", 0), s.Mask("/h"), s.ReadOnly("/i"), s.Remount("/", 1), s.Hostname("j"), s.LoopbackUp(),
         s.CgroupMake(KEPT, "k", ""), s.CgroupWrite(KEPT | 31, "l", "m", True, ""), s.CgroupInto(KEPT, "n", ""),
         s.Pty(0, 0, 24, 80), s.UserNamespace("0 0 1", "0 0 1"), s.PivotRoot(), s.Init(1, 2, 15, 3, "o"),
+        s.CpuTime(KEPT, "w", 1, 2, ""), s.Enter("/x"),
     ]  # fmt: skip
     workload: list[Step] = [
         s.CgroupJoin(KEPT, "p", ""), s.Session(), s.Rlimit(7, 1, 2, ""), s.OomScoreAdj(-5), s.Affinity(frozenset({0})),
@@ -215,7 +216,7 @@ def test_the_sample_has_every_step(sanitized: Path) -> None:
     request = sample()
     assert check_all(sanitized, [request]) == [(0, len(request))]
     ops = {op for op, _, _ in decode_steps(request[wire._REQUEST.size :])}
-    assert ops == {kind.op for kind in CLASSES} - {s.Node.op, s.Join.op, s.Chroot.op}
+    assert ops == {kind.op for kind in CLASSES} - {s.Node.op, s.Join.op, s.Chroot.op, s.Unmount.op}
 
 
 def test_kill_is_accepted_and_is_small(check: Checker) -> None:
@@ -275,9 +276,13 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "version 0": (header(version=0, fds=FDS), errno.EPROTONOSUPPORT),
     "next version": (header(version=wire.VERSION + 1, fds=FDS), errno.EPROTONOSUPPORT),
     "type 0": (header(type=0, fds=FDS), errno.EINVAL),
-    "type 4": (header(type=4, fds=FDS), errno.EINVAL),
+    "type 5": (header(type=5, fds=FDS), errno.EINVAL),
     "type 65535": (header(type=65535, fds=FDS), errno.EINVAL),
-    "unknown flag": (header(flags=4, fds=FDS), errno.EINVAL),
+    "unknown flag": (header(flags=16, fds=FDS), errno.EINVAL),
+    "prepare's flag in a launch": (header(flags=wire.KEEP_FDS, fds=FDS), errno.EINVAL),
+    "launch's flag in a run": (header(type=wire.RUN, flags=wire.PARK, fds=FDS), errno.EINVAL),
+    "parked exec": (header(flags=wire.PARK | wire.EXEC, fds=FDS), errno.EINVAL),
+    "init section in a run": (with_body(STEP, init=1, type=wire.RUN), errno.EINVAL),
     "all flags": (header(flags=2**32 - 1, fds=FDS), errno.EINVAL),
     "other number of fds": (header(fds=FDS + 1), errno.EBADF),
     "length 0": (header(length=0, fds=FDS), errno.EBADMSG),
@@ -332,6 +337,12 @@ def test_refused(check: Checker, name: str) -> None:
 def test_a_launch_needs_its_socket_and_stdio(sanitized: Path) -> None:
     for fds in range(5):
         assert check_all(sanitized, [header(fds=fds)], fds) == [(errno.EBADF, 0) if fds < 4 else (0, wire._REQUEST.size)]
+
+
+def test_a_run_needs_its_stdio(sanitized: Path) -> None:
+    for fds in range(4):
+        expected = [(errno.EBADF, 0) if fds < 3 else (0, wire._REQUEST.size)]
+        assert check_all(sanitized, [header(type=wire.RUN, fds=fds)], fds) == expected
 
 
 def test_the_refusal_says_where(check: Checker) -> None:
@@ -429,7 +440,7 @@ def test_events_decode() -> None:
     assert wire.decode_event(event(length=3, data=b"abc")) == wire.Event(wire.REFUSED, 5, -1, 7, b"abc")
 
 
-@pytest.mark.parametrize("message", [b"", event()[:-1], event(magic=1), event(version=2), event(length=1), event(data=b"x")])
+@pytest.mark.parametrize("message", [b"", event()[:-1], event(magic=1), event(version=wire.VERSION + 1), event(length=1), event(data=b"x")])
 def test_garbled_events_are_bugs(message: bytes) -> None:
     with pytest.raises(InternalError):
         wire.decode_event(message)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         InternalError,
         LauncherDied,
         LaunchError,
+        RunFailed,
         SpecError,
         TinyvisorError,
     )
@@ -32,6 +33,7 @@ _HOME = {
         "InternalError",
         "LaunchError",
         "LauncherDied",
+        "RunFailed",
         "SpecError",
         "TinyvisorError",
     ),
@@ -60,6 +62,7 @@ __all__ = (
     "Project",
     "RestartPolicy",
     "Result",
+    "RunFailed",
     "Runtime",
     "Service",
     "Spec",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 
 class TinyvisorError(Exception):
@@ -90,6 +91,18 @@ class LaunchError(ContainerError):
         super().__init__(name, f"{step}: {os.strerror(errno)}")
         self.step = step
         self.errno = errno
+
+
+class RunFailed(ContainerError):
+    """A run with ``check=True`` did not end with the status ``ok``. Nothing is left of it.
+
+    Attributes:
+        result: the `state.Result`.
+    """
+
+    def __init__(self, name: str, result: Any) -> None:
+        super().__init__(name, f"{result.status}: {result.reason}" if result.reason else result.status)
+        self.result = result
 
 
 class LauncherDied(TinyvisorError):

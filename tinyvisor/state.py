@@ -64,6 +64,28 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """What a running container uses, as its cgroup counts it now; None where the kernel does not count it.
+
+    Attributes:
+        cpu_user, cpu_system: seconds so far.
+        memory, memory_peak: bytes, now and at most so far.
+        pids, pids_peak: processes and threads, now and at most so far.
+        oom_kills: processes killed for want of memory so far.
+        pids_limit_hits: forks refused by ``pids_limit`` so far.
+    """
+
+    cpu_user: float | None = None
+    cpu_system: float | None = None
+    memory: int | None = None
+    memory_peak: int | None = None
+    pids: int | None = None
+    pids_peak: int | None = None
+    oom_kills: int = 0
+    pids_limit_hits: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result(Exit):
     """How one job ended, and what it gave back. A job that could not be started has the status ``sandbox_error``, and a
     `reason` that names the step.

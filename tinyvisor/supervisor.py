@@ -120,7 +120,7 @@ class Runtime(Protocol):
     """What the supervisor needs of a runtime."""
 
     def start(
-        self, spec: Spec, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+        self, spec: Spec, /, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
     ) -> AbstractAsyncContextManager[Container]: ...
 
 

@@ -320,7 +320,11 @@ def test_interactive_shell_has_job_control() -> None:
         running.expect("fg\r\n.*sleep 100\r\n")
         running.send("\x1a")
         running.expect(r"\[1\]\+  Stopped")
-        running.send("jobs; kill %1; wait; echo d''one\r")
+        running.send("jobs; fg\r")  # not kill and wait: bash's wait doesn't wait for a job that it knows as stopped
+        running.expect("sleep 100\r\n.*sleep 100\r\n")
+        running.send("\x03")
+        running.expect(r"\^C[\s\S]*prompt> ")
+        running.send("echo d''one\r")
         running.expect("done")
         running.send("\x04")
         assert running.end() == 0

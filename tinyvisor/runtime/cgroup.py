@@ -19,7 +19,7 @@ import re
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,10 +29,11 @@ from typing import Final, Literal, Self
 
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
 from tinyvisor.spec import NAME, Blkio, Spec, check_name
+from tinyvisor.state import Stats
 
 PARENT: Final = "tinyvisor"
 CONTROLLERS: Final = ("pids", "memory", "cpu", "io", "cpuacct", "cpuset", "freezer", "devices")
-USED: Final = ("pids", "memory", "cpu", "io")
+USED: Final = ("pids", "memory", "cpu", "io", "cpuacct")
 """Controllers in whose hierarchies we make cgroups; the order of `Layout.hierarchies`."""
 
 _V2_ALWAYS: Final = ("cpuacct", "freezer", "devices")  # cpu.stat, cgroup.freeze, BPF: no controllers of their own there
@@ -283,6 +284,16 @@ def limit_writes(
     return writes
 
 
+def cpu_usage_file(layout: Layout) -> tuple[int, str]:
+    """(hierarchy, file) that counts a container's CPU time: ``cpuacct.usage`` in ns (v1), ``cpu.stat`` (v2, always there).
+
+    Raises:
+        HostError: nothing counts it.
+    """
+    index = _need(layout, "cpuacct")
+    return index, "cpuacct.usage" if layout.hierarchies[index].version == 1 else "cpu.stat"
+
+
 def device_number(path: str) -> str:
     """``"/dev/sda1"`` → ``"8:0"``: limits are the whole disk's, the kernel refuses a partition (ENODEV).
 
@@ -402,7 +413,7 @@ class Usage:
         pids_limit_hits: forks that were refused.
         memory_peak: bytes.
         oom_kills: processes killed for want of memory.
-        cpu_user, cpu_system: seconds; None where cpu and cpuacct are separate hierarchies of v1.
+        cpu_user, cpu_system: seconds; None where the container has no cgroup in v1's cpuacct hierarchy.
     """
 
     pids_peak: int | None = None
@@ -420,7 +431,7 @@ _READBACK: Final[Mapping[tuple[str, int], tuple[str, ...]]] = {
     ("memory", 1): ("memory.max_usage_in_bytes", "memory.oom_control"),
     ("memory", 2): ("memory.peak", "memory.events"),
     ("cpu", 2): ("cpu.stat",),
-    ("cpuacct", 1): ("cpuacct.usage_user", "cpuacct.usage_sys"),
+    ("cpuacct", 1): ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys"),
 }
 
 
@@ -434,13 +445,53 @@ def readback_files(layout: Layout) -> list[tuple[int, str]]:
     ]
 
 
+# (controller, version) → (field of `Stats`, file) of what a running container uses now.
+_CURRENT: Final[Mapping[tuple[str, int], tuple[str, str]]] = {
+    ("pids", 1): ("pids", "pids.current"),
+    ("pids", 2): ("pids", "pids.current"),
+    ("memory", 1): ("memory", "memory.usage_in_bytes"),
+    ("memory", 2): ("memory", "memory.current"),
+}
+
+
+def read_stats(layout: Layout, fds: Sequence[int], name: str) -> Stats:
+    """What a running container's cgroups count; `fds` are the project's directories, in the order of the hierarchies."""
+    contents: dict[str, bytes] = {}
+    now: dict[str, int | None] = {}
+    for index, file in readback_files(layout):
+        with suppress(OSError):
+            contents[file] = _read_at(fds[index], f"{name}/{file}")
+    for index, hierarchy in enumerate(layout.hierarchies):
+        for field, file in (_CURRENT[key] for c in hierarchy.controllers if (key := (c, hierarchy.version)) in _CURRENT):
+            with suppress(OSError):
+                now[field] = _single(_read_at(fds[index], f"{name}/{file}"))
+    usage = read_usage(contents)
+    return Stats(
+        cpu_user=usage.cpu_user,
+        cpu_system=usage.cpu_system,
+        memory=now.get("memory"),
+        memory_peak=usage.memory_peak,
+        pids=now.get("pids"),
+        pids_peak=usage.pids_peak,
+        oom_kills=usage.oom_kills,
+        pids_limit_hits=usage.pids_limit_hits,
+    )
+
+
+def _read_at(directory: int, path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
 def read_usage(contents: Mapping[str, bytes]) -> Usage:
     """`Usage` from the contents of `readback_files`, by file name; files may be missing."""
     cpu = _keyed(contents.get("cpu.stat"))
     user, system = _seconds(cpu.get("user_usec"), 1e6), _seconds(cpu.get("system_usec"), 1e6)
     if user is None:
-        user = _seconds(_single(contents.get("cpuacct.usage_user")), 1e9)
-        system = _seconds(_single(contents.get("cpuacct.usage_sys")), 1e9)
+        user, system = _split(*(_single(contents.get(f"cpuacct.usage{part}")) for part in ("", "_user", "_sys")))
     memory_peak = _single(contents.get("memory.peak"))
     if memory_peak is None:
         memory_peak = _single(contents.get("memory.max_usage_in_bytes"))
@@ -453,6 +504,15 @@ def read_usage(contents: Mapping[str, bytes]) -> Usage:
         cpu_user=user,
         cpu_system=system,
     )
+
+
+def _split(total: int | None, user: int | None, system: int | None) -> tuple[float | None, float | None]:
+    """v1's sum is exact and its parts are sampled by ticks: the sum, in their ratio."""
+    if total is None:
+        return _seconds(user, 1e9), _seconds(system, 1e9)
+    parts = (user or 0) + (system or 0)
+    share = (user or 0) / parts if parts else 1.0
+    return total * share / 1e9, total * (1 - share) / 1e9
 
 
 def _single(content: bytes | None) -> int | None:

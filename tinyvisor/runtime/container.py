@@ -9,18 +9,21 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
+import anyio.lowlevel
 
-from tinyvisor.errors import ContainerError, InternalError, LauncherDied, LaunchError
+from tinyvisor.errors import ContainerError, InternalError, LauncherDied, LaunchError, SpecError
 from tinyvisor.runtime import launcher as wire
+from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
-from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Streams
+from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.spec import Spec
-from tinyvisor.state import Exit
+from tinyvisor.state import Exit, Stats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +32,27 @@ MAX_PROCESSES = 1000
 """How many processes `Container.processes` names at most."""
 
 
+_OF_AN_EXEC = frozenset(("user", "group_add", "working_dir", "timeout", "umask", "ulimits", "stop_signal", "stop_grace_period"))
+
+
+class Host(Protocol):
+    """What a container asks of its runtime."""
+
+    def kill(self, container: Container, /) -> None: ...
+
+    def exec(
+        self, container: Container, spec: Spec, stdin: Stdio, stdout: Stdio, stderr: Stdio, /
+    ) -> AbstractAsyncContextManager[Container]: ...
+
+    def stats(self, container: Container, /) -> Stats: ...
+
+
 class Container:
     """A container between its start and its end. Made by `Runtime.start` only.
 
     Attributes:
         spec: what it was started with.
+        name: ``spec.name``, or one made up where that was not given.
         id: the launcher's number for it, never given twice by one runtime.
         pid: its init, as the host numbers it; the number is the container's own until `wait` returns.
         stdin, stdout, stderr: our ends of the pipes that were asked for.
@@ -43,21 +62,23 @@ class Container:
     def __init__(
         self,
         spec: Spec,
+        name: str,
         id: int,
         streams: Streams,
-        kill: Callable[[Container], None],
+        host: Host,
         describe: Callable[[int, int], str],
         limits_enforced: tuple[str, ...],
         readback: tuple[tuple[int, str], ...],
         events: tuple[socket.socket, socket.socket] | None,
     ) -> None:
         self.spec = spec
+        self.name = name
         self.id = id
         self.pid = 0
         self.terminal: int | None = None
         self.readback = readback
         self._streams = streams
-        self._kill = kill
+        self._host = host
         self._describe = describe
         self._limits_enforced = limits_enforced
         self._events = events[0] if events else None
@@ -69,10 +90,8 @@ class Container:
         self._started_at = time.monotonic()
         self._stopped = False
         self._held_up_by: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
+        self._output_exceeded: int | None = None
+        self._when_gone: list[Callable[[], None]] = []
 
     @property
     def stdin(self) -> SendPipe | None:
@@ -144,7 +163,74 @@ class Container:
         """SIGKILL for everything in the container, now. `wait` says when it is gone."""
         if not self._gone.is_set():
             self._stopped = True
-            self._kill(self)
+            self._host.kill(self)
+
+    async def exec(
+        self,
+        command: Sequence[str],
+        *,
+        user: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        working_dir: str | None = None,
+        timeout: float | None = None,
+        stdin: Stdio = None,
+        stdout: Stdio = None,
+        stderr: Stdio = None,
+    ) -> Exit:
+        """Runs one more program in the container, under the same limits and with the same rights, and waits for its end.
+
+        Args:
+            user, working_dir: None is the container's own.
+            environment: added to the container's own.
+            timeout: seconds after which it is killed, and the status is ``time_limit``.
+            stdin, stdout, stderr: None is /dev/null; an fd or file that it gets directly.
+
+        Raises:
+            LaunchError: it could not be started, e.g. because the container has ended.
+        Cancellation: kills the program (its process group), and waits for its end.
+        """
+        changes: dict[str, Any] = {"user": user, "working_dir": working_dir, "timeout": timeout}
+        async with self.open_exec(
+            command, environment=environment, stdin=stdin, stdout=stdout, stderr=stderr,
+            **{name: value for name, value in changes.items() if value is not None},
+        ) as process:  # fmt: skip
+            return await process.wait()
+
+    def open_exec(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        stdin: Stdio = None,
+        stdout: Stdio = None,
+        stderr: Stdio = None,
+        **changes: Any,
+    ) -> AbstractAsyncContextManager[Container]:
+        """`exec` as a scope: entered once the program runs, left when it has ended; leaving early kills it.
+
+        Args:
+            stdin, stdout, stderr: also `PIPE`.
+            changes: `Spec` fields of the program: ``user``, ``group_add``, ``working_dir``, ``timeout``, ``umask``, ``ulimits``,
+                ``stop_signal``, ``stop_grace_period``.
+        """
+        unknown = changes.keys() - _OF_AN_EXEC
+        if unknown:
+            raise SpecError(min(unknown), "an exec can't change that of a container")
+        merged = {**self.spec.environment, **(environment or {})}
+        spec = self.spec.with_(**{"timeout": None, "cpu_time": None, "tty": False, **changes})
+        spec = spec.with_(command=tuple(command), environment=merged)
+        return self._host.exec(self, spec, stdin, stdout, stderr)
+
+    async def stats(self) -> Stats:
+        """What it uses now.
+
+        Raises:
+            ContainerError: it has ended; `Exit` has the final figures.
+        """
+        if self._gone.is_set():
+            raise ContainerError(self.name, "has ended")
+        await anyio.lowlevel.checkpoint()
+        return self._host.stats(self)
 
     def processes(self) -> tuple[str, ...]:
         """What runs in the container besides init, as ``"comm[pid]"`` with the host's numbers; `MAX_PROCESSES` at most."""
@@ -163,6 +249,36 @@ class Container:
             fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     # ---- for the runtime ----
+
+    def exceed_output(self) -> None:
+        """It wrote more than it may: it is killed for that."""
+        self._output_exceeded = self.spec.output_limit or DEFAULT_LIMIT
+        self.kill()
+
+    def call_when_gone(self, function: Callable[[], None]) -> None:
+        """Calls it once the container is gone, or now."""
+        if self._gone.is_set():
+            function()
+        else:
+            self._when_gone.append(function)
+
+    @property
+    def gone(self) -> bool:
+        return self._gone.is_set()
+
+    def unpark(self, spec: Spec, request: bytes, streams: Streams) -> bool:
+        """Gives a parked container its command and streams; False where it is gone, or as good as."""
+        if self._events is None or self._gone.is_set():
+            return False
+        try:
+            wire.send_request(self._events, request, streams.given)
+        except OSError:
+            return False
+        self.spec = spec
+        self._streams = streams
+        self._started_at = time.monotonic()
+        streams.close_given()
+        return True
 
     async def wait_started(self) -> None:
         """Until the workload has been exec'ed.
@@ -213,6 +329,8 @@ class Container:
             stopped=self._stopped,
             limits_enforced=self._limits_enforced,
             held_up_by=self._held_up_by,
+            cpu_timed_out=gone.cpu_timed_out,
+            output_exceeded=self._output_exceeded,
         )
         self._exit = judge(self.spec, outcome)
         self._set_gone()
@@ -235,6 +353,28 @@ class Container:
             anyio.notify_closing(self._events)
             self._events.close()
         self._gone.set()
+        while self._when_gone:
+            self._when_gone.pop()()
+
+    @property
+    def init_end(self) -> int | None:
+        """The end of its socket that is init's; None where it has none."""
+        return self._init_end.fileno() if self._init_end is not None else None
+
+    @property
+    def given(self) -> tuple[int, int, int]:
+        """The fds that become its stdin, stdout, stderr."""
+        return self._streams.given
+
+    def describe_with(self, describe: Callable[[int, int], str]) -> None:
+        """How a failed (section, step) is put in words."""
+        self._describe = describe
+
+    def abandon(self) -> None:
+        """It was never sent: gives back its fds."""
+        if self._events is not None:
+            self._events.close()
+        self.close()
 
     def close_given(self) -> None:
         """The launcher has its own copies of the fds now."""

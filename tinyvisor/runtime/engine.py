@@ -8,7 +8,8 @@ import itertools
 import operator
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,43 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+from anyio import TASK_STATUS_IGNORED
+from anyio.abc import TaskGroup, TaskStatus
 
-from tinyvisor.errors import HostError, LauncherDied, LaunchError, SpecError, TinyvisorError
+from tinyvisor.errors import ContainerError, HostError, LauncherDied, LaunchError, RunFailed, SpecError, TinyvisorError
+from tinyvisor.job import Job
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
-from tinyvisor.runtime.cgroup import PARENT, CgroupTree, ProjectLock, Usage, default_lock_dir, limit_writes, read_usage, sweep
+from tinyvisor.runtime.cgroup import (
+    PARENT,
+    CgroupTree,
+    ProjectLock,
+    Usage,
+    cpu_usage_file,
+    default_lock_dir,
+    limit_writes,
+    read_stats,
+    read_usage,
+    sweep,
+)
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.host import Host, probe
 from tinyvisor.runtime.identity import Identity, read_in_root, resolve
 from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
+from tinyvisor.runtime.pool import Pool, WarmRuns
+from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
-from tinyvisor.runtime.stdio import PIPE, Stdio, Streams
+from tinyvisor.runtime.run import COLLECT_LIMIT, DeliverCancel, Input, Run
+from tinyvisor.runtime.stdio import Stdio, Streams
 from tinyvisor.runtime.steps import Step
 from tinyvisor.runtime.syscalls import new_tmpfs, open_tree
+from tinyvisor.runtime.thread import in_thread
 from tinyvisor.runtime.unpack import unpack
-from tinyvisor.spec import Spec, check_name
-from tinyvisor.state import Exit
+from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
+from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_name
+from tinyvisor.state import Exit, Result, Stats
+from tinyvisor.units import parse_size
 
 # What a plan depends on, but for the name and the exec step; `ulimits` is a mapping and is added by its items.
 _shape_of = operator.attrgetter(
@@ -70,12 +91,14 @@ class _Shape:
 
 
 @contextlib.asynccontextmanager
-async def open_runtime(*, name: str | None = None) -> AsyncIterator[Runtime]:
+async def open_runtime(*, name: str | None = None, warm: int = 0) -> AsyncIterator[Runtime]:
     """A runtime with a launcher of its own. Leaving it, in whatever way, kills every container in it.
 
     Args:
         name: the project's name, which its cgroups carry; only one runtime of a name can be open at a time. None makes
             one up.
+        warm: so many containers are kept ready for `Runtime.run` and `Runtime.map`, once two runs in a row were alike but for
+            command, environment, input and output; each is used once. 0: none.
 
     Raises:
         HostError: this host can't run containers, with the cure.
@@ -84,17 +107,20 @@ async def open_runtime(*, name: str | None = None) -> AsyncIterator[Runtime]:
     """
     name = f"run-{os.getpid()}-{next(_runs)}" if name is None else name
     check_name("name", name)
-    runtime = Runtime(name, probe())
+    runtime = Runtime(name, probe(), warm)
     error: BaseException | None = None
     try:
         runtime._open()
         async with anyio.create_task_group() as group:
             group.start_soon(runtime._serve)
+            runtime._tasks = group
             try:
                 await runtime._prepare_first()
                 yield runtime
             except BaseException as exc:  # raised again below, where the task group can't wrap it
                 error = exc
+            if runtime._warmed is not None:
+                runtime._warmed.drain()
             runtime._serving.cancel()
     except anyio.get_cancelled_exc_class():
         if error is None:
@@ -113,14 +139,23 @@ class Runtime:
         host: what this host offers.
     """
 
-    def __init__(self, name: str, host: Host) -> None:
+    def __init__(self, name: str, host: Host, warm: int = 0) -> None:
         self.name = name
         self.host = host
+        self.null = -1
         self.containers: dict[int, Container] = {}
         self._ids = itertools.count(1)
         self._names: dict[str, Container] = {}
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._prepared: dict[int, _Reply] = {}
+        self._parked: dict[int, tuple[_Shape, Identity]] = {}
+        self._directories: list[int] = []
+        self._directory_numbers = itertools.count()
+        self._warm = warm
+        self._warmed: Pool | None = None
+        self._warm_key: Any = None
+        self._next_key: Any = None
+        self._tasks: TaskGroup | None = None
         self._view: HostView | None = None
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
@@ -138,8 +173,8 @@ class Runtime:
         sweep(self.host.layout, locks, mine=self.name)
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        stack.callback(os.close, self._null)
+        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        stack.callback(os.close, self.null)
         self._prepared[0] = _Reply()
         self._launcher = LauncherProcess(self._on_event)
 
@@ -214,7 +249,7 @@ class Runtime:
                 with contextlib.ExitStack() as stack:
                     etc = new_tmpfs(size=16 << 20, inodes=8192)
                     stack.callback(os.close, etc)
-                    await _in_thread(lambda: write_etc(Path(f"/proc/self/fd/{etc}")))
+                    await in_thread(write_etc, Path(f"/proc/self/fd/{etc}"))
                     trees = [etc]
                     for path in view.binds:
                         trees.append(open_tree(path, recursive=True, read_only=True))
@@ -230,11 +265,21 @@ class Runtime:
 
     @contextlib.asynccontextmanager
     async def start(
-        self, spec: Spec, *, stdin: Stdio = None, stdout: Stdio = None, stderr: Stdio = None, terminal: tuple[int, int] = (24, 80)
+        self,
+        command: Spec | Sequence[str],
+        *,
+        limits: Limits | None = None,
+        stdin: Stdio = None,
+        stdout: Stdio = None,
+        stderr: Stdio = None,
+        terminal: tuple[int, int] = (24, 80),
+        **changes: Any,
     ) -> AsyncIterator[Container]:
         """A container as a scope: entered once the workload has been exec'ed, left when everything in it is gone.
 
         Args:
+            command: a `Spec`, or a program and its arguments.
+            limits, changes: as in `run`.
             stdin, stdout, stderr: None is /dev/null; `PIPE`; an fd or file that the container gets directly; for
                 stderr `STDOUT`, too. Not used with ``spec.tty``.
             terminal: rows and columns of the pty.
@@ -245,35 +290,226 @@ class Runtime:
             SpecError: a name is in use, or a user or a path is unknown. Nothing was created.
         Cancellation: kills everything in the container and waits for it to be gone.
         """
-        with _as_launch_error(spec):
-            events = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        events[0].setblocking(False)
-        try:
-            container = await self._launch(spec, stdin, stdout, stderr, terminal, events)
-        except BaseException:
-            for end in events:
-                end.close()
-            raise
+        spec = self._spec(command, limits, changes)
+        if spec.output_limit is not None:
+            raise SpecError("output_limit", "start hands out the pipes themselves; count what you read, or use run")
+        container = await self.launch(spec, Streams(stdin, stdout, stderr, self.null), terminal=terminal, events=True)
         try:
             await container.wait_started()
             yield container
         finally:
-            await self._end(container)
+            await self.end(container)
 
-    async def run(self, spec: Spec, *, stdin: Stdio = None, stdout: Stdio = None, stderr: Stdio = None) -> Exit:
-        """Runs a container from start to end; the quickest way for a job that nobody talks to.
-
-        Args, Raises, Cancellation: as `start`, but for `PIPE`, which nobody would read.
-        """
-        if PIPE in (stdin, stdout, stderr) or spec.tty:
-            raise SpecError("stdout", "run has nobody to read a pipe or a terminal; use start")
-        container = await self._launch(spec, stdin, stdout, stderr, (24, 80), None)
-        try:
+    async def run_container(
+        self, command: Spec | Sequence[str], *, task_status: TaskStatus[Container] = TASK_STATUS_IGNORED, **arguments: Any
+    ) -> Exit:
+        """`start` as a task, for ``await nursery.start(rt.run_container, spec)``, which gives the `Container`; returns how it
+        ended. Args, Raises, Cancellation: as `start`."""
+        async with self.start(command, **arguments) as container:
+            task_status.started(container)
             return await container.wait()
-        finally:
-            await self._end(container)
 
-    async def _end(self, container: Container) -> None:
+    async def run(
+        self,
+        command: Spec | Sequence[str],
+        *,
+        limits: Limits | None = None,
+        check: bool = False,
+        capture_stdout: bool = False,
+        capture_stderr: bool = False,
+        stdin: Input = None,
+        stdout: Stdio = None,
+        stderr: Stdio = None,
+        files: Mapping[str, bytes | Path] | None = None,
+        collect: Sequence[str] = (),
+        collect_limit: int = COLLECT_LIMIT,
+        working_directory: Workspace | None = None,
+        deliver_cancel: DeliverCancel | None = None,
+        **changes: Any,
+    ) -> Result:
+        """Runs a container from start to end. Arguments that `trio.run_process` has mean the same here.
+
+        Args:
+            command: a `Spec`, or a program and its arguments.
+            limits: over the spec's own.
+            check: raise `RunFailed` unless the status is ``ok``.
+            capture_stdout, capture_stderr: keep the output, ``output_limit`` bytes of each (default 64 MiB); a container that
+                writes more is killed, its status is ``output_limit``.
+            stdin: all of it as bytes, a file of the host (`Path`), a byte stream; an fd or file that the container gets
+                directly; None is /dev/null.
+            stdout, stderr: an fd or file that the container gets directly, with no copying in between; ``stderr=STDOUT``
+                merges it into stdout. None, where it is not captured, is /dev/null.
+            files: put into the working directory before the start: contents or a file of the host, by relative path.
+            collect: relative paths and patterns (``*``, ``?``, ``[..]``, ``**``) of regular files to fetch from the working
+                directory afterwards, `collect_limit` bytes in all. Links, FIFOs, devices are named in ``uncollected``.
+            working_directory: one of `working_directory`, which several runs share; without it `files` and `collect` get one
+                of their own. It is mounted on ``spec.working_dir``, default ``/work``.
+            deliver_cancel: called with the container when the run is cancelled, and waited for until the container has
+                ended, instead of a kill at once; e.g. ``lambda container: container.stop(grace=2)``.
+            changes: any field of `Spec`.
+
+        Raises:
+            RunFailed: with `check`; carries the result.
+            LaunchError, HostError, SpecError: as `start`.
+        Cancellation: kills everything in the container and waits for it to be gone.
+        """
+        spec = self._spec(command, limits, changes)
+        if files or collect:
+            Job(spec=spec, files=files or {}, collect=tuple(collect))  # for its checks
+        one = Run(
+            spec=spec, stdin=stdin, stdout=stdout, stderr=stderr, capture_stdout=capture_stdout, capture_stderr=capture_stderr,
+            files=files or {}, collect=tuple(collect), collect_limit=collect_limit, directory=working_directory,
+            deliver_cancel=deliver_cancel,
+        )  # fmt: skip
+        result = await self._run(one)
+        if check and result.status != "ok":
+            raise RunFailed(spec.name, result)
+        return result
+
+    def map(
+        self,
+        jobs: Iterable[Spec | Job] | AsyncIterable[Spec | Job],
+        *,
+        concurrency: int | None = None,
+        capture_stdout: bool = False,
+        capture_stderr: bool = False,
+    ) -> AbstractAsyncContextManager[Results[Result]]:
+        """Runs many jobs, each in a fresh container, as a scope: ``async with rt.map(jobs) as results: async for r in results``.
+
+        The source is asked for the next job when a slot is free, and at most `concurrency` results wait to be taken: memory is
+        bounded whatever the number of jobs. Results come as jobs end; ``r.job`` is the very object that was given.
+
+        Args:
+            jobs: may be endless, may be async.
+            concurrency: how many run at once, > 0; default twice the number of CPUs.
+            capture_stdout, capture_stderr: as in `run`.
+
+        Raises:
+            HostError, LauncherDied, and what the source raises: out of the iteration, when nothing runs any more. A job that
+                could not be started (`LaunchError`, `SpecError`) is a result with the status ``sandbox_error``.
+        Cancellation, and leaving the scope: kills what runs.
+        """
+        concurrency = 2 * len(os.sched_getaffinity(0)) if concurrency is None else concurrency
+        if concurrency < 1:
+            raise SpecError("concurrency", "expected 1 or more")
+
+        async def run(item: Spec | Job) -> Result:
+            job = item if isinstance(item, Job) else None
+            spec = job.spec if job else item
+            if not isinstance(spec, Spec):
+                raise SpecError("jobs", f"expected Spec or Job objects, got {item!r}")
+            one = Run(spec=spec, capture_stdout=capture_stdout, capture_stderr=capture_stderr, job=item)
+            if job is not None:
+                one.id, one.stdin, one.files, one.collect = job.id, job.stdin, job.files, job.collect
+            try:
+                return await self._run(one)
+            except (ContainerError, SpecError) as exc:
+                return Result(status="sandbox_error", reason=str(exc), id=one.id, job=item)
+
+        return open_results(run, jobs, concurrency)
+
+    @contextlib.asynccontextmanager
+    async def working_directory(
+        self, *, size: int | str = 256 << 20, inodes: int = 65536, mode: int = 0o755
+    ) -> AsyncIterator[Workspace]:
+        """An empty directory that several runs use in turn (or at once): compile in it, then run what came of it many times.
+
+        Args:
+            size: bytes or ``"64m"``; it counts against no container's ``mem_limit`` once its writer has ended.
+            inodes: files and directories at most.
+            mode: of the directory, which belongs to root.
+        """
+        number = self._directories.pop() if self._directories else next(self._directory_numbers)
+        target = f"/t/work/{number}"
+        workspace = Workspace(size=parse_size(size), inodes=inodes, mode=mode, template=target)
+        try:
+            steps = (s.Directory("/t/work"), s.Directory(target), s.Bind(0, target, 0, "a working directory"))
+            with anyio.CancelScope(shield=True):
+                await self._prepare(steps, fds=[workspace.fd])
+            try:
+                yield workspace
+            finally:
+                if self._dead is None:
+                    with contextlib.suppress(LauncherDied), anyio.CancelScope(shield=True):
+                        await self._prepare([s.Unmount(target)])
+                        self._directories.append(number)
+        finally:
+            workspace.close()
+
+    @contextlib.asynccontextmanager
+    async def pool(
+        self, command: Spec | Sequence[str] = ("/bin/true",), size: int = 8, **changes: Any
+    ) -> AsyncIterator[WarmRuns]:
+        """Keeps `size` containers made ahead, each for one run: a fresh container for the price of an exec.
+
+        Args:
+            command: a spec; its command and environment are only defaults.
+            changes: as in `run`, ``limits`` too.
+        """
+        spec = self._spec(command, changes.pop("limits", None), changes)
+        if spec.network_mode.startswith("service:"):
+            raise SpecError("network_mode", "a container made ahead can't join another's network")
+        pool = self._pool(spec, size, workspace=False)
+        async with anyio.create_task_group() as group:
+            group.start_soon(pool.keep_full)
+            try:
+                yield WarmRuns(self._run, spec, pool)
+            finally:
+                pool.drain()
+
+    async def _run(self, run: Run, pool: Pool | None = None) -> Result:
+        return await run.carry_out(self, pool or (self._warm_pool(run) if self._warm else None))
+
+    def _warm_pool(self, run: Run) -> Pool | None:
+        """The pool of the run's shape; made when a shape comes twice in a row."""
+        spec = run.spec
+        if run.directory is not None or run.files or spec.name != DEFAULT_NAME or spec.network_mode != "none":
+            return None
+        key = (run.needs_workspace, _shape_of(spec), *spec.ulimits.items())
+        if key == self._warm_key:
+            if self._warmed is None and self._tasks is not None:
+                self._warmed = self._pool(spec, self._warm, workspace=run.needs_workspace)
+                self._tasks.start_soon(self._warmed.keep_full)
+            return self._warmed
+        if self._next_key == key:
+            if self._warmed is not None:
+                self._warmed.drain()
+            self._warm_key, self._warmed = key, None
+            return self._warm_pool(run)
+        self._next_key = key
+        return None
+
+    def _pool(self, spec: Spec, size: int, *, workspace: bool) -> Pool:
+        if workspace and spec.working_dir is None:
+            spec = spec.with_(working_dir=DEFAULT_DIRECTORY)
+
+        async def make() -> tuple[Container, Workspace | None]:
+            directory = None
+            if workspace:
+                directory = Workspace(size=spec.storage_size, inodes=spec.storage_inodes)
+            try:
+                if directory is not None:
+                    directory.own(*await self.owner(spec))
+                streams = Streams(None, None, None, self.null)
+                return await self.launch(spec, streams, events=True, workspace=directory, park=True), directory
+            except BaseException:
+                if directory is not None:
+                    directory.close()
+                raise
+
+        return Pool(size, make, self._hand_over, self.end)
+
+    def _hand_over(self, container: Container, spec: Spec, streams: Streams) -> bool:
+        shape, identity = self._parked.pop(container.id, (None, None))
+        if shape is None or identity is None:
+            return False
+        exec_ = wire.encode_step(planning.exec_step(spec, identity, container.name))
+        workload = Section(shape.workload.count + 1, shape.workload.body + exec_)
+        sections = (wire.EMPTY, wire.EMPTY, workload)
+        return container.unpark(spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
+
+    async def end(self, container: Container) -> None:
+        """Kills it unless it is gone, waits for its end, gives back its fds."""
         try:
             if container.id in self.containers:
                 container.kill()
@@ -281,52 +517,173 @@ class Runtime:
         finally:
             container.close()
 
-    async def _launch(
+    async def owner(self, spec: Spec) -> tuple[int, int]:
+        """The workload's uid and gid."""
+        if spec.user is None:
+            return 0, 0
+        spec = await self._with_directory(spec)
+        with _as_launch_error(spec), contextlib.ExitStack() as stack:
+            trees = [planning.Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
+            identity = self._identity(spec, self._open_tree(spec, trees[0], stack) if trees else None)
+        return identity.uid, identity.gid
+
+    def _spec(self, command: Spec | Sequence[str], limits: Limits | None, changes: dict[str, Any]) -> Spec:
+        if limits is not None:
+            changes = {**limits.spec_fields(), **changes}
+        if isinstance(command, Spec):
+            return command.with_(**changes) if changes else command
+        if isinstance(command, str | bytes):
+            raise SpecError("command", "expected a list of words; for a shell's text use ['sh', '-c', text]")
+        try:
+            return _template(tuple(changes.items())).with_(command=tuple(command))
+        except TypeError:  # something unhashable, such as a mapping
+            return Spec(command=tuple(command), **changes)
+
+    async def launch(
         self,
         spec: Spec,
-        stdin: Stdio,
-        stdout: Stdio,
-        stderr: Stdio,
-        terminal: tuple[int, int],
-        events: tuple[socket.socket, socket.socket] | None,
+        streams: Streams,
+        *,
+        terminal: tuple[int, int] = (24, 80),
+        events: bool = False,
+        workspace: Workspace | None = None,
+        park: bool = False,
     ) -> Container:
-        view = await self._prepared_view() if spec.rootfs is None else None
-        spec = await self._with_directory(spec)
-        # No await from here on: a name that is free now is ours below.
-        self._check_open()
-        if spec.name in self._names:
-            raise SpecError("name", f'a container named "{spec.name}" is running already')
+        """Sends a launch on its way. The streams are the container's to close from here on, whatever comes.
+
+        Args:
+            events: with a socket of its own, over which it can be signalled and says when it has started.
+            workspace: mounted on the working directory.
+            park: it waits for its command.
+        """
+        try:
+            view = await self._prepared_view() if spec.rootfs is None else None
+            spec = await self._with_directory(spec)
+            # No await from here on: a name that is free now is ours below.
+            self._check_open()
+            container = self._send_launch(spec, view, streams, terminal, events, workspace, park)
+        except BaseException:
+            streams.close_given()
+            streams.close()
+            raise
+        container.close_given()
+        self.containers[container.id] = self._names[container.name] = container
+        return container
+
+    def _send_launch(
+        self,
+        spec: Spec,
+        view: HostView | None,
+        streams: Streams,
+        terminal: tuple[int, int],
+        events: bool,
+        workspace: Workspace | None,
+        park: bool,
+    ) -> Container:
+        id_ = next(self._ids)
+        name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
+        if name in self._names:
+            raise SpecError("name", f'a container named "{name}" is running already')
         other = self._provider(spec)
         with _as_launch_error(spec), contextlib.ExitStack() as stack:
             trees = [self._open_tree(spec, tree, stack) for tree in self._trees(spec)]
             identity = self._identity(spec, trees[0] if spec.rootfs else None)
-            shape = self._shape(spec, view, identity, terminal)
-            exec_ = wire.encode_step(planning.exec_step(spec, identity, spec.name))
-            id_ = next(self._ids)
-            streams = Streams(stdin, stdout, stderr, self._null)
-            describe = functools.partial(self._describe, spec, view, identity)
-            container = Container(spec, id_, streams, self._kill, describe, _enforced(spec), shape.readback, events)
-            fds = (events[1].fileno() if events else self._null, *streams.given, *trees)
-            workload = Section(shape.workload.count + 1, shape.workload.body + exec_)
-            try:
-                request = wire.encode_request(
-                    wire.LAUNCH,
-                    id_,
-                    (wire.EMPTY, shape.init, workload, shape.cleanup),
-                    fds=len(fds),
-                    pid=other.pid if other else 0,
-                    other=other.id if other else 0,
-                )
-                self._launcher.send(request, fds)
-            except BaseException as exc:
-                container.close()
-                if isinstance(exc, ValueError):
-                    raise SpecError("command", str(exc)) from None
-                raise
-        container.close_given()
-        self.containers[id_] = container
-        self._names[spec.name] = container
+            if workspace is not None and not workspace.template:
+                trees.append(workspace.fd)
+            template = workspace.template if workspace else None
+            shape = self._shape(spec, view, identity, terminal, template, name)
+            container = self._container(spec, name, id_, streams, shape, view, identity, events, template)
+            workload = wire.EMPTY
+            if park:
+                self._parked[id_] = shape, identity
+            else:
+                exec_ = wire.encode_step(planning.exec_step(spec, identity, name))
+                workload = Section(shape.workload.count + 1, shape.workload.body + exec_)
+            sections = (wire.EMPTY, shape.init, workload, shape.cleanup)
+            self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
+
+    def _container(
+        self,
+        spec: Spec,
+        name: str,
+        id_: int,
+        streams: Streams,
+        shape: _Shape,
+        view: HostView | None,
+        identity: Identity,
+        events: bool,
+        workspace: str | None = None,
+    ) -> Container:
+        pair = None
+        if events:
+            pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            pair[0].setblocking(False)
+        describe = functools.partial(self._describe, spec, view, identity, workspace)
+        return Container(spec, name, id_, streams, self, describe, _enforced(spec), shape.readback, pair)
+
+    def _send(
+        self, container: Container, sections: tuple[Section, ...], trees: list[int], other: Container | None, flags: int
+    ) -> None:
+        fds = (container.init_end if container.init_end is not None else self.null, *container.given, *trees)
+        try:
+            request = wire.encode_request(
+                wire.LAUNCH,
+                container.id,
+                sections,
+                fds=len(fds),
+                pid=other.pid if other else 0,
+                other=other.id if other else 0,
+                flags=flags,
+            )
+            self._launcher.send(request, fds)
+        except BaseException as exc:
+            self._parked.pop(container.id, None)
+            container.abandon()
+            if isinstance(exc, ValueError):
+                raise SpecError("command", str(exc)) from None
+            raise
+
+    # ---- what a container asks for ----
+
+    def kill(self, container: Container) -> None:
+        """SIGKILL for everything in it."""
+        with contextlib.suppress(LauncherDied):
+            self._launcher.send(wire.encode_request(wire.KILL, container.id, pid=container.pid))
+
+    def stats(self, container: Container) -> Stats:
+        """What its cgroups count."""
+        return read_stats(self._tree.layout, self._tree.fds, container.name)
+
+    @contextlib.asynccontextmanager
+    async def exec(
+        self, container: Container, spec: Spec, stdin: Stdio, stdout: Stdio, stderr: Stdio
+    ) -> AsyncIterator[Container]:
+        """One more process in a running container, as a scope; see `Container.open_exec`."""
+        self._check_open()
+        if container.gone or not container.pid:
+            raise ContainerError(container.name, "is not running")
+        identity = await self._exec_identity(spec)
+        streams = Streams(stdin, stdout, stderr, self.null)
+        with _as_launch_error(spec):
+            plan = planning.exec_plan(spec, limits=self._limits(spec), name=container.name, identity=identity)
+            shape = _Shape(wire.encode(plan.init), wire.encode(plan.workload), wire.EMPTY, (), ())
+            process = self._container(spec, container.name, next(self._ids), streams, shape, None, identity, True)
+            process.describe_with(lambda section, step: _step_in((plan.init, plan.workload)[section - 1], step))
+            self._send(process, (wire.EMPTY, shape.init, shape.workload), [], container, wire.EXEC)
+        process.close_given()
+        self.containers[process.id] = process
+        try:
+            await process.wait_started()
+            yield process
+        finally:
+            await self.end(process)
+
+    async def _exec_identity(self, spec: Spec) -> Identity:
+        spec = await self._with_directory(spec)
+        with contextlib.ExitStack() as stack:
+            tree = planning.Tree(spec.rootfs, recursive=False) if spec.rootfs else None
+            return self._identity(spec, self._open_tree(spec, tree, stack) if tree else None)
 
     def _check_open(self) -> None:
         if self._dead is not None:
@@ -375,44 +732,63 @@ class Runtime:
                 contents.append(b"")
         return resolve(spec.user, spec.group_add, *contents)
 
-    def _shape(self, spec: Spec, view: HostView | None, identity: Identity, terminal: tuple[int, int]) -> _Shape:
-        if len(spec.name) < _MIN_PLACEHOLDER or spec.network_mode == "host":
-            return self._encode(spec, self._plan(spec, view, identity, spec.name, terminal))
-        key = (len(spec.name), identity, terminal, _shape_of(spec), *spec.ulimits.items())
+    def _shape(
+        self,
+        spec: Spec,
+        view: HostView | None,
+        identity: Identity,
+        terminal: tuple[int, int],
+        workspace: str | None,
+        name: str,
+    ) -> _Shape:
+        if len(name) < _MIN_PLACEHOLDER or spec.network_mode == "host":
+            return self._encode(spec, self._plan(spec, view, identity, name, terminal, workspace))
+        key = (len(name), identity, terminal, workspace, _shape_of(spec), *spec.ulimits.items())
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= 256:
                 self._shapes.clear()
-            placeholder = _PLACEHOLDER * len(spec.name)
-            shape = self._shapes[key] = self._encode(spec, self._plan(spec, view, identity, placeholder, terminal))
-        return shape.named(spec.name)
+            placeholder = _PLACEHOLDER * len(name)
+            plan = self._plan(spec, view, identity, placeholder, terminal, workspace)
+            shape = self._shapes[key] = self._encode(spec, plan)
+        return shape.named(name)
 
     def _encode(self, spec: Spec, plan: planning.Plan) -> _Shape:
         sections = (wire.encode(plan.init), wire.encode(plan.workload[:-1]), wire.encode(plan.cleanup))
         return _Shape(*sections, plan.trees, self._limits(spec).readback())
 
     def _plan(
-        self, spec: Spec, view: HostView | None, identity: Identity, name: str, terminal: tuple[int, int] = (24, 80)
+        self,
+        spec: Spec,
+        view: HostView | None,
+        identity: Identity,
+        name: str,
+        terminal: tuple[int, int] = (24, 80),
+        workspace: str | None = None,
     ) -> planning.Plan:
-        limits = self._limits(spec)
-        resolv_conf = _resolv_conf() if spec.network_mode == "host" else None
         return planning.plan(
-            spec, limits=limits, view=view, name=name, identity=identity, resolv_conf=resolv_conf, terminal=terminal
+            spec,
+            limits=self._limits(spec),
+            view=view,
+            name=name,
+            identity=identity,
+            resolv_conf=_resolv_conf() if spec.network_mode == "host" else None,
+            terminal=terminal,
+            workspace=workspace,
         )
 
     def _limits(self, spec: Spec) -> planning.Limits:
         layout = self._tree.layout
-        return planning.Limits(layout, tuple(limit_writes(spec, layout, exists=self._tree.has)))
+        usage = cpu_usage_file(layout) if spec.cpu_time is not None else None
+        writes = tuple(limit_writes(spec, layout, exists=self._tree.has))
+        return planning.Limits(layout, writes, usage, os.cpu_count() or 1)
 
-    def _describe(self, spec: Spec, view: HostView | None, identity: Identity, section: int, step: int) -> str:
+    def _describe(
+        self, spec: Spec, view: HostView | None, identity: Identity, workspace: str | None, section: int, step: int
+    ) -> str:
         """The failed step in words: the plan is made again, which a start that went well never pays for."""
-        plan = self._plan(spec, view, identity, spec.name)
-        steps = (plan.init, plan.workload)[section - 1]
-        return steps[step].describe() if step < len(steps) else "start the workload"
-
-    def _kill(self, container: Container) -> None:
-        with contextlib.suppress(LauncherDied):
-            self._launcher.send(wire.encode_request(wire.KILL, container.id, pid=container.pid))
+        plan = self._plan(spec, view, identity, spec.name, workspace=workspace)
+        return _step_in((plan.init, plan.workload)[section - 1], step)
 
     # ---- events ----
 
@@ -434,7 +810,19 @@ class Runtime:
 
     def _forget(self, container: Container) -> None:
         del self.containers[container.id]
-        del self._names[container.name]
+        self._parked.pop(container.id, None)
+        if self._names.get(container.name) is container:  # not an exec in it
+            del self._names[container.name]
+
+
+@functools.lru_cache(maxsize=256)
+def _template(changes: tuple[tuple[str, Any], ...]) -> Spec:
+    """A spec to be copied with another command: most runs of a program differ in nothing else."""
+    return Spec(command=("true",), **dict(changes))
+
+
+def _step_in(steps: tuple[Step, ...], index: int) -> str:
+    return steps[index].describe() if index < len(steps) else "start the workload"
 
 
 def _resolv_conf() -> bytes | None:
@@ -469,25 +857,9 @@ def _usage(data: bytes, readback: tuple[tuple[int, str], ...]) -> Usage:
 def _enforced(spec: Spec) -> tuple[str, ...]:
     wanted = (
         ("pids_limit", spec.pids_limit), ("mem_limit", spec.mem_limit), ("cpus", spec.cpus), ("cpuset", spec.cpuset or None),
-        ("blkio_config", spec.blkio), ("timeout", spec.timeout),
+        ("blkio_config", spec.blkio), ("timeout", spec.timeout), ("cpu_time", spec.cpu_time), ("output_limit", spec.output_limit),
     )  # fmt: skip
     return tuple(name for name, value in wanted if value is not None)
-
-
-async def _in_thread(function: Callable[[], None]) -> None:
-    """Waits for the thread's end whatever comes, also asyncio's own Task.cancel: it works on an fd that is closed afterwards."""
-    errors: list[Exception] = []
-
-    def call() -> None:
-        try:
-            function()
-        except Exception as exc:
-            errors.append(exc)
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(anyio.to_thread.run_sync, call)
-    if errors:
-        raise errors[0]
 
 
 class _Reply:

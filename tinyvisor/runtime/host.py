@@ -249,7 +249,7 @@ def _check_cgroups(host: Host) -> Iterator[Check]:
             yield Check(f"cgroup {name}", "ok", f"v{controller.version}, {controller.directory}")
 
 
-_LIMITS: Final = {"pids": "pids_limit", "memory": "mem_limit", "cpu": "cpus", "io": "blkio_config"}
+_LIMITS: Final = {"pids": "pids_limit", "memory": "mem_limit", "cpu": "cpus", "io": "blkio_config", "cpuacct": "cpu_time"}
 
 
 def _check_swap(host: Host) -> Check:

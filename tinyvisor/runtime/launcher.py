@@ -26,14 +26,14 @@ from tinyvisor.errors import HostError, InternalError, LauncherDied
 from tinyvisor.runtime.steps import Step
 
 MAGIC = 0x4C565954
-VERSION = 1
+VERSION = 2
 MAX_REQUEST = 4 << 20
 MAX_INLINE = 48 << 10
 """Bytes of a request that go into the message itself; more goes into a memfd (the launcher's own bound is 64 KiB)."""
 MAX_FDS = 64
 
-PREPARE, LAUNCH, KILL = 1, 2, 3
-BODY_IN_MEMFD, KEEP_FDS = 1, 2
+PREPARE, LAUNCH, KILL, RUN = 1, 2, 3, 4
+BODY_IN_MEMFD, KEEP_FDS, PARK, EXEC = 1, 2, 4, 8
 SECTIONS = ("launcher", "init", "workload", "cleanup")
 STARTED, PTY, GONE, REFUSED, PREPARED = range(1, 6)
 SCOPE_WORKLOAD, SCOPE_GROUP, SCOPE_ALL = 0, 1, 2
@@ -43,7 +43,7 @@ _STEP = struct.Struct("=HBBI")
 _LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=IHHQiiII")
 _GONE = struct.Struct("=6iq2i2q")
-_EXITED, _TIMED_OUT = 1, 2
+_EXITED, _TIMED_OUT, _CPU_TIMED_OUT = 1, 2, 4
 _COMMAND = struct.Struct("=IHHii")
 _MAX_EVENT = _EVENT.size + _GONE.size + (32 << 10)
 _TITLE_ROOM = " " * 80
@@ -81,6 +81,7 @@ class Gone(NamedTuple):
         section, step, error: the launch step that failed; error is an errno, 0 where none did.
         exited: the workload was reaped by its init, which then said `status` (a wait status) and `wall` (seconds).
         timed_out: its time was up.
+        cpu_timed_out: its CPU time was used up.
         init_status: wait status of init itself.
         cleanup_error: errno of what could not be removed, 0 where all is gone.
         user, system: seconds of CPU time, of all its processes.
@@ -92,6 +93,7 @@ class Gone(NamedTuple):
     error: int
     exited: bool
     timed_out: bool
+    cpu_timed_out: bool
     status: int
     wall: float
     init_status: int
@@ -157,9 +159,9 @@ def decode_gone(data: bytes) -> Gone:
     if len(data) < _GONE.size:
         raise InternalError(f"short report from the launcher: {len(data)} bytes")
     _pid, section, step, error, flags, status, wall, init_status, cleanup_error, user, system = _GONE.unpack_from(data)
-    exited, timed_out = bool(flags & _EXITED), bool(flags & _TIMED_OUT)
+    ended = bool(flags & _EXITED), bool(flags & _TIMED_OUT), bool(flags & _CPU_TIMED_OUT)
     return Gone(
-        section, step, error, exited, timed_out, status, wall / 1e9, init_status, cleanup_error, user / 1e6, system / 1e6,
+        section, step, error, *ended, status, wall / 1e9, init_status, cleanup_error, user / 1e6, system / 1e6,
         data[_GONE.size :],
     )  # fmt: skip
 
@@ -281,7 +283,7 @@ class LauncherProcess:
             raise LauncherDied(_GONE_MESSAGE)
         if not self._queue:
             try:
-                _send(self._socket, request, fds)
+                send_request(self._socket, request, fds)
             except BlockingIOError:
                 pass
             except ConnectionError as exc:
@@ -311,7 +313,7 @@ class LauncherProcess:
                 await anyio.wait_writable(self._socket)
                 request, fds = self._queue[0]
                 try:
-                    _send(self._socket, request, fds)
+                    send_request(self._socket, request, fds)
                 except BlockingIOError:
                     continue
                 except ConnectionError:
@@ -345,7 +347,13 @@ class LauncherProcess:
             self._pidfd = -1
 
 
-def _send(sock: socket.socket, request: bytes, fds: Sequence[int]) -> None:
+def send_request(sock: socket.socket, request: bytes, fds: Sequence[int]) -> None:
+    """Sends a request at once, whole or not at all.
+
+    Raises:
+        BlockingIOError: the socket is full.
+        ConnectionError: the other end is gone.
+    """
     if len(request) <= MAX_INLINE:
         _send_message(sock, request, fds)
         return

@@ -9,6 +9,7 @@ The order is the security argument, so read it top down:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,14 +68,20 @@ class Limits:
     Attributes:
         layout: the hierarchies; hierarchy n's project directory is the launcher's kept fd n.
         writes: limits, in the order in which they must be written.
+        cpu_usage: (hierarchy, file) that counts CPU time, where that is limited.
+        cpus: how many CPUs there are to use at once.
     """
 
     layout: Layout
     writes: tuple[LimitWrite, ...] = ()
+    cpu_usage: tuple[int, str] | None = None
+    cpus: int = 1
 
     def used(self) -> tuple[tuple[int, Hierarchy], ...]:
         """The hierarchies in which the container gets a cgroup: those of its limits, and those that count what it uses."""
         wanted = {write.hierarchy for write in self.writes} | {self.layout.index("pids"), self.layout.index("memory")}
+        if self.cpu_usage is not None:
+            wanted.add(self.cpu_usage[0])
         return tuple((index, hierarchy) for index, hierarchy in enumerate(self.layout.hierarchies) if index in wanted)
 
     def readback(self) -> tuple[tuple[int, str], ...]:
@@ -92,6 +99,7 @@ def plan(
     identity: Identity = ROOT_USER,
     resolv_conf: bytes | None = None,
     terminal: tuple[int, int] = (24, 80),
+    workspace: str | None = None,
 ) -> Plan:
     """The launch steps for `spec`.
 
@@ -101,6 +109,8 @@ def plan(
         identity: who ``spec.user`` is, inside.
         resolv_conf: content, where the network is the host's.
         terminal: rows and columns of a tty.
+        workspace: what is mounted on the working directory: a path in the launcher's world, or "" for a tree that comes as the
+            last fd.
     """
     name = name if name is not None else spec.name
     trees = [Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
@@ -110,14 +120,16 @@ def plan(
         *_make_cgroups(limits, name),
         *_root(spec, view, name, resolv_conf),
         *_mounts(spec),
+        *_workspace(spec, workspace, s.FIRST_TREE + len(trees)),
         *(s.Mask(path) for path in spec.masked_paths),
         *(s.ReadOnly(path) for path in spec.readonly_paths),
-        *_working_directory(spec, identity),
+        *(_working_directory(spec, identity) if workspace is None else ()),
         *_seal(spec),
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *_user_namespace(spec),
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
         *_identity_of_host(spec, name),
+        *_cpu_time(spec, limits, name),
         _init(spec, name),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
@@ -235,6 +247,14 @@ def _mounts(spec: Spec) -> Iterator[Step]:
             yield s.Bind(slot, mount.target, attributes, str(mount.source))
 
 
+def _workspace(spec: Spec, workspace: str | None, slot: int) -> Iterator[Step]:
+    target = spec.working_dir or "/"
+    if workspace:
+        yield s.BindTemplate(workspace, target, NODEV | NOSUID)
+    elif workspace is not None:
+        yield s.Bind(slot, target, NODEV | NOSUID, "the job's files")
+
+
 def _tmpfs(tmpfs: Tmpfs) -> Step:
     options = f"mode={tmpfs.mode:o},size={tmpfs.size},nr_inodes={tmpfs.inodes}"
     return s.Mount("tmpfs", tmpfs.target, options, NOSUID | NODEV | (0 if tmpfs.executable else NOEXEC))
@@ -269,12 +289,41 @@ def _identity_of_host(spec: Spec, name: str) -> Iterator[Step]:
         yield s.LoopbackUp()
 
 
+def _cpu_time(spec: Spec, limits: Limits, name: str) -> Iterator[Step]:
+    if spec.cpu_time is not None and limits.cpu_usage is not None:
+        hierarchy, file = limits.cpu_usage
+        most = [limits.cpus, *([len(spec.cpuset)] if spec.cpuset else []), *([spec.pids_limit] if spec.pids_limit else [])]
+        if spec.cpus is not None:
+            most.append(math.ceil(spec.cpus) + 1)  # a period's share may be used up at its end, and the next one's at its start
+        label = limits.layout.hierarchies[hierarchy].label
+        yield s.CpuTime(s.KEPT | hierarchy, f"{name}/{file}", max(1, round(spec.cpu_time * 1000)), min(most), label)
+
+
 def _init(spec: Spec, name: str) -> Step:
     flags = s.INIT_SIGNAL_GROUP if spec.signal_group else 0
     if "time" in spec.namespaces:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
     timeout = 0 if spec.timeout is None else max(1, round(spec.timeout * 1000))
     return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, timeout, name)
+
+
+CONTAINER_ROOT = {"pivot": "/container", "chroot": "/new"}
+"""Where a container's root is in its mount namespace, by ``root_method`` (launcher/mounts.c, step_pivot_root, step_chroot)."""
+
+
+def exec_plan(spec: Spec, *, limits: Limits, name: str, identity: Identity) -> Plan:
+    """One more process in the running container `name`: it joins what its init has made, and takes the workload's steps.
+
+    ``spec`` is the container's with the command, user, environment, working_dir and timeout of the process.
+    """
+    joined = sum(NAMESPACE_FLAGS[namespace] for namespace in ("pid", "mount", "uts", "ipc", "net"))
+    init = [
+        *(s.CgroupInto(s.KEPT | index, name, item.label) for index, item in limits.used() if item.version == 2),
+        s.Join(joined, name),
+        s.Enter(CONTAINER_ROOT[spec.root_method]),
+        _init(spec.with_(orphan_grace_period=0), name),
+    ]
+    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity)), (), ())
 
 
 # ---- workload ----

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
@@ -52,6 +53,33 @@ class ReceivePipe(ByteReceiveStream):
                 return data
         raise anyio.ClosedResourceError
 
+    def receive_nowait(self, max_bytes: int = 65536) -> bytes:
+        """What is there now; nothing where that is nothing, or the end."""
+        with contextlib.suppress(BlockingIOError):
+            return os.read(self._fd, max_bytes) if self._fd >= 0 else b""
+        return b""
+
+    async def lines(self, max_bytes: int = 65536) -> AsyncIterator[bytes]:
+        """Line by line, each with its newline but for an unfinished last one; a longer one comes in pieces of `max_bytes`.
+
+        Also what ``async for`` over the pipe gives.
+        """
+        rest = b""
+        with contextlib.suppress(anyio.EndOfStream):
+            while True:
+                *whole, rest = (rest + await self.receive()).split(b"\n")
+                for line in whole:
+                    for at in range(0, len(line) + 1, max_bytes):
+                        yield (line + b"\n")[at : at + max_bytes]
+                while len(rest) >= max_bytes:
+                    yield rest[:max_bytes]
+                    rest = rest[max_bytes:]
+        if rest:
+            yield rest
+
+    def __aiter__(self) -> AsyncIterator[bytes]:  # type: ignore[override]
+        return self.lines()
+
     def fileno(self) -> int:
         return self._fd
 
@@ -72,6 +100,12 @@ class SendPipe(ByteSendStream):
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+
+    def send_nowait(self, item: bytes) -> bytes:
+        """Writes what the pipe takes now; returns the rest."""
+        with contextlib.suppress(BlockingIOError):
+            return item[os.write(self._fd, item) :]
+        return item
 
     async def send(self, item: bytes) -> None:
         await anyio.lowlevel.checkpoint()

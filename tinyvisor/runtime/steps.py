@@ -445,6 +445,60 @@ class Init(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class CpuTime(Step):
+    """Has init enforce a limit of CPU time, as this cgroup file counts it.
+
+    Attributes:
+        limit: ms.
+        cpus: how many the container can use at once, > 0: the limit can't be reached sooner than limit / cpus.
+    """
+
+    op = 30
+    slot: int
+    path: str
+    limit: int
+    cpus: int
+    where: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.slot, self.limit, self.cpus
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.path,)
+
+    def describe(self) -> str:
+        return f"CPU time limit {self.limit} ms by {self.where}/{self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unmount(Step):
+    """Takes a tree out of the launcher's own mount namespace."""
+
+    op = 31
+    target: str
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.target,)
+
+    def describe(self) -> str:
+        return f"unmount {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
+class Enter(Step):
+    """Makes a directory of the mount namespace that was joined the root: see plan.CONTAINER_ROOT."""
+
+    op = 32
+    root: str
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.root,)
+
+    def describe(self) -> str:
+        return f"enter the container's root ({self.root})"
+
+
+@dataclass(frozen=True, slots=True)
 class CgroupJoin(Step):
     op = 40
     slot: int

@@ -18,6 +18,8 @@ class Outcome:
     Attributes:
         wait_status: of the workload as init reaped it; None where init was killed before it could say.
         timed_out: init's timer for `Spec.timeout` fired.
+        cpu_timed_out: init saw that `Spec.cpu_time` was used up.
+        output_exceeded: the limit (bytes) that its output went above, for which it was killed; None: it did not.
         wall: seconds from exec to the workload's end.
         cpu_user, cpu_system: seconds, of all the container's processes.
         usage: what the cgroup counted.
@@ -35,6 +37,8 @@ class Outcome:
     stopped: bool
     limits_enforced: tuple[str, ...]
     held_up_by: tuple[str, ...] = ()
+    cpu_timed_out: bool = False
+    output_exceeded: int | None = None
 
 
 def judge(spec: Spec, outcome: Outcome) -> Exit:
@@ -48,8 +52,9 @@ def judge(spec: Spec, outcome: Outcome) -> Exit:
         signal=-code if code < 0 else None,
         reason=reason,
         wall=outcome.wall,
-        cpu_user=outcome.cpu_user,
-        cpu_system=outcome.cpu_system,
+        # The cgroup knows of processes that nobody reaped, too, where it counts at all.
+        cpu_user=outcome.cpu_user if outcome.usage.cpu_user is None else outcome.usage.cpu_user,
+        cpu_system=outcome.cpu_system if outcome.usage.cpu_system is None else outcome.usage.cpu_system,
         memory_peak=outcome.usage.memory_peak,
         pids_peak=outcome.usage.pids_peak,
         oom_killed=outcome.usage.oom_kills > 0,
@@ -63,6 +68,10 @@ def _status(spec: Spec, outcome: Outcome, code: int) -> tuple[Status, str]:
     how = signal_name(-code) if code < 0 else f"exit {code}"
     if outcome.timed_out and spec.timeout is not None:
         return "time_limit", f"killed after timeout {format_duration(spec.timeout)}"
+    if outcome.cpu_timed_out and spec.cpu_time is not None:
+        return "time_limit", f"killed after cpu_time {format_duration(spec.cpu_time)}"
+    if outcome.output_exceeded is not None:
+        return "output_limit", f"killed after more than {format_size(outcome.output_exceeded)} of output"
     if outcome.usage.oom_kills and code != 0 and spec.mem_limit is not None:
         return "memory_limit", f"the kernel's OOM killer struck at mem_limit {format_size(spec.mem_limit)}"
     if outcome.stopped:

@@ -29,6 +29,9 @@ struct init { /* what stays of a container's set-up */
 	int orphan_signal;
 	unsigned orphan_grace_ms;
 	int64_t deadline; /* ns, 0 for none */
+	int cpu_usage;    /* fd of what counts the CPU time, or -1 */
+	int64_t cpu_limit, cpus; /* ns; how many can be used at once */
+	bool exec; /* not PID 1: the workload is one process among others of a container */
 	int tty; /* stand-alone: our controlling terminal, or -1 */
 };
 
@@ -109,10 +112,16 @@ static void stop_too(const struct init *init, int signal)
 
 static void forward(const struct init *init, int signal, enum scope scope)
 {
-	if (scope == SCOPE_ALL)
+	if (scope == SCOPE_ALL && !init->exec)
 		(void)kill(-1, signal);
 	else if (init->workload > 0) /* ESRCH: it ended just now, its exit is what counts */
-		(void)kill(scope == SCOPE_GROUP || init->group ? -init->workload : init->workload, signal);
+		(void)kill(scope != SCOPE_WORKLOAD || init->group ? -init->workload : init->workload, signal);
+}
+
+/* Everything, of a container; of an exec, what did not leave the workload's process group. */
+static void kill_everything(const struct init *init)
+{
+	forward(init, SIGKILL, SCOPE_ALL);
 }
 
 /* True once the workload has been reaped. */
@@ -143,7 +152,9 @@ static void take_signals(const struct init *init)
 	struct { uint32_t number; char rest[124]; } info; /* struct signalfd_siginfo */
 
 	for (int i = 0; i < BATCH && read(init->signals, &info, sizeof info) == (ssize_t)sizeof info; i++)
-		if (info.number != SIGCHLD)
+		if (init->exec && info.number != SIGCHLD)
+			kill_everything(init); /* the launcher's word; nobody else can signal us */
+		else if (info.number != SIGCHLD)
 			forward(init, (int)info.number, SCOPE_WORKLOAD);
 }
 
@@ -197,15 +208,47 @@ static void wait_for_orphans(struct init *init)
 	}
 }
 
-static void report_exit(const struct init *init, int status, bool timed_out)
+/* `why`: GONE_TIMED_OUT, GONE_CPU_TIMED_OUT or 0. */
+static void report_exit(const struct init *init, int status, int why)
 {
 	if (!init->report)
 		return;
 	init->report->status = status;
 	init->report->wall = now() - init->started;
 	/* It may have ended by itself at the very moment. */
-	timed_out = timed_out && WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-	init->report->flags = GONE_EXITED | (timed_out ? GONE_TIMED_OUT : 0);
+	init->report->flags = GONE_EXITED | (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? why : 0);
+}
+
+/* When the CPU time may be used up at the earliest (ns), 0 once it is, and INT64_MAX where there is no limit: with every CPU
+ * busy all the time it can't be sooner, so this is asked a few times and never in between. */
+static int64_t cpu_deadline(const struct init *init)
+{
+	char text[64] = {0};
+	const char *number = text;
+	int64_t used, unit = 1;
+
+	if (init->cpu_usage < 0 || pread(init->cpu_usage, text, sizeof text - 1, 0) <= 0)
+		return INT64_MAX;
+	if (!strncmp(text, "usage_usec ", 11)) { /* v2's cpu.stat; v1's cpuacct.usage is in ns */
+		number = text + 11;
+		unit = 1000;
+	}
+	used = strtoll(number, NULL, 10) * unit;
+	if (used >= init->cpu_limit)
+		return 0;
+	return now() + (init->cpu_limit - used) / init->cpus + 500000; /* not more often than the counters move */
+}
+
+/* Kills what has used up its time; returns which one, and when to look again in `next` (ns, 0 for never). */
+static int enforce_time(const struct init *init, int64_t *next)
+{
+	int64_t cpu = cpu_deadline(init);
+	int why = init->deadline && now() >= init->deadline ? GONE_TIMED_OUT : !cpu ? GONE_CPU_TIMED_OUT : 0;
+
+	*next = why || (cpu == INT64_MAX && !init->deadline) ? 0 : !init->deadline || cpu < init->deadline ? cpu : init->deadline;
+	if (why)
+		kill_everything(init);
+	return why;
 }
 
 static int exit_code(int status)
@@ -215,17 +258,15 @@ static int exit_code(int status)
 
 static _Noreturn void run(struct init *init)
 {
-	int status = 0;
-	bool timed_out = false;
+	int64_t next = 0;
+	int status = 0, why = enforce_time(init, &next);
 
 	while (!reap(init, &status)) { /* before the first wait, too: it may have ended already */
-		wait_for_something(init, timed_out ? 0 : init->deadline);
-		if (init->deadline && !timed_out && now() >= init->deadline) {
-			timed_out = true;
-			(void)kill(-1, SIGKILL);
-		}
+		wait_for_something(init, next);
+		if (!why && next && now() >= next)
+			why = enforce_time(init, &next);
 	}
-	report_exit(init, status, timed_out);
+	report_exit(init, status, why);
 	wait_for_orphans(init);
 	_exit(exit_code(status));
 }
@@ -353,14 +394,17 @@ static _Noreturn void fail(struct report *report, enum section section, int step
 	_exit(error == ENOENT ? 127 : 126);
 }
 
-/* Keeps two fds and nothing else: an init that held the workload's pipes would keep their readers from seeing the end. */
-static void keep_only(int *event, int *signals)
+/* Keeps these fds (-1: none) as 3, 4, 5 and nothing else: an init that held the workload's pipes would keep their readers
+ * from seeing the end. */
+static void keep_only(int *const *fds, int count)
 {
-	if (dup3(*signals, 4, O_CLOEXEC) < 0 || dup3(*event, 3, O_CLOEXEC) < 0)
-		_exit(125);
-	*event = 3;
-	*signals = 4;
-	(void)syscall(NR_close_range, 5u, ~0u, 0);
+	for (int i = 0; i < count; i++) /* out of each other's way first */
+		if (*fds[i] >= 0 && (*fds[i] = fcntl(*fds[i], F_DUPFD_CLOEXEC, 100)) < 0)
+			_exit(125);
+	for (int i = 0; i < count; i++)
+		if (*fds[i] >= 0 && (*fds[i] = dup3(*fds[i], 3 + i, O_CLOEXEC)) < 0)
+			_exit(125);
+	(void)syscall(NR_close_range, (unsigned)(3 + count), ~0u, 0);
 	(void)syscall(NR_close_range, 0u, 2u, 0);
 }
 
@@ -394,9 +438,34 @@ static void drop_rights(void)
 		_exit(125);
 }
 
-_Noreturn void init_main(struct context *context, const struct plan *plan)
+/* All is ready but for the workload. The end of the stream: nobody wants it any more. */
+static void wait_for_run(struct context *context, struct plan *plan, struct report *report, int *fds)
 {
-	struct init init = {.tty = -1};
+	struct request request;
+	uint32_t offset;
+	ssize_t size;
+	int count, error;
+
+	for (int i = 1; i < context->fd_count; i++)
+		close(context->fds[i]);
+	forget_request();
+	size = receive_request(context->event, scratch->request, fds, &count);
+	if (size == 0)
+		_exit(0);
+	error = size < 0 ? (int)size : decode_request(scratch->request, (uint32_t)size, count, plan, &offset);
+	if (!error)
+		memcpy(&request, scratch->request, sizeof request);
+	if (error || request.type != REQUEST_RUN)
+		fail(report, SECTION_WORKLOAD, 0, error ? -error : EINVAL);
+	memcpy(context->stdio, fds, sizeof context->stdio);
+	context->fds = fds;
+	context->fd_count = count;
+}
+
+_Noreturn void init_main(struct context *context, struct plan *plan)
+{
+	struct init init = {.tty = -1, .exec = context->exec};
+	int fds[MAX_FDS];
 	struct event started = {.type = EVENT_STARTED, .id = context->id};
 	struct report *report;
 	int failed, error;
@@ -410,7 +479,9 @@ _Noreturn void init_main(struct context *context, const struct plan *plan)
 	error = run_steps(context, plan->section[SECTION_INIT], plan->count[SECTION_INIT], &failed);
 	if (error)
 		fail(report, SECTION_INIT, failed, -error);
-	show_as("tinyvisor-init", context->name);
+	show_as(context->exec ? "tinyvisor-exec" : "tinyvisor-init", context->name);
+	if (context->park)
+		wait_for_run(context, plan, report, fds);
 	init.signals = open_signals();
 	if (init.signals < 0)
 		fail(report, SECTION_WORKLOAD, 0, errno);
@@ -426,7 +497,10 @@ _Noreturn void init_main(struct context *context, const struct plan *plan)
 	init.orphan_signal = context->orphan_signal;
 	init.orphan_grace_ms = context->orphan_grace_ms;
 	init.deadline = context->timeout_ms ? init.started + (int64_t)context->timeout_ms * 1000000 : 0;
-	keep_only(&init.event, &init.signals);
+	init.cpu_usage = context->cpu_usage;
+	init.cpu_limit = (int64_t)context->cpu_ms * 1000000;
+	init.cpus = (int64_t)context->cpus;
+	keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage}, 3);
 	drop_rights();
 	forget_request();
 	started.a = report->pid;
@@ -473,7 +547,7 @@ static bool parse_number(const char *text, long highest, long *out)
 
 int init_standalone(int argc, char **argv)
 {
-	struct init init = {.event = -1, .orphan_signal = SIGTERM};
+	struct init init = {.event = -1, .cpu_usage = -1, .orphan_signal = SIGTERM};
 	struct sigaction on_child, standard = {.sa_handler = SIG_DFL};
 	pid_t parent = getppid(), self = getpid();
 	long grace = 0, parent_signal = 0;

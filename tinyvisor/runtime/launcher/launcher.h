@@ -39,7 +39,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 1
+#define VERSION 2
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -52,10 +52,17 @@
 #define MAX_STRINGS 3
 #define KEPT 0x100 /* a slot number with this bit names a kept fd, else one that came with the request */
 
-enum request_type { REQUEST_PREPARE = 1, REQUEST_LAUNCH, REQUEST_KILL };
+enum request_type {
+	REQUEST_PREPARE = 1,
+	REQUEST_LAUNCH,
+	REQUEST_KILL,
+	REQUEST_RUN, /* to a parked init, on the container's socket: what it was waiting for */
+};
 enum {
 	FLAG_BODY_IN_MEMFD = 1, /* the last fd holds all that follows the header */
 	FLAG_KEEP_FDS = 2,      /* prepare: the other fds stay open and can be named by later requests */
+	FLAG_PARK = 4,          /* launch: init waits for REQUEST_RUN before it starts a workload */
+	FLAG_EXEC = 8,          /* launch: one more process in the other's container, not a new one */
 };
 enum section { SECTION_LAUNCHER, SECTION_INIT, SECTION_WORKLOAD, SECTION_CLEANUP, SECTIONS };
 
@@ -94,7 +101,7 @@ struct event {
 	uint32_t length, unused; /* bytes of data that follow */
 };
 
-enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2 };
+enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4 };
 
 struct report { /* what an init leaves behind, in a page that it shares with the launcher and nobody else */
 	int32_t pid;                  /* init's, as the host numbers it */
@@ -130,6 +137,7 @@ struct container { /* what the launcher keeps of a running container: no fd at a
 	uint32_t cleanup_size;
 	uint16_t cleanup_count;
 	int slot;               /* of its report */
+	bool exec;              /* a process in another's container */
 	struct gone gone;       /* what will be reported, and the files read for it: */
 	char *data;             /* owned */
 	uint32_t data_size;
@@ -152,6 +160,9 @@ struct context {
 	int orphan_signal;
 	unsigned orphan_grace_ms;
 	uint64_t timeout_ms;
+	int cpu_usage;       /* fd of the cgroup file that counts CPU time, or -1 */
+	uint64_t cpu_ms, cpus; /* the limit, and how many can be used at once */
+	bool park, exec;
 	char name[65];
 };
 
@@ -197,7 +208,7 @@ extern int launcher_pidfd, supervisor_pidfd, reports_fd;
 
 /* mounts.c */
 step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory, step_link, step_file, step_node,
-	step_mount, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_pivot_root, step_chroot, step_pty;
+	step_mount, step_unmount, step_enter, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_pivot_root, step_chroot, step_pty;
 int enter_own_world(void);
 int open_in_root(const struct context *context, const char *path, int flags);
 
@@ -209,7 +220,7 @@ step_function step_cgroup_join, step_session, step_rlimit, step_oom_score, step_
 void forget_request(void);
 
 /* init.c */
-_Noreturn void init_main(struct context *context, const struct plan *plan);
+_Noreturn void init_main(struct context *context, struct plan *plan);
 int init_standalone(int argc, char **argv);
 void block_all_signals(uint64_t *old);
 void set_signal_mask(uint64_t mask);

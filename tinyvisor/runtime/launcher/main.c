@@ -238,11 +238,11 @@ static void refuse(uint64_t id, int error, uint32_t offset)
 
 /* CLONE_NEWPID only: the child makes the other namespaces itself, or every start would wait for them here. The pid is
  * written to the shared report before the child runs, which inside can't learn it. */
-static pid_t clone_init(struct report *report)
+static pid_t clone_init(struct report *report, bool exec)
 {
 	struct {
 		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
-	} arguments = {.flags = NEW_PID | 0x00100000u /* CLONE_PARENT_SETTID */, .exit_signal = SIGCHLD,
+	} arguments = {.flags = (exec ? 0 : NEW_PID) | 0x00100000u /* CLONE_PARENT_SETTID */, .exit_signal = SIGCHLD,
 		       .parent_tid = (uint64_t)(uintptr_t)&report->pid};
 
 	memset(report, 0, sizeof *report);
@@ -278,7 +278,8 @@ static int launch(const struct request *request, int *fds, int count)
 {
 	struct container *container = free_count ? remember(request) : NULL, **bucket;
 	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
-				  .joined = -1, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id};
+				  .joined = -1, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id,
+				  .cpu_usage = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
 	int error;
 
 	if (!container)
@@ -286,7 +287,8 @@ static int launch(const struct request *request, int *fds, int count)
 	if (request->other && find_id((pid_t)request->pid, request->other))
 		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
 	context.slot = container->slot = ledger->free_slots[free_count - 1];
-	container->pid = clone_init(report_of(container->slot));
+	container->exec = context.exec;
+	container->pid = clone_init(report_of(container->slot), context.exec);
 	if (container->pid == 0)
 		init_main(&context, &scratch->plan);
 	error = container->pid < 0 ? -errno : 0;
@@ -306,8 +308,9 @@ static int launch(const struct request *request, int *fds, int count)
 
 static void kill_container(const struct container *container)
 {
-	if (container) /* ours to reap and not reaped yet, so the number is still its own */
-		(void)kill(container->pid, SIGKILL);
+	/* Ours to reap and not reaped yet, so the number is still its own. Who is no PID 1 has to kill its workload first. */
+	if (container)
+		(void)kill(container->pid, container->exec ? SIGTERM : SIGKILL);
 }
 
 static void serve_request(const struct request *request, int *fds, int count)
@@ -326,8 +329,11 @@ static void serve_request(const struct request *request, int *fds, int count)
 		prepared.b = failed;
 		send_event(control, &prepared, NULL, 0, -1);
 		break;
-	default:
+	case REQUEST_KILL:
 		kill_container(find_id((pid_t)request->pid, request->id));
+		break;
+	default:
+		refuse(request->id, -EINVAL, 0); /* for an init, not for us */
 	}
 }
 

@@ -395,6 +395,19 @@ int step_mount(struct context *context, const struct step *step)
 				open_target(context, step->string[1], true));
 }
 
+int step_unmount(struct context *context, const struct step *step)
+{
+	(void)context;
+	return umount2(step->string[0], MNT_DETACH | UMOUNT_NOFOLLOW) < 0 ? -errno : 0;
+}
+
+/* The root of a container whose mount namespace was joined: what its init made of it, see step_pivot_root. */
+int step_enter(struct context *context, const struct step *step)
+{
+	context->root = open(step->string[0], O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	return context->root < 0 || fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
+}
+
 /* A detached tree from the supervisor. The tree keeps its own flags; attributes are added to all of it. */
 int step_bind(struct context *context, const struct step *step)
 {

@@ -100,6 +100,14 @@ static int step_init(struct context *context, const struct step *step)
 	return 0;
 }
 
+static int step_cpu_time(struct context *context, const struct step *step)
+{
+	context->cpu_ms = step->number[1];
+	context->cpus = step->number[2] ? step->number[2] : 1;
+	context->cpu_usage = openat(slot_fd(context, step->number[0]), step->string[0], O_RDONLY | O_CLOEXEC);
+	return result(context->cpu_usage);
+}
+
 static int write_map(int proc, pid_t pid, const char *file, const struct step *step, int string)
 {
 	char path[64];
@@ -184,6 +192,9 @@ static const struct step_kind kinds[] = {
 	[23] = {"pty",               4, 0, I,     0, step_pty},
 	[24] = {"user_namespace",    0, 2, I,     0, step_user_namespace},
 	[25] = {"init",              4, 1, I,     0, step_init},
+	[30] = {"cpu_time",          3, 1, I,     1, step_cpu_time},
+	[31] = {"unmount",           0, 1, L,     0, step_unmount},
+	[32] = {"enter",             0, 1, I,     0, step_enter},
 	[40] = {"cgroup_join",       1, 1, W,     1, step_cgroup_join},
 	[41] = {"session",           0, 0, W,     0, step_session},
 	[42] = {"rlimit",            3, 0, W,     0, step_rlimit},

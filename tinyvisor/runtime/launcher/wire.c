@@ -77,7 +77,15 @@ int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan
 		[REQUEST_PREPARE] = 1u << SECTION_LAUNCHER | 1u << SECTION_CLEANUP,
 		[REQUEST_LAUNCH] = 1u << SECTION_INIT | 1u << SECTION_WORKLOAD | 1u << SECTION_CLEANUP,
 		[REQUEST_KILL] = 0,
+		[REQUEST_RUN] = 1u << SECTION_WORKLOAD,
 	};
+	static const uint32_t flags[] = {
+		[REQUEST_PREPARE] = FLAG_BODY_IN_MEMFD | FLAG_KEEP_FDS,
+		[REQUEST_LAUNCH] = FLAG_BODY_IN_MEMFD | FLAG_PARK | FLAG_EXEC,
+		[REQUEST_KILL] = FLAG_BODY_IN_MEMFD,
+		[REQUEST_RUN] = FLAG_BODY_IN_MEMFD,
+	};
+	static const int least_fds[] = {[REQUEST_LAUNCH] = 4, [REQUEST_RUN] = 3};
 	struct request request;
 	const char *at = buffer + sizeof request, *end = buffer + size;
 	int total = 0, error = 0;
@@ -90,9 +98,10 @@ int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan
 		return -EBADMSG;
 	if (request.version != VERSION)
 		return -EPROTONOSUPPORT;
-	if (request.type < REQUEST_PREPARE || request.type > REQUEST_KILL || request.flags & ~(uint32_t)(FLAG_BODY_IN_MEMFD | FLAG_KEEP_FDS))
+	if (request.type < REQUEST_PREPARE || request.type > REQUEST_RUN || request.flags & ~flags[request.type] ||
+	    (request.flags & FLAG_PARK && request.flags & FLAG_EXEC))
 		return -EINVAL;
-	if (request.fds != fds || (request.type == REQUEST_LAUNCH && fds < 4))
+	if (request.fds != fds || fds < least_fds[request.type])
 		return -EBADF;
 	plan->cleanup = end;
 	for (int section = 0; section < SECTIONS && !error; section++) {

@@ -1,0 +1,122 @@
+"""Containers made ahead: init is parked with namespaces, cgroup and root ready, and waits for a command. Each is used once.
+
+Written on anyio alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import anyio
+
+from tinyvisor.errors import RunFailed, SpecError, TinyvisorError
+from tinyvisor.runtime.container import Container
+from tinyvisor.runtime.run import Run
+from tinyvisor.runtime.stdio import Streams
+from tinyvisor.runtime.workspace import Workspace
+from tinyvisor.spec import Spec
+from tinyvisor.state import Result
+
+Member = tuple[Container, Workspace | None]
+
+
+class Pool:
+    """Parked containers of one shape: all of a spec but its command and environment.
+
+    Attributes:
+        size: how many are kept ready.
+        error: why no more are made; a run then starts cold, and says for itself what is wrong.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        make: Callable[[], Awaitable[Member]],
+        hand_over: Callable[[Container, Spec, Streams], bool],
+        end: Callable[[Container], Awaitable[None]],
+    ) -> None:
+        self.size = size
+        self.error: Exception | None = None
+        self._make = make
+        self._hand_over = hand_over
+        self._end = end
+        self._ready: deque[Member] = deque()
+        self._wanted = anyio.Event()
+        self._scope = anyio.CancelScope()
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def take(self, spec: Spec, streams: Streams) -> Member | None:
+        """One of them, that runs `spec` now; None where none is ready."""
+        self._wanted.set()
+        while self._ready:
+            container, workspace = self._ready.popleft()
+            if self._hand_over(container, spec, streams):
+                return container, workspace
+            if workspace is not None:
+                workspace.close()
+            container.kill()  # it was killed from outside, or is about to end
+        return None
+
+    async def keep_full(self) -> None:
+        """Makes what is missing, until `drain`; then ends those that are left."""
+        try:
+            with self._scope:
+                while self.error is None:
+                    while len(self._ready) < self.size:
+                        self._ready.append(await self._make())
+                    self._wanted = anyio.Event()
+                    await self._wanted.wait()
+        except (TinyvisorError, OSError) as exc:
+            self.error = exc
+        finally:
+            await self._end_all()
+
+    def drain(self) -> None:
+        """No more of them: `keep_full` ends."""
+        self._scope.cancel()
+
+    async def _end_all(self) -> None:
+        ready, self._ready = tuple(self._ready), deque()
+        for container, workspace in ready:
+            container.kill()
+            if workspace is not None:
+                workspace.close()
+        for container, _ in ready:
+            await self._end(container)
+
+
+class WarmRuns:
+    """Runs in containers of one pool; made by `Runtime.pool`."""
+
+    def __init__(self, run: Callable[[Run, Pool], Awaitable[Result]], spec: Spec, pool: Pool) -> None:
+        self._run = run
+        self._spec = spec
+        self._pool = pool
+
+    @property
+    def ready(self) -> int:
+        """How many containers wait for a command now."""
+        return len(self._pool)
+
+    async def run(self, command: Sequence[str] | None = None, *, check: bool = False, **arguments: Any) -> Result:
+        """As `Runtime.run`, in a container made ahead, or a new one where none is ready.
+
+        Args:
+            command: None is the spec's own.
+            arguments: of `Runtime.run`, but of the spec's fields only ``environment``; what goes into the container's making
+                is the pool's.
+        """
+        changes: dict[str, Any] = {"command": tuple(command)} if command is not None else {}
+        if "environment" in arguments:
+            changes["environment"] = arguments.pop("environment")
+        for name in ("files", "collect", "working_directory"):
+            if arguments.get(name):
+                raise SpecError(name, "a pool's containers are made before it is known; use run, with open_runtime(warm=...)")
+        spec = self._spec.with_(**changes) if changes else self._spec
+        result = await self._run(Run(spec=spec, **arguments), self._pool)
+        if check and result.status != "ok":
+            raise RunFailed(spec.name, result)
+        return result

@@ -1,0 +1,200 @@
+"""One run of a container from start to end: its input, its files, what is kept of its output. Written on anyio alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import anyio
+from anyio.abc import ByteReceiveStream
+
+from tinyvisor.errors import LaunchError, SpecError
+from tinyvisor.runtime.capture import DEFAULT_LIMIT, Capture, Feed, communicate
+from tinyvisor.runtime.container import Container
+from tinyvisor.runtime.launcher import shielded
+from tinyvisor.runtime.stdio import PIPE, STDOUT, Stdio, Streams
+from tinyvisor.runtime.thread import in_thread
+from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
+from tinyvisor.spec import Spec
+from tinyvisor.state import Exit, Result
+
+Input: TypeAlias = "bytes | Path | ByteReceiveStream | Stdio"
+"""What a run's stdin may be: all of it, a file of the host, a stream to read it from, or as `Stdio`."""
+
+DeliverCancel: TypeAlias = Callable[[Container], Awaitable[object]]
+
+COLLECT_LIMIT = 64 << 20
+"""Bytes of files that one run gives back, where nothing else is said."""
+
+_SMALL = 256 << 10  # bytes that are written without a thread
+
+
+class Starter(Protocol):
+    """What a run asks of its runtime."""
+
+    null: int
+
+    async def launch(
+        self, spec: Spec, streams: Streams, /, *, events: bool = False, workspace: Workspace | None = None
+    ) -> Container: ...
+
+    async def end(self, container: Container, /) -> None: ...
+
+    async def owner(self, spec: Spec, /) -> tuple[int, int]: ...
+
+
+class Parked(Protocol):
+    """Containers that wait for a command: see `pool.Pool`."""
+
+    def take(self, spec: Spec, streams: Streams, /) -> tuple[Container, Workspace | None] | None: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What is to be run, and what is wanted back; see `Runtime.run`."""
+
+    spec: Spec
+    stdin: Input = None
+    stdout: Stdio = None
+    stderr: Stdio = None
+    capture_stdout: bool = False
+    capture_stderr: bool = False
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)
+    collect: tuple[str, ...] = ()
+    collect_limit: int = COLLECT_LIMIT
+    directory: Workspace | None = None
+    deliver_cancel: DeliverCancel | None = None
+    id: str = ""
+    job: Any = None
+
+    @property
+    def needs_workspace(self) -> bool:
+        """Of its own."""
+        return self.directory is None and bool(self.files or self.collect)
+
+    async def carry_out(self, runtime: Starter, pool: Parked | None = None) -> Result:
+        """Runs it. Raises and cancels as `Runtime.run` says."""
+        self._check()
+        spec = self.spec
+        if spec.working_dir is None and (self.needs_workspace or self.directory):
+            spec = spec.with_(working_dir=DEFAULT_DIRECTORY)
+        with contextlib.ExitStack() as stack:
+            streams = self._streams(runtime.null, stack)
+            feed_rest = self._prefill(streams)
+            container, workspace = await self._start(runtime, pool, spec, streams, stack)
+            captures = self._captures(spec, streams)
+            feed = Feed(streams.stdin, feed_rest, container.kill) if streams.stdin and feed_rest is not None else None
+            try:
+                exit = await communicate(container, captures.values(), feed)
+            except anyio.get_cancelled_exc_class():
+                if self.deliver_cancel is not None:
+                    await self._deliver(self.deliver_cancel, container)
+                raise
+            finally:
+                await runtime.end(container)
+            return await self._result(exit, captures, workspace)
+
+    def _check(self) -> None:
+        for name, given, captured in (("stdout", self.stdout, self.capture_stdout), ("stderr", self.stderr, self.capture_stderr)):
+            if captured and given is not None:
+                raise SpecError(name, "can't be captured and go elsewhere")
+            if given == PIPE:
+                raise SpecError(name, f"a run has nobody to read a pipe; use capture_{name}, or start")
+            if self.spec.output_limit is not None and given not in (None, STDOUT):
+                raise SpecError("output_limit", f"{name} is not read by tinyvisor; limit the file's size with ulimits fsize")
+        if self.spec.tty:
+            raise SpecError("tty", "a run has nobody at a terminal; use start")
+        if self.stdin == PIPE:
+            raise SpecError("stdin", "a run has nobody to write to a pipe; give it bytes or a stream, or use start")
+
+    def _streams(self, null: int, stack: contextlib.ExitStack) -> Streams:
+        stdin: Any = self.stdin
+        if isinstance(stdin, bytes) or hasattr(stdin, "receive"):
+            stdin = PIPE
+        elif isinstance(stdin, Path):
+            stdin = stack.enter_context(_open(stdin))
+        streams = Streams(stdin, PIPE if self.capture_stdout else self.stdout, PIPE if self.capture_stderr else self.stderr, null)
+        stack.callback(streams.close)
+        stack.callback(streams.close_given)
+        return streams
+
+    def _prefill(self, streams: Streams) -> bytes | ByteReceiveStream | None:
+        """Puts what fits into the pipe now: most input needs no task to feed it. Returns what is left."""
+        if isinstance(self.stdin, bytes) and streams.stdin is not None:
+            rest = streams.stdin.send_nowait(self.stdin)
+            if not rest:
+                streams.stdin.close()
+            return rest or None
+        return self.stdin if isinstance(self.stdin, ByteReceiveStream) else None
+
+    async def _start(
+        self, runtime: Starter, pool: Parked | None, spec: Spec, streams: Streams, stack: contextlib.ExitStack
+    ) -> tuple[Container, Workspace | None]:
+        taken = pool.take(spec, streams) if pool is not None and not self.files else None
+        if taken is not None:
+            if taken[1] is not None:
+                stack.callback(taken[1].close)
+            return taken
+        workspace = self.directory
+        if workspace is None and self.needs_workspace:
+            try:
+                workspace = Workspace(size=spec.storage_size, inodes=spec.storage_inodes)
+            except OSError as exc:
+                raise LaunchError(spec.name, "make the working directory", exc.errno or 0) from None
+            stack.callback(workspace.close)
+        if workspace is not None:
+            await self._fill(runtime, spec, workspace)
+        events = self.deliver_cancel is not None
+        return await runtime.launch(spec, streams, events=events, workspace=workspace), workspace
+
+    async def _fill(self, runtime: Starter, spec: Spec, workspace: Workspace) -> None:
+        uid, gid = await runtime.owner(spec)
+        if workspace is not self.directory:
+            workspace.own(uid, gid)
+        sizes = [len(content) if isinstance(content, bytes) else _SMALL for content in self.files.values()]
+        try:
+            if sum(sizes) < _SMALL:
+                workspace.put(self.files, uid, gid)
+            else:
+                await in_thread(workspace.put, self.files, uid, gid)
+        except OSError as exc:
+            raise LaunchError(spec.name, f"put {exc.filename}", exc.errno or 0) from None
+
+    def _captures(self, spec: Spec, streams: Streams) -> dict[str, Capture]:
+        limit = spec.output_limit or DEFAULT_LIMIT
+        pipes = (("stdout", streams.stdout), ("stderr", streams.stderr))
+        return {name: Capture(pipe, limit) for name, pipe in pipes if pipe is not None}
+
+    async def _deliver(self, deliver: DeliverCancel, container: Container) -> None:
+        """As in trio.run_process: the user's own way to end it, and then we wait for that."""
+
+        async def call() -> None:
+            await deliver(container)
+            await container.wait_gone()
+
+        await shielded(call)
+
+    async def _result(self, exit: Exit, captures: dict[str, Capture], workspace: Workspace | None) -> Result:
+        more: dict[str, Any] = {"id": self.id, "job": self.job}
+        for name, capture in captures.items():
+            more[name], more[f"{name}_bytes"] = capture.kept, capture.size
+        more["truncated"] = any(capture.exceeded for capture in captures.values())
+        if self.collect and workspace is not None:
+            more["files"], more["uncollected"] = await in_thread(workspace.collect, self.collect, self.collect_limit)
+        return Result.of(exit, **more)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Any:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+    except OSError as exc:
+        raise SpecError("stdin", f"{path}: {exc.strerror}") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
