@@ -509,7 +509,7 @@ class Launcher:
 
     def request(self, request: bytes, fds: Sequence[int] = ()) -> None:
         """As LauncherProcess does it: long ones by a memfd."""
-        wire._send(self.control, request, fds)
+        wire.send_request(self.control, request, fds)
 
     def receive(self) -> Event:
         received = wire.receive_event(self.control)

@@ -302,8 +302,8 @@ def test_odd_commands_are_nothing_to_an_init(either: Launcher) -> None:
     container = listening(either)
     command = struct.Struct("=IHHii")
     for message in (
-        b"x", os.urandom(16), bytes(4096), command.pack(wire.MAGIC, 2, 1, 9, 0), command.pack(wire.MAGIC, 1, 2, 9, 0),
-        *(command.pack(wire.MAGIC, 1, 1, number, scope) for number in (0, -1, 65, 2**31 - 1, -(2**31)) for scope in (0, 1, 2)),
+        b"x", os.urandom(16), bytes(4096), command.pack(wire.MAGIC, wire.VERSION + 1, 1, 9, 0), command.pack(wire.MAGIC, wire.VERSION, 2, 9, 0),
+        *(command.pack(wire.MAGIC, wire.VERSION, 1, number, scope) for number in (0, -1, 65, 2**31 - 1, -(2**31)) for scope in (0, 1, 2)),
     ):  # fmt: skip
         container.events.send(message)
     container.signal(signal.SIGTERM)

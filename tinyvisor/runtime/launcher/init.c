@@ -394,17 +394,18 @@ static _Noreturn void fail(struct report *report, enum section section, int step
 	_exit(error == ENOENT ? 127 : 126);
 }
 
-/* Keeps these fds (-1: none) as 3, 4, 5 and nothing else: an init that held the workload's pipes would keep their readers
+/* Keeps these fds (-1: none) as 3, 4, ... and nothing else: an init that held the workload's pipes would keep their readers
  * from seeing the end. */
 static void keep_only(int *const *fds, int count)
 {
 	for (int i = 0; i < count; i++) /* out of each other's way first */
 		if (*fds[i] >= 0 && (*fds[i] = fcntl(*fds[i], F_DUPFD_CLOEXEC, 100)) < 0)
 			_exit(125);
+	int next = 3;
 	for (int i = 0; i < count; i++)
-		if (*fds[i] >= 0 && (*fds[i] = dup3(*fds[i], 3 + i, O_CLOEXEC)) < 0)
+		if (*fds[i] >= 0 && (*fds[i] = dup3(*fds[i], next++, O_CLOEXEC)) < 0)
 			_exit(125);
-	(void)syscall(NR_close_range, (unsigned)(3 + count), ~0u, 0);
+	(void)syscall(NR_close_range, (unsigned)next, ~0u, 0);
 	(void)syscall(NR_close_range, 0u, 2u, 0);
 }
 
