@@ -127,4 +127,4 @@ async def communicate(container: Container, captures: Iterable[Capture], feed: F
             container.exceed_output()
     if feed is not None and feed.error is not None:
         raise feed.error
-    return await container.wait()
+    return container.ended()

@@ -91,6 +91,7 @@ class Container:
         self._stopped = False
         self._held_up_by: tuple[str, ...] = ()
         self._output_exceeded: int | None = None
+        self._waiting = 0
         self._when_gone: list[Callable[[], None]] = []
 
     @property
@@ -113,11 +114,7 @@ class Container:
         Cancellation: the container goes on.
         """
         await self._gone.wait()
-        if self._error is not None:
-            raise self._error
-        if self._exit is None:
-            raise InternalError(f"{self.name}: gone without an exit")
-        return self._exit
+        return self.ended()
 
     @property
     def exit(self) -> Exit | None:
@@ -136,7 +133,11 @@ class Container:
                 return
             except BlockingIOError:
                 with contextlib.suppress(anyio.ClosedResourceError):
-                    await anyio.wait_writable(self._events)
+                    self._waiting += 1
+                    try:
+                        await anyio.wait_writable(self._events)
+                    finally:
+                        self._waiting -= 1
             except OSError:
                 return  # init is gone, or will never read again: the end is on its way
 
@@ -266,6 +267,14 @@ class Container:
     def gone(self) -> bool:
         return self._gone.is_set()
 
+    def ended(self) -> Exit:
+        """What `wait` returns or raises, of a container that is gone: an await less."""
+        if self._error is not None:
+            raise self._error
+        if self._exit is None:
+            raise InternalError(f"{self.name}: gone without an exit")
+        return self._exit
+
     def unpark(self, spec: Spec, request: bytes, streams: Streams) -> bool:
         """Gives a parked container its command and streams; False where it is gone, or as good as."""
         if self._events is None or self._gone.is_set():
@@ -288,7 +297,11 @@ class Container:
         """
         while self._events is not None and not self._started and not self._gone.is_set():
             with contextlib.suppress(anyio.ClosedResourceError):  # it was gone before we woke up
-                await anyio.wait_readable(self._events)
+                self._waiting += 1
+                try:
+                    await anyio.wait_readable(self._events)
+                finally:
+                    self._waiting -= 1
             self._read_events()
         if self._error is not None:
             raise self._error
@@ -350,7 +363,8 @@ class Container:
 
     def _set_gone(self) -> None:
         if self._events is not None:
-            anyio.notify_closing(self._events)
+            if self._waiting:
+                anyio.notify_closing(self._events)
             self._events.close()
         self._gone.set()
         while self._when_gone:

@@ -73,9 +73,15 @@ def cache_directory() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """An encoded plan but for the name and the exec step."""
+    """An encoded plan but for the name and the exec step.
+
+    Attributes:
+        parked: the workload's steps that a container made ahead has behind it.
+        workload: the others.
+    """
 
     init: Section
+    parked: Section
     workload: Section
     cleanup: Section
     trees: tuple[planning.Tree, ...]
@@ -87,7 +93,13 @@ class _Shape:
         def fill(section: Section) -> Section:
             return Section(section.count, section.body.replace(holes, raw))
 
-        return _Shape(fill(self.init), fill(self.workload), fill(self.cleanup), self.trees, self.readback)
+        sections = (self.init, self.parked, self.workload, self.cleanup)
+        return _Shape(*map(fill, sections), self.trees, self.readback)
+
+    def with_exec(self, exec_: bytes, *, parked: bool = False) -> Section:
+        """The workload's section, or what is left of it for a container that was parked."""
+        rest = Section(self.workload.count + 1, self.workload.body + exec_)
+        return rest if parked else self.parked + rest
 
 
 @contextlib.asynccontextmanager
@@ -504,8 +516,7 @@ class Runtime:
         if shape is None or identity is None:
             return False
         exec_ = wire.encode_step(planning.exec_step(spec, identity, container.name))
-        workload = Section(shape.workload.count + 1, shape.workload.body + exec_)
-        sections = (wire.EMPTY, wire.EMPTY, workload)
+        sections = (wire.EMPTY, wire.EMPTY, shape.with_exec(exec_, parked=True))
         return container.unpark(spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
 
     async def end(self, container: Container) -> None:
@@ -593,12 +604,11 @@ class Runtime:
             template = workspace.template if workspace else None
             shape = self._shape(spec, view, identity, terminal, template, name)
             container = self._container(spec, name, id_, streams, shape, view, identity, events, template)
-            workload = wire.EMPTY
             if park:
                 self._parked[id_] = shape, identity
+                workload = shape.parked
             else:
-                exec_ = wire.encode_step(planning.exec_step(spec, identity, name))
-                workload = Section(shape.workload.count + 1, shape.workload.body + exec_)
+                workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
             sections = (wire.EMPTY, shape.init, workload, shape.cleanup)
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
@@ -667,7 +677,7 @@ class Runtime:
         streams = Streams(stdin, stdout, stderr, self.null)
         with _as_launch_error(spec):
             plan = planning.exec_plan(spec, limits=self._limits(spec), name=container.name, identity=identity)
-            shape = _Shape(wire.encode(plan.init), wire.encode(plan.workload), wire.EMPTY, (), ())
+            shape = _Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
             process = self._container(spec, container.name, next(self._ids), streams, shape, None, identity, True)
             process.describe_with(lambda section, step: _step_in((plan.init, plan.workload)[section - 1], step))
             self._send(process, (wire.EMPTY, shape.init, shape.workload), [], container, wire.EXEC)
@@ -754,8 +764,11 @@ class Runtime:
         return shape.named(name)
 
     def _encode(self, spec: Spec, plan: planning.Plan) -> _Shape:
-        sections = (wire.encode(plan.init), wire.encode(plan.workload[:-1]), wire.encode(plan.cleanup))
-        return _Shape(*sections, plan.trees, self._limits(spec).readback())
+        split = planning.parked_steps(plan)
+        workload = (wire.encode(plan.workload[:split]), wire.encode(plan.workload[split:-1]))
+        return _Shape(
+            wire.encode(plan.init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback()
+        )
 
     def _plan(
         self,

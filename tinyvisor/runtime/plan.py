@@ -307,6 +307,11 @@ def _init(spec: Spec, name: str) -> Step:
     return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, timeout, name)
 
 
+def parked_steps(plan: Plan) -> int:
+    """How many of the workload's steps a container made ahead has behind it: the next one closes the socket that it waits on."""
+    return next(index for index, step in enumerate(plan.workload) if isinstance(step, s.CloseFds))
+
+
 CONTAINER_ROOT = {"pivot": "/container", "chroot": "/new"}
 """Where a container's root is in its mount namespace, by ``root_method`` (launcher/mounts.c, step_pivot_root, step_chroot)."""
 

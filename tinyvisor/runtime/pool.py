@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from tinyvisor.errors import RunFailed, SpecError, TinyvisorError
 from tinyvisor.runtime.container import Container
@@ -49,16 +50,20 @@ class Pool:
         return len(self._ready)
 
     def take(self, spec: Spec, streams: Streams) -> Member | None:
-        """One of them, that runs `spec` now; None where none is ready."""
-        self._wanted.set()
+        """One of them, that runs `spec` now; None where none is ready. It is replaced when it has ended, not in its way."""
         while self._ready:
             container, workspace = self._ready.popleft()
             if self._hand_over(container, spec, streams):
+                container.call_when_gone(self._refill)
                 return container, workspace
             if workspace is not None:
                 workspace.close()
             container.kill()  # it was killed from outside, or is about to end
+        self._refill()
         return None
+
+    def _refill(self) -> None:
+        self._wanted.set()
 
     async def keep_full(self) -> None:
         """Makes what is missing, until `drain`; then ends those that are left."""
@@ -69,6 +74,7 @@ class Pool:
                         self._ready.append(await self._make())
                     self._wanted = anyio.Event()
                     await self._wanted.wait()
+                    await anyio.lowlevel.checkpoint()  # whose run has ended comes first
         except (TinyvisorError, OSError) as exc:
             self.error = exc
         finally:

@@ -275,8 +275,9 @@ static _Noreturn void run(struct init *init)
 
 struct birth {
 	struct context *context;
-	const struct plan *plan;
+	struct plan *plan;
 	struct report *report;
+	int64_t started; /* ns, written by the child */
 };
 
 /* Root inside owns the inode of the host's /dev/null, too: through the host's writable /dev it could change its mode for all.
@@ -290,21 +291,70 @@ static int own_null(const struct context *context, int fd)
 	return open_in_root(context, "dev/null", O_RDWR);
 }
 
-/* The child between fork and exec. With CLONE_VM init sleeps until exec or exit. */
-static int workload_main(void *argument)
+/* All is ready but for the command. The end of the stream: nobody wants it any more. Nothing of this container's runs yet, and
+ * init sleeps until our exec, so what is received can go where the launch was. */
+static int wait_for_run(struct context *context, struct plan *plan, int *fds)
 {
-	const struct birth *birth = argument;
-	struct context *context = birth->context;
-	int failed = birth->plan->count[SECTION_WORKLOAD], error = 0; /* past the last step: none of them */
+	struct request request;
+	uint32_t offset;
+	int count, error;
+	ssize_t size;
+
+	for (int i = 1; i < context->fd_count; i++)
+		close(context->fds[i]);
+	(void)madvise(scratch, offsetof(struct scratch, stack), MADV_DONTNEED); /* not the stack's top: we may stand on it */
+	size = receive_request(context->event, scratch->request, fds, &count);
+	if (size <= 0)
+		return size ? (int)size : -ECANCELED;
+	error = decode_request(scratch->request, (uint32_t)size, count, plan, &offset);
+	if (error)
+		return error;
+	memcpy(&request, scratch->request, sizeof request);
+	if (request.type != REQUEST_RUN)
+		return -EINVAL;
+	memcpy(context->stdio, fds, sizeof context->stdio);
+	context->fds = fds;
+	context->fd_count = count;
+	return 0;
+}
+
+static int take_stdio(const struct context *context)
+{
+	int error = 0;
 
 	for (int i = 0; i < 3 && !error; i++) {
 		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i]);
 		/* A source below 3 would be overwritten before its turn: init made sure that there is none. */
 		error = fd < 0 ? fd : dup2(fd, i) < 0 ? -errno : 0;
 	}
+	return error;
+}
+
+/* The child between fork and exec. With CLONE_VM init sleeps until exec or exit. */
+static int workload_main(void *argument)
+{
+	struct birth *birth = argument;
+	struct context *context = birth->context;
+	struct plan *plan = birth->plan;
+	int fds[MAX_FDS], done = 0, failed = 0, error = 0;
+
+	if (context->park) {
+		done = plan->count[SECTION_WORKLOAD];
+		error = run_steps(context, plan->section[SECTION_WORKLOAD], done, &failed);
+		if (!error) {
+			failed = done;
+			error = wait_for_run(context, plan, fds);
+		}
+	}
+	if (!error) {
+		failed = done + plan->count[SECTION_WORKLOAD]; /* past the last step: none of them */
+		error = take_stdio(context);
+	}
 	if (!error) {
 		set_signal_mask(0);
-		error = run_steps(context, birth->plan->section[SECTION_WORKLOAD], birth->plan->count[SECTION_WORKLOAD], &failed);
+		birth->started = now();
+		error = run_steps(context, plan->section[SECTION_WORKLOAD], plan->count[SECTION_WORKLOAD], &failed);
+		failed += done;
 	}
 	birth->report->step = failed;
 	birth->report->error = error ? -error : ENOEXEC;
@@ -439,35 +489,11 @@ static void drop_rights(void)
 		_exit(125);
 }
 
-/* All is ready but for the workload. The end of the stream: nobody wants it any more. */
-static void wait_for_run(struct context *context, struct plan *plan, struct report *report, int *fds)
-{
-	struct request request;
-	uint32_t offset;
-	ssize_t size;
-	int count, error;
-
-	for (int i = 1; i < context->fd_count; i++)
-		close(context->fds[i]);
-	forget_request();
-	size = receive_request(context->event, scratch->request, fds, &count);
-	if (size == 0)
-		_exit(0);
-	error = size < 0 ? (int)size : decode_request(scratch->request, (uint32_t)size, count, plan, &offset);
-	if (!error)
-		memcpy(&request, scratch->request, sizeof request);
-	if (error || request.type != REQUEST_RUN)
-		fail(report, SECTION_WORKLOAD, 0, error ? -error : EINVAL);
-	memcpy(context->stdio, fds, sizeof context->stdio);
-	context->fds = fds;
-	context->fd_count = count;
-}
-
 _Noreturn void init_main(struct context *context, struct plan *plan)
 {
 	struct init init = {.tty = -1, .exec = context->exec};
-	int fds[MAX_FDS];
 	struct event started = {.type = EVENT_STARTED, .id = context->id};
+	struct birth birth = {context, plan, NULL, 0};
 	struct report *report;
 	int failed, error;
 
@@ -477,21 +503,20 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	report = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, reports_fd, (off_t)context->slot * PAGE);
 	if (report == MAP_FAILED)
 		_exit(125);
+	birth.report = report;
 	error = run_steps(context, plan->section[SECTION_INIT], plan->count[SECTION_INIT], &failed);
 	if (error)
 		fail(report, SECTION_INIT, failed, -error);
 	show_as(context->exec ? "tinyvisor-exec" : "tinyvisor-init", context->name);
-	if (context->park)
-		wait_for_run(context, plan, report, fds);
 	init.signals = open_signals();
 	if (init.signals < 0)
 		fail(report, SECTION_WORKLOAD, 0, errno);
-	init.started = now();
-	init.workload = give_birth(&(struct birth){context, plan, report});
+	init.workload = give_birth(&birth);
 	if (init.workload < 0)
 		fail(report, SECTION_WORKLOAD, 0, errno);
 	if (report->error)
 		fail(report, SECTION_WORKLOAD, report->step, report->error);
+	init.started = birth.started ? birth.started : now(); /* 0: the child had a memory of its own */
 	init.event = context->event;
 	init.report = report;
 	init.group = context->init_flags & INIT_SIGNAL_GROUP;

@@ -56,12 +56,12 @@ enum request_type {
 	REQUEST_PREPARE = 1,
 	REQUEST_LAUNCH,
 	REQUEST_KILL,
-	REQUEST_RUN, /* to a parked init, on the container's socket: what it was waiting for */
+	REQUEST_RUN, /* to a parked container, on its own socket */
 };
 enum {
 	FLAG_BODY_IN_MEMFD = 1, /* the last fd holds all that follows the header */
 	FLAG_KEEP_FDS = 2,      /* prepare: the other fds stay open and can be named by later requests */
-	FLAG_PARK = 4,          /* launch: init waits for REQUEST_RUN before it starts a workload */
+	FLAG_PARK = 4,          /* launch: behind the workload's steps the child waits for REQUEST_RUN, which has the rest */
 	FLAG_EXEC = 8,          /* launch: one more process in the other's container, not a new one */
 };
 enum section { SECTION_LAUNCHER, SECTION_INIT, SECTION_WORKLOAD, SECTION_CLEANUP, SECTIONS };
