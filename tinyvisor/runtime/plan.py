@@ -87,7 +87,10 @@ class Limits:
     def readback(self) -> tuple[tuple[int, str], ...]:
         """(hierarchy, file) of the counters to read at the end, in the order in which they come back."""
         used = {index for index, _ in self.used()}
-        return tuple((index, file) for index, file in readback_files(self.layout) if index in used)
+        limited = any(write.controller == "pids" for write in self.writes)
+        return tuple(
+            (index, file) for index, file in readback_files(self.layout) if index in used and (limited or file != "pids.events")
+        )
 
 
 def plan(
@@ -130,7 +133,7 @@ def plan(
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
         *_identity_of_host(spec, name),
         *_cpu_time(spec, limits, name),
-        _init(spec, name),
+        _init(spec, limits, name),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
     return Plan(tuple(init), tuple(_workload(spec, limits, name, identity)), tuple(cleanup), tuple(trees))
@@ -299,12 +302,18 @@ def _cpu_time(spec: Spec, limits: Limits, name: str) -> Iterator[Step]:
         yield s.CpuTime(s.KEPT | hierarchy, f"{name}/{file}", max(1, round(spec.cpu_time * 1000)), min(most), label)
 
 
-def _init(spec: Spec, name: str) -> Step:
+def _init(spec: Spec, limits: Limits, name: str) -> Step:
     flags = s.INIT_SIGNAL_GROUP if spec.signal_group else 0
     if "time" in spec.namespaces:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
-    timeout = 0 if spec.timeout is None else max(1, round(spec.timeout * 1000))
-    return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, timeout, name)
+    # Its cgroups prove that it is empty; a host directory in it would still be mounted for a moment, and could not be unmounted.
+    if limits.used() and spec.rootfs is None and not spec.volumes:
+        flags |= s.INIT_EARLY
+    return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, _milliseconds(spec.timeout), name)
+
+
+def _milliseconds(timeout: float | None) -> int:
+    return 0 if timeout is None else max(1, round(timeout * 1000))
 
 
 def parked_steps(plan: Plan) -> int:
@@ -326,7 +335,7 @@ def exec_plan(spec: Spec, *, limits: Limits, name: str, identity: Identity) -> P
         *(s.CgroupInto(s.KEPT | index, name, item.label) for index, item in limits.used() if item.version == 2),
         s.Join(joined, name),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
-        _init(spec.with_(orphan_grace_period=0), name),
+        s.Init(s.INIT_SIGNAL_GROUP if spec.signal_group else 0, 0, spec.stop_signal, _milliseconds(spec.timeout), name),
     ]
     return Plan(tuple(init), tuple(_workload(spec, limits, name, identity)), (), ())
 
@@ -354,10 +363,10 @@ def _workload(spec: Spec, limits: Limits, name: str, identity: Identity) -> Iter
     yield s.Session()
     if "user" in spec.namespaces:
         yield s.EnterUser()
-    yield s.CloseFds()
     yield s.Umask(spec.umask)
     kept = capability_mask(spec.capabilities)
     yield s.BoundingSet(kept)
+    yield s.CloseFds()
     yield s.SetIdentity(identity.uid, identity.gid, identity.groups)
     yield s.Capabilities(kept, tuple(sorted(spec.capabilities)))
     yield s.WorkingDir(spec.working_dir or "/")

@@ -30,7 +30,7 @@ KEPT = 0x100
 FIRST_TREE = 4
 """Slots 0..3 of a launch are the event socket, stdin, stdout, stderr; detached trees follow."""
 
-INIT_SIGNAL_GROUP, INIT_FORK = 1, 2
+INIT_SIGNAL_GROUP, INIT_FORK, INIT_EARLY = 1, 2, 4
 
 
 class Step:
@@ -437,6 +437,8 @@ class Init(Step):
         words = [f"init as {self.name}"]
         if self.flags & INIT_SIGNAL_GROUP:
             words.append("signals go to the group")
+        if self.flags & INIT_EARLY:
+            words.append("gone when it is empty")
         if self.orphan_grace:
             words.append(f"orphans get {self.orphan_grace} ms")
         if self.timeout:

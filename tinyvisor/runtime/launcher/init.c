@@ -31,6 +31,7 @@ struct init { /* what stays of a container's set-up */
 	int64_t deadline; /* ns, 0 for none */
 	int cpu_usage;    /* fd of what counts the CPU time, or -1 */
 	int64_t cpu_limit, cpus; /* ns; how many can be used at once */
+	int ended, slot;  /* where to say that all has ended, or -1, and what */
 	bool exec; /* not PID 1: the workload is one process among others of a container */
 	int tty; /* stand-alone: our controlling terminal, or -1 */
 };
@@ -251,6 +252,21 @@ static int enforce_time(const struct init *init, int64_t *next)
 	return why;
 }
 
+/* The end of PID 1 takes its time (its mounts, an RCU grace period). Where nothing else is left to end, the launcher may clean
+ * up and report meanwhile: it removes the cgroups, which fails unless they are empty indeed. */
+static void tell_early(const struct init *init)
+{
+	struct rusage usage;
+	const uint32_t slot = (uint32_t)init->slot;
+
+	if (init->ended < 0 || waitpid(-1, NULL, WNOHANG) != -1 || errno != ECHILD || getrusage(RUSAGE_CHILDREN, &usage) < 0)
+		return;
+	init->report->user = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
+	init->report->system = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
+	init->report->flags |= GONE_EMPTY;
+	(void)!write(init->ended, &slot, sizeof slot); /* EAGAIN: then it is told when we are reaped, as ever */
+}
+
 static int exit_code(int status)
 {
 	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
@@ -268,6 +284,7 @@ static _Noreturn void run(struct init *init)
 	}
 	report_exit(init, status, why);
 	wait_for_orphans(init);
+	tell_early(init);
 	_exit(exit_code(status));
 }
 
@@ -282,13 +299,15 @@ struct birth {
 
 /* Root inside owns the inode of the host's /dev/null, too: through the host's writable /dev it could change its mode for all.
  * The container's own is on a read-only mount (runc reopens it, too). */
-static int own_null(const struct context *context, int fd)
+static int own_null(const struct context *context, int fd, int *null)
 {
 	struct stat status;
 
 	if (fstat(fd, &status) < 0 || !S_ISCHR(status.st_mode) || status.st_rdev != makedev(1, 3))
 		return fd;
-	return open_in_root(context, "dev/null", O_RDWR);
+	if (*null == -1)
+		*null = open_in_root(context, "dev/null", O_RDWR);
+	return *null;
 }
 
 /* All is ready but for the command. The end of the stream: nobody wants it any more. Nothing of this container's runs yet, and
@@ -320,10 +339,10 @@ static int wait_for_run(struct context *context, struct plan *plan, int *fds)
 
 static int take_stdio(const struct context *context)
 {
-	int error = 0;
+	int error = 0, null = -1;
 
 	for (int i = 0; i < 3 && !error; i++) {
-		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i]);
+		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i], &null);
 		/* A source below 3 would be overwritten before its turn: init made sure that there is none. */
 		error = fd < 0 ? fd : dup2(fd, i) < 0 ? -errno : 0;
 	}
@@ -526,7 +545,9 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	init.cpu_usage = context->cpu_usage;
 	init.cpu_limit = (int64_t)context->cpu_ms * 1000000;
 	init.cpus = (int64_t)context->cpus;
-	keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage}, 3);
+	init.ended = context->init_flags & INIT_EARLY ? ended_fd : -1;
+	init.slot = context->slot;
+	keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended}, 4);
 	drop_rights();
 	forget_request();
 	started.a = report->pid;
@@ -573,7 +594,7 @@ static bool parse_number(const char *text, long highest, long *out)
 
 int init_standalone(int argc, char **argv)
 {
-	struct init init = {.event = -1, .cpu_usage = -1, .orphan_signal = SIGTERM};
+	struct init init = {.event = -1, .cpu_usage = -1, .ended = -1, .orphan_signal = SIGTERM};
 	struct sigaction on_child, standard = {.sa_handler = SIG_DFL};
 	pid_t parent = getppid(), self = getpid();
 	long grace = 0, parent_signal = 0;

@@ -101,13 +101,14 @@ struct event {
 	uint32_t length, unused; /* bytes of data that follow */
 };
 
-enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4 };
+enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4, GONE_EMPTY = 8 };
 
 struct report { /* what an init leaves behind, in a page that it shares with the launcher and nobody else */
 	int32_t pid;                  /* init's, as the host numbers it */
 	int32_t section, step, error; /* the step that failed; error 0: none did */
 	int32_t flags, status;        /* GONE_...; wait status of the workload */
 	int64_t wall;                 /* ns from exec to the workload's end */
+	int64_t user, system;         /* us of CPU time, with GONE_EMPTY: of all that was reaped */
 };
 
 struct gone {
@@ -138,6 +139,7 @@ struct container { /* what the launcher keeps of a running container: no fd at a
 	uint16_t cleanup_count;
 	int slot;               /* of its report */
 	bool exec;              /* a process in another's container */
+	bool told;              /* EVENT_GONE is sent; init itself is still on its way out */
 	struct gone gone;       /* what will be reported, and the files read for it: */
 	char *data;             /* owned */
 	uint32_t data_size;
@@ -166,7 +168,11 @@ struct context {
 	char name[65];
 };
 
-enum { INIT_SIGNAL_GROUP = 1, INIT_FORK = 2 };
+enum {
+	INIT_SIGNAL_GROUP = 1,
+	INIT_FORK = 2,
+	INIT_EARLY = 4, /* the container is gone when it is empty and its cgroups are: what is mounted in it is nobody else's */
+};
 
 struct plan { /* a decoded request */
 	struct step step[MAX_STEPS];
@@ -204,7 +210,7 @@ void print_steps(void);
 int run_steps(struct context *context, const struct step *step, int count, int *failed);
 int slot_fd(const struct context *context, uint64_t slot);
 int keep_fds(const int *fds, int count);
-extern int launcher_pidfd, supervisor_pidfd, reports_fd;
+extern int launcher_pidfd, supervisor_pidfd, reports_fd, ended_fd;
 
 /* mounts.c */
 step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory, step_link, step_file, step_node,

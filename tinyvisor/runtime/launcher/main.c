@@ -33,13 +33,13 @@
 #define RETRY_MS 5
 #define MAX_READ 4096 /* bytes of each file that is read back */
 
-int launcher_pidfd = -1, supervisor_pidfd = -1, reports_fd = -1;
+int launcher_pidfd = -1, supervisor_pidfd = -1, reports_fd = -1, ended_fd = -1;
 
-static int control = -1, signals = -1;
+static int control = -1, signals = -1, ended = -1; /* ended: what inits write to ended_fd */
 struct scratch *scratch;
 
 static struct { /* the launcher's own: no child inherits it, so no child pays for it */
-	struct container *buckets[BUCKETS];
+	struct container *buckets[BUCKETS], *at_slot[MAX_CONTAINERS];
 	int free_slots[MAX_CONTAINERS];
 	struct step cleanup[MAX_STEPS];
 	char counters[MAX_INLINE / 2], message[sizeof(struct gone) + MAX_INLINE / 2];
@@ -66,7 +66,7 @@ static const struct container *find_id(pid_t pid, uint64_t id)
 	for (size_t i = 0; !pid && !container && i < BUCKETS; i++) /* not known yet to who asks: rare */
 		for (container = ledger->buckets[i]; container && container->id != id;)
 			container = container->next;
-	return container && container->id == id ? container : NULL;
+	return container && container->id == id && !container->told ? container : NULL;
 }
 
 void show_as(const char *comm, const char *title)
@@ -140,27 +140,48 @@ static void report_gone(struct container *container, const void *data, uint32_t 
 	if (size)
 		memcpy(message + sizeof container->gone, data, size);
 	send_event(control, &event, message, (uint32_t)sizeof container->gone + size, -1);
-	free(container->cleanup);
-	free(container->data);
+}
+
+static void forget(struct container *container)
+{
+	if (container) {
+		free(container->cleanup);
+		free(container->data);
+	}
 	free(container);
+}
+
+static void report_last(struct container *container, const void *data, uint32_t size)
+{
+	report_gone(container, data, size);
+	forget(container);
 	running--;
+}
+
+/* What was read for the report, kept for a later try. */
+static bool keep_data(struct container *container, const char *data, uint32_t size)
+{
+	container->data = malloc(size + 1);
+	if (!container->data)
+		return false;
+	memcpy(container->data, data, size);
+	container->data_size = size;
+	return true;
 }
 
 /* The container's processes are gone. Its cgroups may stay busy for a moment: the last task is still on its way out. */
 static void finish(struct container *container)
 {
-	char *data = ledger->counters;
-	uint32_t size = 0;
+	const char *data = container->data ? container->data : ledger->counters;
+	uint32_t size = container->data_size;
 
-	(void)run_cleanup(container, OP_READ, data, sizeof ledger->counters, &size);
+	if (!container->data) /* else an early try has read them, and may have removed one already */
+		(void)run_cleanup(container, OP_READ, ledger->counters, sizeof ledger->counters, &size);
 	container->gone.cleanup_error = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
-	container->data = container->gone.cleanup_error == EBUSY ? malloc(size + 1) : NULL;
-	if (!container->data) {
-		report_gone(container, data, size);
+	if (container->gone.cleanup_error != EBUSY || (!container->data && !keep_data(container, data, size))) {
+		report_last(container, data, size);
 		return;
 	}
-	memcpy(container->data, data, size);
-	container->data_size = size;
 	container->next = cleaning;
 	cleaning = container;
 }
@@ -175,13 +196,38 @@ static void retry_cleaning(void)
 			continue;
 		}
 		*at = container->next;
-		report_gone(container, container->data, container->data_size);
+		report_last(container, container->data, container->data_size);
 	}
 }
 
 static struct report *report_of(int slot)
 {
 	return (struct report *)(void *)(reports + (size_t)slot * PAGE);
+}
+
+/* Inits that said they are alone. That a cgroup can be removed proves it: a process that was exec'ed into the container is no
+ * child of its init. */
+static void finish_early(void)
+{
+	uint32_t slots[64];
+	ssize_t size = read(ended, slots, sizeof slots);
+
+	for (ssize_t i = 0; i < size / (ssize_t)sizeof *slots; i++) {
+		struct container *container = slots[i] < MAX_CONTAINERS ? ledger->at_slot[slots[i]] : NULL;
+		uint32_t used = 0;
+		if (!container || container->told || container->data || !(report_of(container->slot)->flags & GONE_EMPTY))
+			continue;
+		container->gone.report = *report_of(container->slot);
+		container->gone.user = container->gone.report.user;
+		container->gone.system = container->gone.report.system;
+		(void)run_cleanup(container, OP_READ, ledger->counters, sizeof ledger->counters, &used);
+		if (run_cleanup(container, OP_REMOVE, NULL, 0, NULL)) {
+			(void)keep_data(container, ledger->counters, used);
+			continue;
+		}
+		container->told = true;
+		report_gone(container, ledger->counters, used);
+	}
 }
 
 static void reap_inits(void)
@@ -198,11 +244,17 @@ static void reap_inits(void)
 		if (!container)
 			continue;
 		*at = container->next;
+		ledger->at_slot[container->slot] = NULL;
+		ledger->free_slots[free_count++] = container->slot;
+		if (container->told) {
+			forget(container);
+			running--;
+			continue;
+		}
 		container->gone.report = *report_of(container->slot);
 		container->gone.status = status;
 		container->gone.user = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
 		container->gone.system = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
-		ledger->free_slots[free_count++] = container->slot;
 		finish(container);
 	}
 }
@@ -250,13 +302,6 @@ static pid_t clone_init(struct report *report, bool exec)
 	return (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
 }
 
-static void forget(struct container *container)
-{
-	if (container)
-		free(container->cleanup);
-	free(container);
-}
-
 static struct container *remember(const struct request *request)
 {
 	struct container *container = calloc(1, sizeof *container);
@@ -299,6 +344,7 @@ static int launch(const struct request *request, int *fds, int count)
 		return error;
 	}
 	free_count--;
+	ledger->at_slot[container->slot] = container;
 	bucket = &ledger->buckets[(unsigned)container->pid % BUCKETS];
 	container->next = *bucket;
 	*bucket = container;
@@ -399,12 +445,14 @@ static int64_t now_ms(void)
 static void serve_for_ever(void)
 {
 	int64_t retry_at = 0;
-	struct pollfd fds[3] = {{control, POLLIN, 0}, {signals, POLLIN, 0}, {supervisor_pidfd, POLLIN, 0}};
+	struct pollfd fds[4] = {{control, POLLIN, 0}, {signals, POLLIN, 0}, {supervisor_pidfd, POLLIN, 0}, {ended, POLLIN, 0}};
 	bool ending = false;
 
 	while (!ending || running) {
-		if (poll(fds, 3, cleaning ? RETRY_MS : -1) < 0 && errno != EINTR)
+		if (poll(fds, 4, cleaning ? RETRY_MS : -1) < 0 && errno != EINTR)
 			abort();
+		if (fds[3].revents)
+			finish_early();
 		if (fds[1].revents)
 			reap_inits();
 		if (cleaning && now_ms() >= retry_at) { /* by time, however many requests come meanwhile */
@@ -465,6 +513,12 @@ static void *map_private(size_t size)
 static int map_reports(void)
 {
 	const size_t size = (size_t)MAX_CONTAINERS * PAGE;
+	int ends[2];
+
+	if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+		return -errno;
+	ended = ends[0];
+	ended_fd = ends[1];
 
 	reports_fd = memfd_create("tinyvisor-reports", MFD_CLOEXEC);
 	if (reports_fd < 0 || ftruncate(reports_fd, (off_t)size) < 0)
