@@ -440,7 +440,10 @@ def test_events_decode() -> None:
     assert wire.decode_event(event(length=3, data=b"abc")) == wire.Event(wire.REFUSED, 5, -1, 7, b"abc")
 
 
-@pytest.mark.parametrize("message", [b"", event()[:-1], event(magic=1), event(version=wire.VERSION + 1), event(length=1), event(data=b"x")])
+GARBLED = [b"", event()[:-1], event(magic=1), event(version=wire.VERSION + 1), event(length=1), event(data=b"x")]
+
+
+@pytest.mark.parametrize("message", GARBLED)
 def test_garbled_events_are_bugs(message: bytes) -> None:
     with pytest.raises(InternalError):
         wire.decode_event(message)

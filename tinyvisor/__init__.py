@@ -21,9 +21,9 @@ if TYPE_CHECKING:
         TinyvisorError,
     )
     from tinyvisor.job import Job
-    from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
+    from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, Workspace, open_runtime, run
     from tinyvisor.spec import Backoff, Blkio, Limits, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
-    from tinyvisor.state import Exit, Result
+    from tinyvisor.state import Exit, Result, Stats
 
 _HOME = {
     "tinyvisor.errors": (
@@ -38,9 +38,9 @@ _HOME = {
         "TinyvisorError",
     ),
     "tinyvisor.job": ("Job",),
-    "tinyvisor.runtime": ("PIPE", "STDOUT", "Container", "Runtime", "open_runtime"),
+    "tinyvisor.runtime": ("PIPE", "STDOUT", "Container", "Runtime", "Workspace", "open_runtime", "run"),
     "tinyvisor.spec": ("Backoff", "Blkio", "Limits", "Project", "RestartPolicy", "Service", "Spec", "Tmpfs", "Ulimit", "Volume"),
-    "tinyvisor.state": ("Exit", "Result"),
+    "tinyvisor.state": ("Exit", "Result", "Stats"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -67,11 +67,14 @@ __all__ = (
     "Service",
     "Spec",
     "SpecError",
+    "Stats",
     "TinyvisorError",
     "Tmpfs",
     "Ulimit",
     "Volume",
+    "Workspace",
     "open_runtime",
+    "run",
 )
 
 

@@ -15,6 +15,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -301,9 +302,10 @@ def test_kill_of_unknown_containers_is_nothing(either: Launcher) -> None:
 def test_odd_commands_are_nothing_to_an_init(either: Launcher) -> None:
     container = listening(either)
     command = struct.Struct("=IHHii")
+    packed = partial(command.pack, wire.MAGIC, wire.VERSION)
     for message in (
-        b"x", os.urandom(16), bytes(4096), command.pack(wire.MAGIC, wire.VERSION + 1, 1, 9, 0), command.pack(wire.MAGIC, wire.VERSION, 2, 9, 0),
-        *(command.pack(wire.MAGIC, wire.VERSION, 1, number, scope) for number in (0, -1, 65, 2**31 - 1, -(2**31)) for scope in (0, 1, 2)),
+        b"x", os.urandom(16), bytes(4096), command.pack(wire.MAGIC, wire.VERSION + 1, 1, 9, 0), packed(2, 9, 0),
+        *(packed(1, number, scope) for number in (0, -1, 65, 2**31 - 1, -(2**31)) for scope in (0, 1, 2)),
     ):  # fmt: skip
         container.events.send(message)
     container.signal(signal.SIGTERM)

@@ -1,7 +1,8 @@
 """Everything that touches the kernel; usable alone. This is its only door."""
 
 from tinyvisor.runtime.container import Container
-from tinyvisor.runtime.engine import Runtime, open_runtime
+from tinyvisor.runtime.engine import Runtime, open_runtime, run
 from tinyvisor.runtime.stdio import PIPE, STDOUT
+from tinyvisor.runtime.workspace import Workspace
 
-__all__ = ("PIPE", "STDOUT", "Container", "Runtime", "open_runtime")
+__all__ = ("PIPE", "STDOUT", "Container", "Runtime", "Workspace", "open_runtime", "run")

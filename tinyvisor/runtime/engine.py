@@ -143,6 +143,15 @@ async def open_runtime(*, name: str | None = None, warm: int = 0) -> AsyncIterat
         raise error
 
 
+async def run(command: Spec | Sequence[str], **arguments: Any) -> Result:
+    """`Runtime.run` with a runtime of its own, for a single run: opening one costs more than a run does.
+
+    Args, Raises, Cancellation: as `Runtime.run` and `open_runtime`.
+    """
+    async with open_runtime() as runtime:
+        return await runtime.run(command, **arguments)
+
+
 class Runtime:
     """Starts containers. Made by `open_runtime` only.
 
@@ -766,9 +775,7 @@ class Runtime:
     def _encode(self, spec: Spec, plan: planning.Plan) -> _Shape:
         split = planning.parked_steps(plan)
         workload = (wire.encode(plan.workload[:split]), wire.encode(plan.workload[split:-1]))
-        return _Shape(
-            wire.encode(plan.init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback()
-        )
+        return _Shape(wire.encode(plan.init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback())
 
     def _plan(
         self,

@@ -42,7 +42,7 @@ _REQUEST = struct.Struct("=IHHIIQQI4HHH")
 _STEP = struct.Struct("=HBBI")
 _LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=IHHQiiII")
-_GONE = struct.Struct("=6i3q2i2q")
+_GONE = struct.Struct("=6iq16x2i2q")  # passed over: CPU time so far, as init told the launcher
 _EXITED, _TIMED_OUT, _CPU_TIMED_OUT = 1, 2, 4
 _COMMAND = struct.Struct("=IHHii")
 _MAX_EVENT = _EVENT.size + _GONE.size + (32 << 10)
@@ -158,7 +158,7 @@ def decode_gone(data: bytes) -> Gone:
     """The data of a GONE event."""
     if len(data) < _GONE.size:
         raise InternalError(f"short report from the launcher: {len(data)} bytes")
-    _pid, section, step, error, flags, status, wall, _user, _system, init_status, cleanup_error, user, system = _GONE.unpack_from(data)
+    _pid, section, step, error, flags, status, wall, init_status, cleanup_error, user, system = _GONE.unpack_from(data)
     ended = bool(flags & _EXITED), bool(flags & _TIMED_OUT), bool(flags & _CPU_TIMED_OUT)
     return Gone(
         section, step, error, *ended, status, wall / 1e9, init_status, cleanup_error, user / 1e6, system / 1e6,
