@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinyvisor.errors import SpecError
-from tinyvisor.spec import Spec
+from tinyvisor.spec import Spec, check_encodable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +58,15 @@ class Job:
 
 def _path(where: str, value: object) -> Path:
     if not isinstance(value, str | os.PathLike):
-        raise SpecError(where, f"expected bytes or a path, got {value!r}")
+        raise SpecError(where, f"expected bytes or a path, got {value!r:.100}")
+    if "\0" in os.fspath(value):
+        raise SpecError(where, "must not contain NUL")
     return Path(value)
 
 
 def _relative(where: str, path: object) -> None:
     if not isinstance(path, str) or not path or "\0" in path:
         raise SpecError(where, f"expected a relative path, got {path!r}")
+    check_encodable(where, path)
     if path.startswith("/") or ".." in path.split("/") or not path.strip("./"):
         raise SpecError(where, f'"{path}" must be a path below the working directory')

@@ -612,6 +612,16 @@ def _no_nul(where: str, text: str) -> None:
         raise SpecError(where, f"expected text, got {text!r}")
     if "\0" in text:
         raise SpecError(where, "must not contain NUL")
+    if not text.isascii():
+        check_encodable(where, text)
+
+
+def check_encodable(where: str, text: str) -> None:
+    """Raises `SpecError` for text that no bytes stand for: a lone surrogate but those that `os.fsdecode` makes."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise SpecError(where, f"{text!r:.100} has characters that can't be encoded") from None
 
 
 def _positive(where: str, value: float) -> None:

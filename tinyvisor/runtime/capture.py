@@ -123,7 +123,7 @@ async def communicate(container: Container, captures: Iterable[Capture], feed: F
     await container.wait_gone()
     for capture in captures:
         capture.read_rest()
-        if capture.exceeded:
+        if capture.exceeded:  # it may have ended before we saw that
             container.exceed_output()
     if feed is not None and feed.error is not None:
         raise feed.error

@@ -11,6 +11,7 @@ import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -22,7 +23,7 @@ from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.verdict import Outcome, judge
-from tinyvisor.spec import Spec
+from tinyvisor.spec import Spec, parse_signal
 from tinyvisor.state import Exit, Stats
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Container:
         self._init_end = events[1] if events else None
         self._gone = anyio.Event()
         self._exit: Exit | None = None
+        self._outcome: Outcome | None = None
         self._error: Exception | None = None
         self._started = False
         self._started_at = time.monotonic()
@@ -121,12 +123,18 @@ class Container:
         """How it ended; None while it runs."""
         return self._exit
 
-    async def signal(self, number: int, *, all: bool = False) -> None:
+    async def signal(self, number: int | str, *, all: bool = False) -> None:
         """Sends a signal to the workload (its group where ``spec.signal_group``), or to every process of the container.
 
         Nothing happens once the workload has ended.
+
+        Args:
+            number: or the name: 1, ``"HUP"``, ``"SIGHUP"``, ``"RTMIN+3"``.
+
+        Raises:
+            SpecError: there is no such signal.
         """
-        command = wire.encode_signal(number, wire.SCOPE_ALL if all else wire.SCOPE_WORKLOAD)
+        command = wire.encode_signal(_signal(number), wire.SCOPE_ALL if all else wire.SCOPE_WORKLOAD)
         while self._events is not None and not self._gone.is_set():
             try:
                 self._events.send(command, socket.MSG_NOSIGNAL)
@@ -141,17 +149,18 @@ class Container:
             except OSError:
                 return  # init is gone, or will never read again: the end is on its way
 
-    async def stop(self, *, signal: int | None = None, grace: float | None = None) -> Exit:
+    async def stop(self, *, signal: int | str | None = None, grace: float | None = None) -> Exit:
         """Sends `signal` (default: the spec's), waits `grace` seconds (default: the spec's), then kills what is left.
 
         ``Exit.held_up_by`` names the processes that had to be killed.
 
         Cancellation: kills at once, and waits for the end all the same.
         """
+        number = self.spec.stop_signal if signal is None else _signal(signal)
         self._stopped = self._stopped or not self._gone.is_set()
         try:
             with anyio.move_on_after(self.spec.stop_grace_period if grace is None else grace):
-                await self.signal(self.spec.stop_signal if signal is None else signal)
+                await self.signal(number)
                 return await self.wait()
             self._held_up_by = self.processes()
         finally:
@@ -235,6 +244,7 @@ class Container:
 
     def processes(self) -> tuple[str, ...]:
         """What runs in the container besides init, as ``"comm[pid]"`` with the host's numbers; `MAX_PROCESSES` at most."""
+        self._read_events()  # init's number, where nobody waited for the start
         found: list[str] = []
         for pid in _descendants(self.pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
@@ -252,8 +262,11 @@ class Container:
     # ---- for the runtime ----
 
     def exceed_output(self) -> None:
-        """It wrote more than it may: it is killed for that."""
+        """It wrote more than it may: it is killed for that, and judged by it where it has ended already."""
         self._output_exceeded = self.spec.output_limit or DEFAULT_LIMIT
+        if self._outcome is not None:
+            self._outcome = replace(self._outcome, output_exceeded=self._output_exceeded)
+            self._exit = judge(self.spec, self._outcome)
         self.kill()
 
     def call_when_gone(self, function: Callable[[], None]) -> None:
@@ -326,13 +339,14 @@ class Container:
 
     def finish(self, gone: wire.Gone, usage: Usage) -> None:
         """The launcher has reaped init: nothing of the container is left."""
+        self._read_events()  # whether it had started, where nobody waited for that
         if gone.error:
             self._error = LaunchError(self.name, self._describe(gone.section, gone.step), gone.error)
         elif gone.cleanup_error:
             self._error = ContainerError(self.name, f"its cgroup could not be removed: {os.strerror(gone.cleanup_error)}")
         elif not gone.exited and not self._started and not self._stopped and self._events is not None:
             self._error = ContainerError(self.name, "its init was killed while it was starting")
-        outcome = Outcome(
+        self._outcome = Outcome(
             wait_status=gone.status if gone.exited else None,
             timed_out=gone.timed_out,
             wall=gone.wall if gone.exited else time.monotonic() - self._started_at,  # init had no time to say
@@ -345,7 +359,7 @@ class Container:
             cpu_timed_out=gone.cpu_timed_out,
             output_exceeded=self._output_exceeded,
         )
-        self._exit = judge(self.spec, outcome)
+        self._exit = judge(self.spec, self._outcome)
         self._set_gone()
 
     async def wait_gone(self) -> None:
@@ -403,6 +417,13 @@ class Container:
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
+
+
+def _signal(value: int | str) -> int:
+    try:
+        return parse_signal(value)
+    except ValueError as exc:
+        raise SpecError("signal", str(exc)) from None
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -25,6 +25,7 @@ from tinyvisor.job import Job
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
+from tinyvisor.runtime.beside import beside
 from tinyvisor.runtime.cgroup import (
     PARENT,
     CgroupTree,
@@ -119,21 +120,21 @@ async def open_runtime(*, name: str | None = None, warm: int = 0) -> AsyncIterat
     """
     name = f"run-{os.getpid()}-{next(_runs)}" if name is None else name
     check_name("name", name)
+    _check_count("warm", warm, 0)
     runtime = Runtime(name, probe(), warm)
     error: BaseException | None = None
     try:
         runtime._open()
         async with anyio.create_task_group() as group:
             group.start_soon(runtime._serve)
-            runtime._tasks = group
             try:
                 await runtime._prepare_first()
-                yield runtime
+                async with beside() as tasks:
+                    runtime._tasks = tasks
+                    yield runtime
             except BaseException as exc:  # raised again below, where the task group can't wrap it
                 error = exc
-            if runtime._warmed is not None:
-                runtime._warmed.drain()
-            runtime._serving.cancel()
+            runtime._serving.cancel()  # last: who ends a container waits for what is heard there
     except anyio.get_cancelled_exc_class():
         if error is None:
             raise
@@ -314,7 +315,9 @@ class Runtime:
         spec = self._spec(command, limits, changes)
         if spec.output_limit is not None:
             raise SpecError("output_limit", "start hands out the pipes themselves; count what you read, or use run")
-        container = await self.launch(spec, Streams(stdin, stdout, stderr, self.null), terminal=terminal, events=True)
+        with _as_launch_error(spec):
+            streams = Streams(stdin, stdout, stderr, self.null)
+        container = await self.launch(spec, streams, terminal=terminal, events=True)
         try:
             await container.wait_started()
             yield container
@@ -411,8 +414,7 @@ class Runtime:
         Cancellation, and leaving the scope: kills what runs.
         """
         concurrency = 2 * len(os.sched_getaffinity(0)) if concurrency is None else concurrency
-        if concurrency < 1:
-            raise SpecError("concurrency", "expected 1 or more")
+        _check_count("concurrency", concurrency, 1)
 
         async def run(item: Spec | Job) -> Result:
             job = item if isinstance(item, Job) else None
@@ -439,10 +441,26 @@ class Runtime:
             size: bytes or ``"64m"``; it counts against no container's ``mem_limit`` once its writer has ended.
             inodes: files and directories at most.
             mode: of the directory, which belongs to root.
+
+        Raises:
+            SpecError: a value that is none. Nothing was created.
+            LauncherDied: there is nobody to make it.
         """
+        _check_count("inodes", inodes, 1)
+        _check_count("mode", mode, 0)
+        try:
+            size = parse_size(size)
+        except ValueError as exc:
+            raise SpecError("size", str(exc)) from None
+        _check_count("size", size, 1)  # 0 is no limit, to a tmpfs
+        self._check_open()
         number = self._directories.pop() if self._directories else next(self._directory_numbers)
         target = f"/t/work/{number}"
-        workspace = Workspace(size=parse_size(size), inodes=inodes, mode=mode, template=target)
+        try:
+            workspace = Workspace(size=size, inodes=inodes, mode=mode & 0o7777, template=target)
+        except OSError as exc:
+            self._directories.append(number)
+            raise LaunchError("working_directory", "make it", exc.errno or 0) from None
         try:
             steps = (s.Directory("/t/work"), s.Directory(target), s.Bind(0, target, 0, "a working directory"))
             with anyio.CancelScope(shield=True):
@@ -465,18 +483,16 @@ class Runtime:
 
         Args:
             command: a spec; its command and environment are only defaults.
+            size: > 0.
             changes: as in `run`, ``limits`` too.
         """
+        _check_count("size", size, 1)
         spec = self._spec(command, changes.pop("limits", None), changes)
         if spec.network_mode.startswith("service:"):
             raise SpecError("network_mode", "a container made ahead can't join another's network")
         pool = self._pool(spec, size, workspace=False)
-        async with anyio.create_task_group() as group:
-            group.start_soon(pool.keep_full)
-            try:
-                yield WarmRuns(self._run, spec, pool)
-            finally:
-                pool.drain()
+        async with beside(pool.keep_full):
+            yield WarmRuns(self._run, spec, pool)
 
     async def _run(self, run: Run, pool: Pool | None = None) -> Result:
         return await run.carry_out(self, pool or (self._warm_pool(run) if self._warm else None))
@@ -577,8 +593,9 @@ class Runtime:
             park: it waits for its command.
         """
         try:
-            view = await self._prepared_view() if spec.rootfs is None else None
-            spec = await self._with_directory(spec)
+            with _as_launch_error(spec):
+                view = await self._prepared_view() if spec.rootfs is None else None
+                spec = await self._with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self._check_open()
             container = self._send_launch(spec, view, streams, terminal, events, workspace, park)
@@ -680,14 +697,21 @@ class Runtime:
     ) -> AsyncIterator[Container]:
         """One more process in a running container, as a scope; see `Container.open_exec`."""
         self._check_open()
+        await container.wait_started()  # by now, but for a run's
+        identity = await self._exec_identity(spec)
+        # No await from here on: what runs now still does when the launcher is asked.
         if container.gone or not container.pid:
             raise ContainerError(container.name, "is not running")
-        identity = await self._exec_identity(spec)
-        streams = Streams(stdin, stdout, stderr, self.null)
         with _as_launch_error(spec):
-            plan = planning.exec_plan(spec, limits=self._limits(spec), name=container.name, identity=identity)
-            shape = _Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
-            process = self._container(spec, container.name, next(self._ids), streams, shape, None, identity, True)
+            streams = Streams(stdin, stdout, stderr, self.null)
+            try:
+                plan = planning.exec_plan(spec, limits=self._limits(spec), name=container.name, identity=identity)
+                shape = _Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
+                process = self._container(spec, container.name, next(self._ids), streams, shape, None, identity, True)
+            except BaseException:
+                streams.close_given()
+                streams.close()
+                raise
             process.describe_with(lambda section, step: _step_in((plan.init, plan.workload)[section - 1], step))
             self._send(process, (wire.EMPTY, shape.init, shape.workload), [], container, wire.EXEC)
         process.close_given()
@@ -833,6 +857,11 @@ class Runtime:
         self._parked.pop(container.id, None)
         if self._names.get(container.name) is container:  # not an exec in it
             del self._names[container.name]
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SpecError(name, f"expected a whole number, {least} or more, got {value!r}")
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,7 +9,6 @@ The order is the security argument, so read it top down:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,9 +294,8 @@ def _identity_of_host(spec: Spec, name: str) -> Iterator[Step]:
 def _cpu_time(spec: Spec, limits: Limits, name: str) -> Iterator[Step]:
     if spec.cpu_time is not None and limits.cpu_usage is not None:
         hierarchy, file = limits.cpu_usage
+        # Not spec.cpus: a period's share may be used up at once, by as many as there are.
         most = [limits.cpus, *([len(spec.cpuset)] if spec.cpuset else []), *([spec.pids_limit] if spec.pids_limit else [])]
-        if spec.cpus is not None:
-            most.append(math.ceil(spec.cpus) + 1)  # a period's share may be used up at its end, and the next one's at its start
         label = limits.layout.hierarchies[hierarchy].label
         yield s.CpuTime(s.KEPT | hierarchy, f"{name}/{file}", max(1, round(spec.cpu_time * 1000)), min(most), label)
 

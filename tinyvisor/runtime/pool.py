@@ -47,7 +47,7 @@ class Pool:
         self._scope = anyio.CancelScope()
 
     def __len__(self) -> int:
-        return len(self._ready)
+        return sum(not container.gone for container, _ in self._ready)
 
     def take(self, spec: Spec, streams: Streams) -> Member | None:
         """One of them, that runs `spec` now; None where none is ready. It is replaced when it has ended, not in its way."""

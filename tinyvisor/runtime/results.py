@@ -11,6 +11,8 @@ from typing import Generic, TypeVar
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream
 
+from tinyvisor.runtime.beside import beside
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -42,11 +44,11 @@ class Results(AsyncIterator[R], Generic[R]):
 async def open_results(
     run: Callable[[T], Awaitable[R]], jobs: Iterable[T] | AsyncIterable[T], concurrency: int
 ) -> AsyncIterator[Results[R]]:
-    """Runs `jobs`, `concurrency` at once; at most as many results wait to be taken. Leaving it cancels what runs."""
+    """Runs `jobs`, `concurrency` at once; as many results at most wait to be taken before no more jobs are, and those that run
+    then wait with theirs. Leaving it cancels what runs."""
     send, receive = anyio.create_memory_object_stream[R](concurrency)
     results = Results(receive)
     source, turn, working = _iterate(jobs), anyio.Lock(), anyio.CancelScope()
-    error: BaseException | None = None
 
     async def work() -> None:
         try:
@@ -70,27 +72,21 @@ async def open_results(
 
     try:
         with receive:
-            async with anyio.create_task_group() as group:
-                group.start_soon(work_all)
-                try:
-                    yield results
-                except BaseException as exc:  # raised again below, where the task group can't wrap it
-                    error = exc
-                group.cancel_scope.cancel()
-    except anyio.get_cancelled_exc_class():
-        if error is None:
-            raise
+            async with beside(work_all):
+                yield results
     finally:
         with anyio.CancelScope(shield=True):
             await source.aclose()
-    if error is not None:
-        raise error
 
 
 async def _iterate(jobs: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
     if isinstance(jobs, AsyncIterable):
-        async for job in jobs:
-            yield job
+        try:
+            async for job in jobs:
+                yield job
+        finally:
+            if isinstance(jobs, AsyncGenerator):  # given in place, most often: nobody else closes it
+                await jobs.aclose()
     else:
         for job in jobs:
             yield job

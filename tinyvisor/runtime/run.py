@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeGuard
 
 import anyio
 from anyio.abc import ByteReceiveStream
@@ -83,7 +83,10 @@ class Run:
         if spec.working_dir is None and (self.needs_workspace or self.directory):
             spec = spec.with_(working_dir=DEFAULT_DIRECTORY)
         with contextlib.ExitStack() as stack:
-            streams = self._streams(runtime.null, stack)
+            try:
+                streams = self._streams(runtime.null, stack)
+            except OSError as exc:
+                raise LaunchError(spec.name, "open its standard streams", exc.errno or 0) from None
             feed_rest = self._prefill(streams)
             container, workspace = await self._start(runtime, pool, spec, streams, stack)
             captures = self._captures(spec, streams)
@@ -99,6 +102,8 @@ class Run:
             return await self._result(exit, captures, workspace)
 
     def _check(self) -> None:
+        if isinstance(self.collect_limit, bool) or not isinstance(self.collect_limit, int) or self.collect_limit < 0:
+            raise SpecError("collect_limit", f"expected bytes, 0 or more, got {self.collect_limit!r}")
         for name, given, captured in (("stdout", self.stdout, self.capture_stdout), ("stderr", self.stderr, self.capture_stderr)):
             if captured and given is not None:
                 raise SpecError(name, "can't be captured and go elsewhere")
@@ -113,7 +118,7 @@ class Run:
 
     def _streams(self, null: int, stack: contextlib.ExitStack) -> Streams:
         stdin: Any = self.stdin
-        if isinstance(stdin, bytes) or hasattr(stdin, "receive"):
+        if isinstance(stdin, bytes) or _is_stream(stdin):
             stdin = PIPE
         elif isinstance(stdin, Path):
             stdin = stack.enter_context(_open(stdin))
@@ -129,7 +134,7 @@ class Run:
             if not rest:
                 streams.stdin.close()
             return rest or None
-        return self.stdin if isinstance(self.stdin, ByteReceiveStream) else None
+        return self.stdin if _is_stream(self.stdin) else None
 
     async def _start(
         self, runtime: Starter, pool: Parked | None, spec: Spec, streams: Streams, stack: contextlib.ExitStack
@@ -188,13 +193,20 @@ class Run:
         return Result.of(exit, **more)
 
 
+def _is_stream(stdin: object) -> TypeGuard[ByteReceiveStream]:
+    """Also a memory object stream of bytes, which is no `ByteReceiveStream`."""
+    return hasattr(stdin, "receive")
+
+
 @contextlib.contextmanager
 def _open(path: Path) -> Any:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError as exc:
-        raise SpecError("stdin", f"{path}: {exc.strerror}") from None
+        # O_NONBLOCK: a FIFO must not make the whole program wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    except (OSError, ValueError) as exc:  # ValueError: no path at all
+        raise SpecError("stdin", f"{path}: {exc.strerror if isinstance(exc, OSError) else exc}") from None
     try:
+        os.set_blocking(fd, True)
         yield fd
     finally:
         os.close(fd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -25,11 +26,14 @@ class HasFileno(Protocol):
 
 
 Stdio: TypeAlias = "int | HasFileno | None"
-"""None is /dev/null; `PIPE`; or an fd or file, which the container gets as it is, with no copying in between."""
+"""None or `subprocess.DEVNULL` is /dev/null; `PIPE`; or an fd or file, which the container gets as it is, with no copying in
+between."""
 
 
 class ReceivePipe(ByteReceiveStream):
     """The reading end of a container's stdout or stderr.
+
+    ``async for`` over it gives lines. What was read for a line and is no part of it, the next call gets, whichever that is.
 
     Raises `anyio.EndOfStream` once every writer is gone, `anyio.ClosedResourceError` after `aclose`.
     Cancellation: a cancelled `receive` has read nothing.
@@ -38,9 +42,16 @@ class ReceivePipe(ByteReceiveStream):
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._ahead = bytearray()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
         await anyio.lowlevel.checkpoint_if_cancelled()
+        if self._ahead:
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+            return self._take(max_bytes)
+        return await self._read(max_bytes)
+
+    async def _read(self, max_bytes: int) -> bytes:
         while self._fd >= 0:
             try:
                 data = os.read(self._fd, max_bytes)
@@ -55,27 +66,42 @@ class ReceivePipe(ByteReceiveStream):
 
     def receive_nowait(self, max_bytes: int = 65536) -> bytes:
         """What is there now; nothing where that is nothing, or the end."""
+        if self._ahead:
+            return self._take(max_bytes)
         with contextlib.suppress(BlockingIOError):
             return os.read(self._fd, max_bytes) if self._fd >= 0 else b""
         return b""
 
-    async def lines(self, max_bytes: int = 65536) -> AsyncIterator[bytes]:
-        """Line by line, each with its newline but for an unfinished last one; a longer one comes in pieces of `max_bytes`.
+    async def receive_line(self, max_bytes: int = 65536) -> bytes:
+        """The next line with its newline, which an unfinished last one has not; a longer one comes in pieces of `max_bytes`."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        searched = 0
+        while (end := self._ahead.find(b"\n", searched, max_bytes)) < 0 and len(self._ahead) < max_bytes:
+            searched = len(self._ahead)
+            try:
+                data = await self._read(65536)
+            except anyio.EndOfStream:
+                if not self._ahead:
+                    raise
+                break
+            self._ahead += data
+        return self._take(max_bytes if end < 0 else end + 1)
 
-        Also what ``async for`` over the pipe gives.
+    def _take(self, max_bytes: int) -> bytes:
+        data = bytes(self._ahead[:max_bytes])
+        del self._ahead[:max_bytes]
+        return data
+
+    def lines(self, max_bytes: int = 65536) -> AsyncIterator[bytes]:
+        """`receive_line` until the end of the stream; what ``async for`` over the pipe gives, too. May be left and taken up
+        again.
+
+        Args:
+            max_bytes: > 0.
         """
-        rest = b""
-        with contextlib.suppress(anyio.EndOfStream):
-            while True:
-                *whole, rest = (rest + await self.receive()).split(b"\n")
-                for line in whole:
-                    for at in range(0, len(line) + 1, max_bytes):
-                        yield (line + b"\n")[at : at + max_bytes]
-                while len(rest) >= max_bytes:
-                    yield rest[:max_bytes]
-                    rest = rest[max_bytes:]
-        if rest:
-            yield rest
+        if max_bytes < 1:
+            raise ValueError("max_bytes: expected 1 or more")
+        return _Lines(self, max_bytes)
 
     def __aiter__(self) -> AsyncIterator[bytes]:  # type: ignore[override]
         return self.lines()
@@ -88,7 +114,22 @@ class ReceivePipe(ByteReceiveStream):
 
     def close(self) -> None:
         """`aclose` without the await."""
+        self._ahead.clear()
         self._fd = _close(self._fd)
+
+
+class _Lines(AsyncIterator[bytes]):
+    """No generator: one that is left early would have to be closed, and keep to itself what it has read."""
+
+    def __init__(self, pipe: ReceivePipe, max_bytes: int) -> None:
+        self._pipe = pipe
+        self._max_bytes = max_bytes
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._pipe.receive_line(self._max_bytes)
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
 
 
 class SendPipe(ByteSendStream):
@@ -131,6 +172,19 @@ class SendPipe(ByteSendStream):
         self._fd = _close(self._fd)
 
 
+def _given_fd(stdio: object, name: str) -> int:
+    if isinstance(stdio, bool) or not (isinstance(stdio, int) or hasattr(stdio, "fileno")):
+        raise SpecError(name, f"expected an fd, a file or one of this argument's other kinds, got {stdio!r:.100}")
+    try:
+        fd = stdio if isinstance(stdio, int) else stdio.fileno()
+        mode = os.fstat(fd).st_mode
+    except (OSError, ValueError) as exc:  # ValueError: a closed file
+        raise SpecError(name, f"can't be given to a container: {exc}") from None
+    if stat.S_ISDIR(mode):
+        raise SpecError(name, "a directory of the host would be a way out of the container's root")
+    return int(fd)
+
+
 def _close(fd: int) -> int:
     if fd >= 0:
         anyio.notify_closing(fd)
@@ -161,13 +215,10 @@ class Streams:
         self.given = (given_in, given_out, given_err)
 
     def _open(self, stdio: Stdio, null: int, name: str, ours: int, stream: Callable[[int], Any]) -> int:
-        if stdio is None:
+        if stdio is None or stdio == subprocess.DEVNULL:
             return null
         if stdio != PIPE:
-            fd = stdio if isinstance(stdio, int) else stdio.fileno()
-            if stat.S_ISDIR(os.fstat(fd).st_mode):
-                raise SpecError(name, "a directory of the host would be a way out of the container's root")
-            return fd
+            return _given_fd(stdio, name)
         pipe = os.pipe2(os.O_CLOEXEC)
         self._temporary.append(pipe[1 - ours])
         setattr(self, name, stream(pipe[ours]))

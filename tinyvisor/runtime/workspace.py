@@ -13,7 +13,9 @@ import stat
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import IO
 
+from tinyvisor.errors import SpecError
 from tinyvisor.runtime.syscalls import (
     RESOLVE_BENEATH,
     RESOLVE_NO_MAGICLINKS,
@@ -63,12 +65,14 @@ class Workspace:
 
         Raises:
             OSError: with the path: no space or inodes left, a link is in the way, a source can't be read.
+            SpecError: a source is no regular file.
         """
         for path, content in files.items():
             try:
                 self._put(path, content, uid, gid)
             except OSError as exc:
-                raise OSError(exc.errno, exc.strerror, exc.filename if exc.filename == str(content) else path) from None
+                source = isinstance(content, str | os.PathLike) and exc.filename == os.fspath(content)
+                raise OSError(exc.errno, exc.strerror, exc.filename if source else path) from None
 
     def _put(self, path: str, content: bytes | Path, uid: int, gid: int) -> None:
         *directories, name = [part for part in path.split("/") if part not in ("", ".")]
@@ -76,26 +80,32 @@ class Workspace:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=parent)
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=parent)
-            with open(fd, "wb") as file:
+            with open(fd, "wb", buffering=0) as file:
                 os.fchown(fd, uid, gid)
+                os.fchmod(fd, 0o644)  # whatever the program's umask is
                 if isinstance(content, bytes):
-                    file.write(content)
+                    _write(file, content)
                     return
-                with open(content, "rb") as source:
+                with _open_source(content) as source:
                     os.fchmod(fd, stat.S_IMODE(os.fstat(source.fileno()).st_mode) & 0o755 | 0o644)
                     while block := source.read(1 << 20):
-                        file.write(block)
+                        _write(file, block)
 
     @contextlib.contextmanager
     def _make(self, directories: list[str], uid: int, gid: int) -> Iterator[int]:
         fd = os.dup(self.fd)
         try:
             for name in directories:
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.mkdir(name, 0o755, dir_fd=fd)
-                    os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+                    made = True
+                except FileExistsError:
+                    made = False
                 fd, above = _open_directory(fd, name), fd
                 os.close(above)
+                if made:  # by fd: in a directory that is shared, the name may be another's by now
+                    os.fchown(fd, uid, gid)
+                    os.fchmod(fd, 0o755)
             yield fd
         finally:
             os.close(fd)
@@ -131,21 +141,20 @@ class Workspace:
     def _read(self, path: str, limit: int) -> bytes | str:
         """The content, or why there is none."""
         try:
-            # O_NONBLOCK: a FIFO must not make us wait for its writer. The mount is nodev, so no device is opened.
-            fd = openat2(self.fd, os.fsencode(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY, resolve=_STRICT)
+            handle = openat2(self.fd, os.fsencode(path), os.O_PATH | os.O_NOFOLLOW, resolve=_STRICT)
+            try:
+                # Looked at before it is opened: that alone would wake a FIFO's writer, or reach a device's driver.
+                status = os.fstat(handle)
+                if not stat.S_ISREG(status.st_mode):
+                    return _kind_of(status.st_mode)
+                if status.st_size > limit:
+                    return "larger than what may be collected"
+                with open(os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
+                    return file.read(status.st_size)  # somebody who shares the directory may still be writing to it
+            finally:
+                os.close(handle)
         except OSError as exc:
-            return "a symbolic link" if exc.errno == errno.ELOOP else self._kind(path) or os.strerror(exc.errno or 0)
-        with open(fd, "rb") as file:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                return _kind_of(status.st_mode)
-            content = file.read(limit + 1) if status.st_size <= limit else b""
-            return content if status.st_size <= limit and len(content) <= limit else "larger than what may be collected"
-
-    def _kind(self, path: str) -> str:
-        with contextlib.suppress(OSError):
-            return _kind_of(os.stat(path, dir_fd=self.fd, follow_symlinks=False).st_mode)
-        return ""
+            return _reason(exc)
 
 
 class _Directory:
@@ -154,12 +163,9 @@ class _Directory:
     def __init__(self, fd: int) -> None:
         self.fd = _open_directory(fd, ".")
 
-    def below(self, name: str) -> _Directory | None:
-        """None where that is no directory, or one that can't be had without following a link."""
-        try:
-            return _Directory._at(_open_directory(self.fd, name))
-        except OSError:
-            return None
+    def below(self, name: str) -> _Directory:
+        """Raises OSError where that is no directory, or one that can't be had without following a link."""
+        return _Directory._at(_open_directory(self.fd, name))
 
     @classmethod
     def _at(cls, fd: int) -> _Directory:
@@ -193,31 +199,53 @@ def _walk(directory: _Directory, parts: list[str], prefix: str, missing: dict[st
             yield from _walk(directory, rest, prefix, missing, depth)
         for name in directory.names():
             if directory.is_directory(name):
-                yield from _descend(directory, name, parts, prefix, missing, depth)
+                yield from _descend(directory, name, parts, prefix, missing, depth, named=False)
             elif not rest:
                 yield prefix + name
         return
     names = [name for name in directory.names() if fnmatchcase(name, part)] if _is_pattern(part) else [part]
     for name in names:
         if rest:
-            yield from _descend(directory, name, rest, prefix, missing, depth)
+            yield from _descend(directory, name, rest, prefix, missing, depth, named=not _is_pattern(part))
         elif directory.has(name) and not (_is_pattern(part) and directory.is_directory(name)):
             yield prefix + name
 
 
 def _descend(
-    directory: _Directory, name: str, parts: list[str], prefix: str, missing: dict[str, str], depth: int
+    directory: _Directory, name: str, parts: list[str], prefix: str, missing: dict[str, str], depth: int, *, named: bool
 ) -> Iterator[str]:
     if depth == MAX_DEPTH:
         missing[prefix + name] = f"more than {MAX_DEPTH} directories deep"
         return
-    below = directory.below(name)
-    if below is None:
-        if directory.has(name) and not directory.is_directory(name) and not _is_pattern(name):
-            missing[prefix + name] = "not a directory"
+    try:
+        below = directory.below(name)
+    except OSError as exc:
+        # Many things may be where a pattern stands for a directory; what is in the way of a name that was given is named.
+        if exc.errno != errno.ENOENT and (named or exc.errno not in (errno.ENOTDIR, errno.ELOOP)):
+            missing[prefix + name] = _reason(exc)
         return
     with contextlib.closing(below):
         yield from _walk(below, parts, f"{prefix}{name}/", missing, depth + 1)
+
+
+@contextlib.contextmanager
+def _open_source(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(fd, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # it might never end, or wait for a writer
+            raise SpecError("files", f"{path} is not a regular file")
+        yield file
+
+
+def _write(file: IO[bytes], content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _reason(exc: OSError) -> str:
+    reasons = {errno.ELOOP: "a symbolic link", errno.EXDEV: "on another file system", errno.ENOTDIR: "not a directory"}
+    return reasons.get(exc.errno or 0) or os.strerror(exc.errno or 0)
 
 
 def _open_directory(fd: int, name: str) -> int:
