@@ -18,6 +18,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tinyvisor", deadline=None)  # a busy machine is no failure
+settings.load_profile("tinyvisor")
 
 SETTLE = 5.0  # seconds at most for what the kernel or another process takes away in the background
 LASTING = 1.0  # seconds

@@ -1,6 +1,9 @@
 """The words: what a `Spec` refuses, and how it says so."""
 
 import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from tinyvisor.errors import SpecError
 from tinyvisor.spec import (
     Backoff,
     Blkio,
+    Limits,
     RestartPolicy,
     Spec,
     Tmpfs,
@@ -190,3 +194,103 @@ def test_any_value_is_accepted_or_a_spec_error(name: str, value: Any) -> None:
     values: Any = {"command": ("true",), name: value}
     with contextlib.suppress(SpecError):
         Spec(**values)
+
+
+# ---- changed copies ----
+
+WORDS = st.text(max_size=5) | st.sampled_from(["true", "a\0", "\ud800", "\udcff", 5, None])
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "command": st.lists(WORDS, max_size=3) | st.tuples(WORDS) | st.sampled_from([None, "ls", b"ls", 5, ["true"], ("a", "b")]),
+        "environment": st.dictionaries(WORDS, WORDS, max_size=3) | st.sampled_from([None, "A=1", 5, {}, {"A": "b"}]),
+        "name": st.text(max_size=3) | st.sampled_from(["x", "a-b", None, 5, "a" * 64, "-", ""]),
+    },
+)
+
+
+@given(CHANGES)
+def test_the_cheap_way_to_change_is_the_same_as_the_careful_one(changes: dict[str, Any]) -> None:
+    spec = Spec(command=("x",), environment={"K": "v"}, mem_limit=5, cpuset=frozenset({1}), ulimits={"core": Ulimit(0, 0)})
+    before = replace(spec)
+
+    def outcome(change: Callable[[], Spec]) -> object:
+        try:
+            return change()
+        except SpecError as exc:
+            return exc.field, exc.problem
+
+    cheap, careful = outcome(lambda: spec.with_(**changes)), outcome(lambda: replace(spec, **changes))
+    if isinstance(careful, Spec):
+        assert cheap == careful
+        assert isinstance(cheap, Spec)
+        assert [type(getattr(cheap, item.name)) for item in fields(Spec)] == [
+            type(getattr(careful, item.name)) for item in fields(Spec)
+        ]
+    else:  # where two are wrong, either may be named
+        assert isinstance(cheap, tuple)
+        assert cheap[0] in changes
+        if len(changes) == 1:
+            assert cheap == careful
+    assert spec == before
+
+
+@pytest.mark.parametrize("field, value", BAD)
+def test_wrong_changes_are_refused_as_wrong_values_are(field: str, value: Any) -> None:
+    with pytest.raises(SpecError) as at_construction:
+        Spec(**{"command": ("true",), field: value})
+    with pytest.raises(SpecError) as at_change:
+        Spec(command=("true",)).with_(**{field: value})
+    assert str(at_change.value) == str(at_construction.value)
+
+
+def test_a_changed_field_that_there_is_not_is_named() -> None:
+    with pytest.raises(SpecError, match="mem_limits: there is no such field"):
+        Spec(command=("true",)).with_(mem_limits=5)
+
+
+@pytest.mark.parametrize("field", ["command", "environment", "hostname", "working_dir", "user"])
+def test_text_that_can_not_be_encoded_is_refused(field: str) -> None:
+    """Else it would come up in the middle of a launch."""
+    value: Any = {"command": ("true", "\ud800"), "environment": {"A": "\ud800"}, "working_dir": "/\ud800"}.get(field, "\ud800")
+    with pytest.raises(SpecError) as caught:
+        Spec(**{"command": ("true",), field: value})
+    assert caught.value.field == field
+
+
+def test_bytes_that_are_no_utf8_can_be_said() -> None:
+    assert Spec(command=("echo", os.fsdecode(b"\xff"))).command[1] == "\udcff"
+
+
+# ---- limits ----
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("memory", "64q"), ("memory", -1), ("memory", 0), ("memory", "0"), ("memory", True), ("memory", 1.5), ("memory", b"64m"),
+        ("pids", 0), ("pids", -1), ("pids", "5"), ("pids", 1.0), ("pids", True),
+        ("wall", "2x"), ("wall", 0), ("wall", "0s"), ("wall", -1), ("wall", float("nan")), ("wall", float("inf")), ("wall", []),
+        ("cpu_time", "x"), ("cpu_time", 0), ("cpu_time", float("nan")), ("cpu_time", False),
+        ("cpus", "2"), ("cpus", 0), ("cpus", -0.5), ("cpus", float("inf")), ("cpus", True),
+        ("output", "1x"), ("output", 0), ("output", -5), ("disk", "big"), ("disk", 0), ("disk", "0m"),
+        ("files", 0), ("files", "1k"), ("files", 2.5), ("open_files", 0), ("open_files", "5"),
+    ],
+)  # fmt: skip
+def test_wrong_limits_name_the_limit(field: str, value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        Limits(**{field: value})
+    assert caught.value.field == f"limits.{field}"
+    assert str(caught.value).startswith(f"limits.{field}: ")
+
+
+def test_limits_are_spec_fields() -> None:
+    limits = Limits(
+        memory="64m", pids=20, wall="2s", cpu_time="500ms", cpus=0.5, output="1k", disk="1m", files=100, open_files=64
+    )
+    assert limits.spec_fields() == {
+        "mem_limit": 64 << 20, "pids_limit": 20, "timeout": 2.0, "cpu_time": 0.5, "cpus": 0.5, "output_limit": 1024,
+        "storage_size": 1 << 20, "storage_inodes": 100, "ulimits": {"nofile": Ulimit(64, 64)},
+    }  # fmt: skip
+    assert Limits().spec_fields() == {}
+    Spec(command=("true",)).with_(**limits.spec_fields())
