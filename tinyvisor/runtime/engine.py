@@ -94,8 +94,8 @@ class _Shape:
         def fill(section: Section) -> Section:
             return Section(section.count, section.body.replace(holes, raw))
 
-        sections = (self.init, self.parked, self.workload, self.cleanup)
-        return _Shape(*map(fill, sections), self.trees, self.readback)
+        init, parked, workload, cleanup = map(fill, (self.init, self.parked, self.workload, self.cleanup))
+        return _Shape(init, parked, workload, cleanup, self.trees, self.readback)
 
     def with_exec(self, exec_: bytes, *, parked: bool = False) -> Section:
         """The workload's section, or what is left of it for a container that was parked."""
