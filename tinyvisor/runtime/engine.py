@@ -379,7 +379,7 @@ class Runtime:
         """
         spec = self._spec(command, limits, changes)
         if files or collect:
-            Job(spec=spec, files=files or {}, collect=tuple(collect))  # for its checks
+            Job(spec=spec, files=files or {}, collect=collect)  # type: ignore[arg-type] # for its checks
         one = Run(
             spec=spec, stdin=stdin, stdout=stdout, stderr=stderr, capture_stdout=capture_stdout, capture_stderr=capture_stderr,
             files=files or {}, collect=tuple(collect), collect_limit=collect_limit, directory=working_directory,

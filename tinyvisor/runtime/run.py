@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from tinyvisor.runtime.capture import DEFAULT_LIMIT, Capture, Feed, communicate
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.launcher import shielded
 from tinyvisor.runtime.stdio import PIPE, STDOUT, Stdio, Streams
+from tinyvisor.runtime.syscalls import open_tree
 from tinyvisor.runtime.thread import in_thread
 from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
 from tinyvisor.spec import Spec
@@ -201,12 +204,31 @@ def _is_stream(stdin: object) -> TypeGuard[ByteReceiveStream]:
 @contextlib.contextmanager
 def _open(path: Path) -> Any:
     try:
-        # O_NONBLOCK: a FIFO must not make the whole program wait for its writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        fd = _open_read_only(path)
     except (OSError, ValueError) as exc:  # ValueError: no path at all
         raise SpecError("stdin", f"{path}: {exc.strerror if isinstance(exc, OSError) else exc}") from None
     try:
-        os.set_blocking(fd, True)
         yield fd
     finally:
         os.close(fd)
+
+
+def _open_read_only(path: Path) -> int:
+    """Through a read-only mount of its own: root inside could open /proc/self/fd/0 anew, for writing."""
+    # O_NONBLOCK: a FIFO must not make the whole program wait for its writer.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    try:
+        os.set_blocking(fd, True)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return fd
+        tree = open_tree(f"/proc/self/fd/{fd}", recursive=False, read_only=True)
+    except OSError as exc:
+        if exc.errno == errno.EINVAL:  # on no mount of ours, as a memfd's /proc/self/fd/N: nothing of the host's
+            return fd
+        os.close(fd)
+        raise
+    os.close(fd)
+    try:
+        return os.open(f"/proc/self/fd/{tree}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(tree)
