@@ -572,7 +572,8 @@ async def test_a_directory_as_stdio_is_refused(shared: Runtime) -> None:
         try:
             for name in ("stdin", "stdout", "stderr"):
                 with pytest.raises(SpecError, match="directory"):
-                    await shared.run(Spec(command=("/bin/true",)), **{name: fd})
+                    stdio: dict[str, Any] = {name: fd}
+                    await shared.run(Spec(command=("/bin/true",)), **stdio)
         finally:
             os.close(fd)
 
