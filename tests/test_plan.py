@@ -30,12 +30,18 @@ UNIFIED = Layout(hierarchies=(Hierarchy(2, "/sys/fs/cgroup", None, ("pids", "mem
 
 
 def planned(
-    layout: Layout = UNIFIED, *, identity: Identity = ROOT_USER, terminal: tuple[int, int] = (24, 80), **fields: Any
+    layout: Layout = UNIFIED,
+    *,
+    identity: Identity = ROOT_USER,
+    terminal: tuple[int, int] = (24, 80),
+    early: bool = False,
+    **fields: Any,
 ) -> Plan:
     spec = Spec(**{"command": ("true",), "name": "web", **fields})
     limits = Limits(layout, tuple(limit_writes(spec, layout, device=lambda path: "8:0")))
     view = VIEW if spec.rootfs is None else None
-    return plan(spec, limits=limits, view=view, identity=identity, resolv_conf=b"nameserver ::1\n", terminal=terminal)
+    resolv_conf = b"nameserver ::1\n"
+    return plan(spec, limits=limits, view=view, identity=identity, resolv_conf=resolv_conf, terminal=terminal, early=early)
 
 
 def of(steps: tuple[Step, ...], kind: type[Any]) -> list[Any]:
@@ -80,7 +86,7 @@ init:
   23 pivot_root into the new root, detach the old one
   24 set hostname web
   25 bring up loopback
-  26 init as web, gone when it is empty
+  26 init as web
 workload:
    0 new namespaces: cgroup
    1 new session
@@ -287,9 +293,10 @@ def test_the_first_process_of_a_time_namespace_is_forked() -> None:
 
 def test_what_is_gone_when_it_is_empty() -> None:
     def early(layout: Layout = SEPARATE, **fields: Any) -> bool:
-        return bool(of(planned(layout, **fields).init, s.Init)[0].flags & s.INIT_EARLY)
+        return bool(of(planned(layout, early=True, **fields).init, s.Init)[0].flags & s.INIT_EARLY)
 
     assert early()
+    assert not of(planned().init, s.Init)[0].flags & s.INIT_EARLY, "only where it is asked for"
     assert early(UNIFIED, tmpfs=(Tmpfs("/a"),))
     assert not early(rootfs=Path("/images/x")), "somebody may want to unmount it"
     assert not early(volumes=(Volume(Path("/host/a"), "/a"),))
@@ -301,7 +308,7 @@ def test_what_is_gone_when_it_is_empty() -> None:
 
 def test_init_times_are_milliseconds() -> None:
     step = of(planned(timeout=1.5, orphan_grace_period=0.25, signal_group=True, stop_signal=2).init, s.Init)[0]
-    assert step == s.Init(s.INIT_SIGNAL_GROUP | s.INIT_EARLY, 250, 2, 1500, "web")
+    assert step == s.Init(s.INIT_SIGNAL_GROUP, 250, 2, 1500, "web")
     assert of(planned(timeout=0.0001).init, s.Init)[0].timeout == 1, "a limit is never rounded away"
     assert of(planned().init, s.Init)[0].timeout == 0
 

@@ -376,6 +376,9 @@ class Runtime:
             RunFailed: with `check`; carries the result.
             LaunchError, HostError, SpecError: as `start`.
         Cancellation: kills everything in the container and waits for it to be gone.
+
+        When it returns, no process of the container's is left but its PID 1, and no cgroup; that one and its namespaces may
+        take some hundred microseconds more, beside what comes next. Leaving the runtime waits for them.
         """
         spec = self._spec(command, limits, changes)
         if files or collect:
@@ -528,7 +531,7 @@ class Runtime:
                 if directory is not None:
                     directory.own(*await self.owner(spec))
                 streams = Streams(None, None, None, self.null)
-                return await self.launch(spec, streams, events=True, workspace=directory, park=True), directory
+                return await self.launch(spec, streams, events=True, workspace=directory, park=True, early=True), directory
             except BaseException:
                 if directory is not None:
                     directory.close()
@@ -584,6 +587,7 @@ class Runtime:
         events: bool = False,
         workspace: Workspace | None = None,
         park: bool = False,
+        early: bool = False,
     ) -> Container:
         """Sends a launch on its way. The streams are the container's to close from here on, whatever comes.
 
@@ -591,6 +595,7 @@ class Runtime:
             events: with a socket of its own, over which it can be signalled and says when it has started.
             workspace: mounted on the working directory.
             park: it waits for its command.
+            early: as in `plan.plan`.
         """
         try:
             with _as_launch_error(spec):
@@ -598,7 +603,7 @@ class Runtime:
                 spec = await self._with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self._check_open()
-            container = self._send_launch(spec, view, streams, terminal, events, workspace, park)
+            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early)
         except BaseException:
             streams.close_given()
             streams.close()
@@ -616,6 +621,7 @@ class Runtime:
         events: bool,
         workspace: Workspace | None,
         park: bool,
+        early: bool,
     ) -> Container:
         id_ = next(self._ids)
         name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
@@ -628,7 +634,7 @@ class Runtime:
             if workspace is not None and not workspace.template:
                 trees.append(workspace.fd)
             template = workspace.template if workspace else None
-            shape = self._shape(spec, view, identity, terminal, template, name)
+            shape = self._shape(spec, view, identity, terminal, template, early, name)
             container = self._container(spec, name, id_, streams, shape, view, identity, events, template)
             if park:
                 self._parked[id_] = shape, identity
@@ -782,17 +788,18 @@ class Runtime:
         identity: Identity,
         terminal: tuple[int, int],
         workspace: str | None,
+        early: bool,
         name: str,
     ) -> _Shape:
         if len(name) < _MIN_PLACEHOLDER or spec.network_mode == "host":
-            return self._encode(spec, self._plan(spec, view, identity, name, terminal, workspace))
-        key = (len(name), identity, terminal, workspace, _shape_of(spec), *spec.ulimits.items())
+            return self._encode(spec, self._plan(spec, view, identity, name, terminal, workspace, early))
+        key = (len(name), identity, terminal, workspace, early, _shape_of(spec), *spec.ulimits.items())
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= 256:
                 self._shapes.clear()
             placeholder = _PLACEHOLDER * len(name)
-            plan = self._plan(spec, view, identity, placeholder, terminal, workspace)
+            plan = self._plan(spec, view, identity, placeholder, terminal, workspace, early)
             shape = self._shapes[key] = self._encode(spec, plan)
         return shape.named(name)
 
@@ -809,6 +816,7 @@ class Runtime:
         name: str,
         terminal: tuple[int, int] = (24, 80),
         workspace: str | None = None,
+        early: bool = False,
     ) -> planning.Plan:
         return planning.plan(
             spec,
@@ -819,6 +827,7 @@ class Runtime:
             resolv_conf=_resolv_conf() if spec.network_mode == "host" else None,
             terminal=terminal,
             workspace=workspace,
+            early=early,
         )
 
     def _limits(self, spec: Spec) -> planning.Limits:

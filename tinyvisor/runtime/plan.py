@@ -102,6 +102,7 @@ def plan(
     resolv_conf: bytes | None = None,
     terminal: tuple[int, int] = (24, 80),
     workspace: str | None = None,
+    early: bool = False,
 ) -> Plan:
     """The launch steps for `spec`.
 
@@ -113,10 +114,13 @@ def plan(
         terminal: rows and columns of a tty.
         workspace: what is mounted on the working directory: a path in the launcher's world, or "" for a tree that comes as the
             last fd.
+        early: its end is told as soon as it is empty, while its PID 1 and its mounts are still on their way out.
     """
     name = name if name is not None else spec.name
     trees = [Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
     trees += [Tree(volume.source, volume.read_only) for volume in spec.volumes]
+    # Cgroups prove that it is empty; a host directory in it would still be mounted for a moment, and could not be unmounted.
+    early = early and bool(limits.used()) and spec.rootfs is None and not spec.volumes
     init = [
         *_namespaces(spec),
         *_make_cgroups(limits, name),
@@ -132,7 +136,7 @@ def plan(
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
         *_identity_of_host(spec, name),
         *_cpu_time(spec, limits, name),
-        _init(spec, limits, name),
+        _init(spec, name, early=early),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
     return Plan(tuple(init), tuple(_workload(spec, limits, name, identity)), tuple(cleanup), tuple(trees))
@@ -300,12 +304,11 @@ def _cpu_time(spec: Spec, limits: Limits, name: str) -> Iterator[Step]:
         yield s.CpuTime(s.KEPT | hierarchy, f"{name}/{file}", max(1, round(spec.cpu_time * 1000)), min(most), label)
 
 
-def _init(spec: Spec, limits: Limits, name: str) -> Step:
+def _init(spec: Spec, name: str, *, early: bool) -> Step:
     flags = s.INIT_SIGNAL_GROUP if spec.signal_group else 0
     if "time" in spec.namespaces:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
-    # Its cgroups prove that it is empty; a host directory in it would still be mounted for a moment, and could not be unmounted.
-    if limits.used() and spec.rootfs is None and not spec.volumes:
+    if early:
         flags |= s.INIT_EARLY
     return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, _milliseconds(spec.timeout), name)
 

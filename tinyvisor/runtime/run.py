@@ -42,7 +42,7 @@ class Starter(Protocol):
     null: int
 
     async def launch(
-        self, spec: Spec, streams: Streams, /, *, events: bool = False, workspace: Workspace | None = None
+        self, spec: Spec, streams: Streams, /, *, events: bool = False, workspace: Workspace | None = None, early: bool = False
     ) -> Container: ...
 
     async def end(self, container: Container, /) -> None: ...
@@ -157,7 +157,7 @@ class Run:
         if workspace is not None:
             await self._fill(runtime, spec, workspace)
         events = self.deliver_cancel is not None
-        return await runtime.launch(spec, streams, events=events, workspace=workspace), workspace
+        return await runtime.launch(spec, streams, events=events, workspace=workspace, early=True), workspace
 
     async def _fill(self, runtime: Starter, spec: Spec, workspace: Workspace) -> None:
         uid, gid = await runtime.owner(spec)
