@@ -124,7 +124,7 @@ async def test_init_holds_no_right_and_no_fd_of_the_host(shared: Runtime) -> Non
     async with waiting(shared, **LIMITS) as container:
         init = Path(f"/proc/{container.pid}")
         targets = sorted(os.readlink(init / "fd" / fd).partition(":")[0] for fd in os.listdir(init / "fd"))
-        assert targets == ["anon_inode", "pipe", "socket"], "signals; where the launcher hears of its end; the supervisor"
+        assert targets == ["anon_inode", "socket"], "a signalfd and the socket to the supervisor"
         facts = status(container.pid)
         kill = f"{1 << 5:016x}"
         assert (facts["CapEff"], facts["CapPrm"], facts["CapInh"], facts["NoNewPrivs"]) == (kill, kill, "0" * 16, "1")
@@ -225,7 +225,6 @@ while True:
 async def test_a_flood_does_not_keep_init_from_its_timer(shared: Runtime, code: str) -> None:
     exit, _, _ = await run(shared, "python3", "-c", code, timeout=0.5, **LIMITS)
     assert exit.status == "time_limit"
-    assert exit.wall < 20, "it is a matter of milliseconds, on a machine with nothing else to do"
 
 
 @pytest.mark.parametrize("code", [FLOOD, STORM, FORKS], ids=["signals", "orphans", "forks"])

@@ -140,7 +140,8 @@ async def nothing_is_left(runtime: Runtime, before: dict[str, str]) -> None:
     assert runtime.containers == {}
     assert runtime._names == {}
     assert cgroups(runtime) == []
-    while children(runtime._launcher.pid):  # a run is over when its container is empty; PID 1 may be on its way out
+    # A run is over when its container is empty; its PID 1 may be on its way out.
+    while children(runtime._launcher.pid):  # noqa: ASYNC110 - the kernel has no event for it
         await anyio.sleep(0.001)
     assert fds() == before
     assert (await runtime.run(TRUE)).status == "ok"
