@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
 import trio
 
-from tinyvisor.errors import TinyvisorError
+from tinyvisor.errors import ContainerError, TinyvisorError
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit
 
@@ -39,6 +40,9 @@ class Script:
         flood: written to stdout again and again until the end.
         leaks_pipe: its stdout stays open after its end.
         wait_error: raised by `wait` at its end.
+        exec: what a command that is run inside does, from the seconds since the start and the command: (seconds, how it
+            ends, output). Raising is a start that fails.
+        signal_exit: how a signal other than the stop signal ends it; None: not at all.
     """
 
     seconds: float = math.inf
@@ -51,6 +55,8 @@ class Script:
     flood: bytes = b""
     leaks_pipe: bool = False
     wait_error: Exception | None = None
+    exec: Callable[[float, tuple[str, ...]], tuple[float, Exit, bytes]] = lambda seconds, command: (0.0, OK, b"")
+    signal_exit: Exit | None = None
 
 
 class Pipe:
@@ -95,6 +101,7 @@ class FakeContainer:
         self._exit: Exit | None = None
         self._stop_from = math.inf
         self._changed = trio.Event()
+        self._started_at = trio.current_time()
 
     @property
     def stdout(self) -> Pipe | None:
@@ -121,6 +128,39 @@ class FakeContainer:
         else:
             self._end(STOPPED)
         return await self.wait()
+
+    async def signal(self, number: int) -> None:
+        await trio.lowlevel.checkpoint()
+        self._runtime.note(f"signal {number}", self.name)
+        if self._script.signal_exit is not None:
+            self._end(self._script.signal_exit)
+
+    async def exec(
+        self,
+        command: tuple[str, ...],
+        *,
+        user: str | None = None,
+        working_dir: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> Exit:
+        await trio.lowlevel.checkpoint()
+        self._runtime.note("exec", self.name)
+        self._runtime.executed.append((self.name, command, user, working_dir, environment))
+        if self._gone.is_set():
+            raise ContainerError(self.name, "is not running")
+        seconds, exit, output = self._script.exec(trio.current_time() - self._started_at, command)
+        assert stdout is not None
+        os.write(stdout, output)
+        with trio.move_on_after(min(seconds, math.inf if timeout is None else timeout)):
+            await self._gone.wait()
+            return KILLED
+        return (
+            exit if timeout is None or seconds < timeout else Exit(status="time_limit", signal=9, reason="killed after timeout")
+        )
 
     def kill(self) -> None:
         if not self._gone.is_set():
@@ -164,11 +204,13 @@ class FakeContainer:
 class FakeRuntime:
     """Attributes:
     scripts: by name, one after another; the last one is repeated. No script: runs until stopped.
-    history: (time, what, name), with what in launch, up, down, stop, kill.
+    history: (time, what, name), with what in launch, up, down, stop, kill, exec, signal N.
+    executed: (name, command, user, working_dir, environment) of all commands that were run inside.
     """
 
     scripts: Mapping[str, Iterable[Script]] = field(default_factory=dict)
     history: list[tuple[float, str, str]] = field(default_factory=list)
+    executed: list[tuple[str, tuple[str, ...], str | None, str | None, Mapping[str, str] | None]] = field(default_factory=list)
     running: dict[str, FakeContainer] = field(default_factory=dict)
     launching: int = 0
     most_launching: int = 0

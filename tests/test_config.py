@@ -19,6 +19,7 @@ from tinyvisor.spec import (
     ULIMITS,
     Backoff,
     Blkio,
+    Dependency,
     Project,
     RestartPolicy,
     Service,
@@ -575,7 +576,7 @@ def test_wrong_dependencies(tmp_path: Path) -> None:
         "2:34: services.web.depends_on[0]: the services wait for each other: web → db → cache → web",
         '2:38: services.web.depends_on[1]: there is no service "wbe" (did you mean "web"?)',
         "8:33: services.me.depends_on[0]: a service can't depend on itself",
-        '9:39: services.ill.depends_on.me.condition: "service_healthy" is not supported yet; expected service_started',
+        '9:39: services.ill.depends_on.me.condition: "me" has no healthcheck and no ready_log, so it is never healthy',
         '10:21: services.net.network_mode: there is no service "nope"',
     ]
 
@@ -754,6 +755,14 @@ POLICIES = st.builds(
 ) | st.builds(RestartPolicy, condition=st.just("unless-stopped"))
 
 
+DEPENDENCIES = st.builds(
+    Dependency,
+    condition=st.sampled_from(["service_started", "service_completed_successfully"]),
+    required=st.booleans(),
+    restart=st.booleans(),
+)
+
+
 @st.composite
 def projects(draw: st.DrawFn) -> Project:
     services: dict[str, Service] = {}
@@ -763,7 +772,7 @@ def projects(draw: st.DrawFn) -> Project:
         services[name] = Service(
             spec=Spec(name=name, **values),
             restart=draw(POLICIES),
-            depends_on=frozenset(draw(st.sets(st.sampled_from(sorted(services))))) if services else frozenset(),
+            depends_on=draw(st.dictionaries(st.sampled_from(sorted(services)), DEPENDENCIES)) if services else {},
             log_max_size=draw(POSITIVE),
             log_max_files=draw(st.integers(1, 9)),
         )

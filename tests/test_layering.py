@@ -26,10 +26,10 @@ def _words(text: str) -> frozenset[str]:
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
-        ("errors", "units"),
+        ("errors", "units", "cron", "pattern"),
         ("spec job", "state"),
-        ("config yamlfile", "policy", "runtime"),
-        ("supervisor", "batch", "view"),
+        ("config yamlfile", "policy", "health", "runtime"),
+        ("supervisor runner turns inside", "batch", "view"),
         ("control client",),
         ("cli",),
         ("__main__", "__init__"),
@@ -79,9 +79,12 @@ RULES = (
         (
             "errors.py",
             "units.py",
+            "cron.py",
+            "pattern.py",
             "spec.py",
             "state.py",
             "policy.py",
+            "health.py",
             "runtime/plan.py",
             "runtime/steps.py",
             "runtime/seccomp.py",

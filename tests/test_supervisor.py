@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from tests.bench import ALWAYS, Bench, bench, service
 from tests.fake_runtime import OK, FakeContainer, FakeRuntime, Script, failure
 from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, LaunchError, SpecError
 from tinyvisor.runtime.logfile import MAX_PIECE, Stream
@@ -34,81 +33,15 @@ from tinyvisor.state import (
     ServiceSummary,
     StopHeldUp,
 )
-from tinyvisor.supervisor import LAUNCH_PATIENCE, Supervisor, exit_code
+from tinyvisor.supervisor import Supervisor, exit_code
+from tinyvisor.turns import LAUNCH_PATIENCE
 
 pytestmark = pytest.mark.anyio
-ALWAYS = RestartPolicy(condition="always")
 
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "trio", {"clock": MockClock(autojump_threshold=0)}
-
-
-def service(name: str, restart: RestartPolicy | None = None, depends_on: Iterable[str] = (), **spec: Any) -> Service:
-    return Service(
-        spec=Spec(command=("x",), name=name, **spec), restart=restart or RestartPolicy(), depends_on=frozenset(depends_on)
-    )
-
-
-@dataclass
-class Bench:
-    """A supervisor, its runtime, and what it said."""
-
-    runtime: FakeRuntime
-    supervisor: Supervisor = field(init=False)
-    events: list[Event] = field(default_factory=list)
-    lines: list[tuple[str, str, bytes]] = field(default_factory=list)
-    start: float = field(init=False)
-
-    def on_output(self, name: str, stream: Stream, line: bytes) -> None:
-        self.lines.append((name, stream, line))
-
-    async def run(self) -> dict[str, ServiceSummary]:
-        self.start = trio.current_time()
-        summaries = await self.supervisor.run()
-        assert not self.runtime.running
-        return {summary.name: summary for summary in summaries}
-
-    async def run_until(self, seconds: float, request: str = "request_stop") -> dict[str, ServiceSummary]:
-        """Runs, and makes a request after so many seconds."""
-
-        async def ask() -> None:
-            await trio.sleep(seconds)
-            getattr(self.supervisor, request)()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
-            result = await self.run()
-            nursery.cancel_scope.cancel()
-        return result
-
-    @property
-    def took(self) -> float:
-        return round(trio.current_time() - self.start, 6)
-
-    def of(self, kind: type[Event], name: str | None = None) -> list[Any]:
-        return [event for event in self.events if isinstance(event, kind) and name in (None, event.name)]
-
-
-def bench(
-    *services: Service,
-    scripts: dict[str, list[Script]] | None = None,
-    log_dir: Path | None = None,
-    on_event: Callable[[Event], None] | None = None,
-    **options: Any,
-) -> Bench:
-    bench = Bench(FakeRuntime(scripts or {}))
-    project = Project(name="test", services={item.name: item for item in services})
-
-    def take(event: Event) -> None:
-        bench.events.append(event)
-        if on_event is not None:
-            on_event(event)
-
-    options = {"on_output": bench.on_output, "jitter": lambda: 0.0} | options
-    bench.supervisor = Supervisor(bench.runtime, project, log_dir=log_dir, on_event=take, **options)
-    return bench
 
 
 # ---- the end by itself ----
@@ -918,7 +851,7 @@ def check_order(b: Bench, services: list[Service], stop: float, killed: float) -
     for time, what, name in b.runtime.history:
         item = next(item for item in services if item.name == name)
         if what == "launch":
-            assert item.depends_on <= ever
+            assert item.depends_on.keys() <= ever
             provider = item.spec.network_mode.removeprefix("service:")
             # Its end may be an instant old: no supervisor can know sooner.
             assert provider in up or provider == "none" or gone[provider] == time

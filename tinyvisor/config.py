@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import core_schema
@@ -30,7 +30,7 @@ from ruamel.yaml import YAML
 
 from tinyvisor import spec as words
 from tinyvisor.errors import ConfigError, ConfigProblem, SpecError
-from tinyvisor.spec import Backoff, Blkio, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import Backoff, Blkio, Dependency, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
 from tinyvisor.units import parse_duration, parse_size
 from tinyvisor.yamlfile import Mark, Node, TextError, Variables, parse_env, parse_yaml, read_text
 
@@ -411,28 +411,13 @@ class _Storage(_Model):
     inodes: Whole | None = None
 
 
-def _started(value: Any) -> str:
-    if value in ("service_healthy", "service_completed_successfully"):
-        raise ValueError(f'"{value}" is {_LATER}; expected service_started')
-    return _choice("service_started")(value)
-
-
-def _never(value: Any) -> bool:
-    if _flag(value):
-        raise ValueError(_LATER)
-    return False
-
-
-def _always(value: Any) -> bool:
-    if not _flag(value):
-        raise ValueError(f"false is {_LATER}")
-    return True
+_WHEN = get_args(words.Condition)
 
 
 class _Dependency(_Model):
-    condition: Annotated[str, PlainValidator(_started), WithJsonSchema({"const": "service_started"})] = "service_started"
-    restart: Annotated[bool, PlainValidator(_never), WithJsonSchema({"const": False})] = False
-    required: Annotated[bool, PlainValidator(_always), WithJsonSchema({"const": True})] = True
+    condition: Annotated[str, PlainValidator(_choice(*_WHEN)), WithJsonSchema({"enum": list(_WHEN)})] = "service_started"
+    restart: Flag = False
+    required: Flag = True
 
 
 class _LogOptions(_Model):
@@ -901,15 +886,18 @@ class _Builder:
 
     def service(self) -> Service | None:
         spec = self._checked(Spec, self._spec_fields())
-        model = self._model
         logs = self._logs()
         restart = self._restart()
         if spec is None or restart is None or len(self._file.problems) > self._before:
             return None
-        needs = set(model.depends_on or ())
-        if spec.network_mode.startswith("service:"):
-            needs.add(spec.network_mode.removeprefix("service:"))
-        return Service(spec=spec, restart=restart, depends_on=frozenset(needs), **logs)
+        return Service(spec=spec, restart=restart, depends_on=self._dependencies(spec), **logs)
+
+    def _dependencies(self, spec: Spec) -> dict[str, Dependency]:
+        needs = {name: Dependency(**item.model_dump()) for name, item in sorted((self._model.depends_on or {}).items())}
+        kind, _, provider = spec.network_mode.partition(":")
+        if kind == "service":
+            needs.setdefault(provider, Dependency())
+        return dict(sorted(needs.items()))
 
     @contextmanager
     def _at(self, *path: Step) -> Iterator[None]:
@@ -1030,9 +1018,9 @@ class _Builder:
             self._file.report_at((*self._path, "memswap_limit"), 'must equal "mem_limit": containers never get swap')
         return found
 
-    def _logs(self) -> dict[str, int]:
+    def _logs(self) -> dict[str, Any]:
         options = (self._model.logging and self._model.logging.options) or _LogOptions.model_construct()
-        found: dict[str, int] = {}
+        found: dict[str, Any] = {}
         for name, key, value in (
             ("log_max_size", "max-size", options.max_size),
             ("log_max_files", "max-file", options.max_file),
@@ -1179,11 +1167,13 @@ class _Loader:
         for entry in self.entries.values():
             graph[entry.name] = set()
             for need, path in _needs(entry):
+                terms = (entry.model.depends_on or {}).get(need)
                 if need == entry.name:
                     entry.file.report_at(path, "a service can't depend on itself")
                 elif need in self.entries:
                     graph[entry.name].add(need)
-                elif self.complete:
+                    self._check_health(entry, need, path)
+                elif self.complete and (terms is None or terms.required or path[-1] == "network_mode"):
                     entry.file.report_at(path, f'there is no service "{need}"{_near(need, self.entries)}')
         while cycle := _cycle(graph):
             entry = self.entries[cycle[0]]
@@ -1191,6 +1181,12 @@ class _Loader:
             entry.file.report_at(path, f"the services wait for each other: {' → '.join(cycle)}")
             for name in cycle:
                 graph[name] = set()
+
+    def _check_health(self, entry: _Entry, need: str, path: Path_) -> None:
+        terms, other = (entry.model.depends_on or {}).get(need), self.entries[need].service
+        if terms is not None and terms.condition == "service_healthy" and other is not None and not other.tells_health:
+            problem = f'"{need}" has no healthcheck and no ready_log, so it is never healthy'
+            entry.file.report_at((*path, "condition"), problem)
 
 
 def _needs(entry: _Entry) -> Iterator[tuple[str, Path_]]:
@@ -1365,6 +1361,9 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
         found["blkio_config"] = rates if spec.blkio.weight is None else {"weight": spec.blkio.weight, **rates}
 
 
+_SAME_DEPENDENCY = {item.name: item.name for item in fields(Dependency)}
+
+
 def _normal_policy(service: Service, found: dict[str, Any]) -> None:
     policy, default = service.restart, RestartPolicy()
     if policy.max_attempts is None:
@@ -1379,12 +1378,18 @@ def _normal_policy(service: Service, found: dict[str, Any]) -> None:
         "backoff": _changed(policy.backoff, default.backoff, {item.name: item.name for item in fields(Backoff)}),
         "start_limit": _changed(policy, default, {"burst": "start_limit_burst", "interval": "start_limit_interval"}),
         "success_exit_codes": sorted(policy.success_exit_codes),
-        "depends_on": sorted(service.depends_on),
+        "depends_on": _normal_dependencies(service),
     }
     found |= {key: value for key, value in parts.items() if value}
     options = _changed(service, Service(spec=service.spec), {"max-size": "log_max_size", "max-file": "log_max_files"})
     if options:
         found["logging"] = {"driver": "file", "options": options}
+
+
+def _normal_dependencies(service: Service) -> Any:
+    """Names where these say it all."""
+    terms = {name: _changed(item, Dependency(), _SAME_DEPENDENCY) for name, item in sorted(service.depends_on.items())}
+    return terms if any(terms.values()) else list(terms)
 
 
 def _changed(value: Any, default: Any, names: Mapping[str, str]) -> dict[str, Any]:

@@ -1,28 +1,32 @@
-"""What a service does next: a state × event table. Restart, back-off, start limit, stop.
+"""What a service does next: a state × event table. Commands, restart, back-off, start limit, dependencies, schedule, stop.
 
 Pure: no clock, no random source, no I/O. Times (seconds of any monotonic clock) and the jitter's random number come
 in as arguments, so that every decision can be tested and repeated. The supervisor carries the actions out.
 
-Source: compose-spec 05-services.md#restart; moby restartmanager/restartmanager.go for the back-off that a good run
-resets; systemd.unit(5) StartLimitIntervalSec= for the start limit.
+Source: compose-spec 05-services.md#restart, #depends_on; moby restartmanager/restartmanager.go for the back-off that a good
+run resets; systemd.unit(5) StartLimitIntervalSec= for the start limit, systemd.service(5) RestartPreventExitStatus=.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeVar
 
 from tinyvisor.errors import InternalError
-from tinyvisor.spec import Backoff, RestartPolicy
+from tinyvisor.spec import Backoff, Condition, RestartPolicy
 from tinyvisor.state import Exit
-from tinyvisor.units import format_duration
+from tinyvisor.units import format_duration, signal_name
 
-Phase = Literal["waiting", "starting", "running", "backoff", "stopping", "exited", "failed", "stopped"]
-"""``waiting`` for dependencies; ``exited``: done fine; ``failed``: given up; ``stopped``: on request."""
+Phase = Literal["scheduled", "waiting", "starting", "running", "backoff", "stopping", "exited", "failed", "stopped"]
+"""``scheduled`` for its time; ``waiting`` for dependencies; ``exited``: done fine; ``failed``: given up; ``stopped``: on
+request."""
 
 DOWN: Final[frozenset[Phase]] = frozenset({"exited", "failed", "stopped"})
 """Nothing runs and nothing will, until a start is requested."""
+
+Then = Literal["stop", "start", "retry", "fail"]
+"""What follows a stop. ``start``: again, as if it had never run; ``retry``: as after a failure; ``fail``: nothing more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +40,11 @@ class State:
         started_at: when the running container started; meaningful in ``running`` only.
         due: when the delay is over; meaningful in ``backoff`` only.
         starts: times of the latest counted starts, oldest first, at most ``start_limit_burst`` of them.
-        again: in ``stopping``: start again afterwards. In ``waiting``: such a start, which the start limit leaves alone.
+        uncounted: in ``waiting``: the start limit leaves this start alone.
+        then: in ``stopping``: what follows.
+        ran: a container has run since it was last asked to start.
+        completed: the last of these has ended well.
+        lost: in ``failed``: only because of a dependency, so it comes back with it.
         reason: in ``failed`` and ``backoff``: why, one line.
     """
 
@@ -46,21 +54,38 @@ class State:
     started_at: float = 0.0
     due: float = 0.0
     starts: tuple[float, ...] = ()
-    again: bool = False
+    uncounted: bool = False
+    then: Then = "stop"
+    ran: bool = False
+    completed: bool = False
+    lost: bool = False
     reason: str = ""
 
     @property
     def down(self) -> bool:
         return self.phase in DOWN
 
+    @property
+    def restarts(self) -> bool:
+        """Whether it is being stopped only to come back."""
+        return self.phase == "stopping" and self.then in ("start", "retry")
+
 
 NEW: Final = State(phase="stopped")
 """A service that nobody has asked for yet."""
 
 
+# --- Commands ---
+
+
 @dataclass(frozen=True, slots=True)
 class StartRequested:
-    """Somebody wants it up. Forgets past failures, as ``systemctl reset-failed`` does."""
+    """Somebody wants it up. Forgets past failures, as ``systemctl reset-failed`` does. Runs what is scheduled now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The supervisor has started, and before that somebody had stopped the service: only ``always`` starts it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +100,20 @@ class KillRequested:
 
 @dataclass(frozen=True, slots=True)
 class RestartRequested:
-    """What runs is of no use any more (the network it joined is gone): replace it, without counting it as a failure."""
+    """Somebody wants it up in a new container."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceRequested:
+    """What the service is has changed: a new container, unless somebody has stopped it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResetRequested:
+    """Past failures are forgotten; nothing is started."""
+
+
+# --- Dependencies ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +123,22 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class DependencyLost:
-    """A dependency will never be there."""
+    """A dependency will not be there unless somebody does something."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyBack:
+    """Somebody did."""
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyReplaced:
+    """What runs is of no use any more (the network it joined is gone): replace it, without counting it as a failure."""
+
+
+# --- The container ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +160,21 @@ class NotReady:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """The container runs and is no good: unhealthy, or a post_start hook failed. `then`: None leaves it to the condition."""
+
+    reason: str
+    then: Literal["retry", "fail"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Exited:
     """The container is gone."""
 
     exit: Exit
+
+
+# --- The clock ---
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,22 +182,35 @@ class DelayElapsed:
     """`State.due` has come."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fired:
+    """The schedule's time has come."""
+
+
 ServiceEvent = (
     StartRequested
+    | Resumed
     | StopRequested
     | KillRequested
     | RestartRequested
+    | ReplaceRequested
+    | ResetRequested
     | Ready
     | DependencyLost
+    | DependencyBack
+    | DependencyReplaced
     | Launched
     | LaunchFailed
     | NotReady
+    | Unfit
     | Exited
     | DelayElapsed
+    | Fired
 )
 
-Action = Literal["nothing", "wait", "launch", "cancel", "stop", "kill", "delay", "finish"]
-"""What the supervisor has to do. ``wait``: for dependencies; ``cancel``: the launch; ``delay``: until `State.due`."""
+Action = Literal["nothing", "wait", "launch", "cancel", "stop", "kill", "delay", "schedule", "finish"]
+"""What the supervisor has to do. ``wait``: for dependencies; ``cancel``: the launch; ``delay``: until `State.due`;
+``schedule``: until the schedule's next time."""
 
 _E = TypeVar("_E")
 _Result = tuple[State, Action]
@@ -161,12 +236,17 @@ def decide(policy: RestartPolicy, state: State, event: ServiceEvent, *, now: flo
     Raises:
         InternalError: the event can't happen in this state; the caller lost track.
     """
-    return _TABLE[state.phase][type(event)](_Given(policy, now, random), state, event)
+    return _TABLE[type(event)][_PHASES.index(state.phase)](_Given(policy, now, random), state, event)
 
 
 def is_success(policy: RestartPolicy, exit: Exit) -> bool:
     """Whether the workload itself ended well: a limit or a signal is a failure whatever the exit code."""
     return exit.status in ("ok", "nonzero_exit") and (exit.exit_code == 0 or exit.exit_code in policy.success_exit_codes)
+
+
+def is_listed(codes: Set[int | str], exit: Exit) -> bool:
+    """Whether the exit code, or the name of the signal that ended it, is among `codes`."""
+    return (signal_name(exit.signal) if exit.signal is not None else exit.exit_code) in codes
 
 
 def backoff_delay(backoff: Backoff, attempt: int, random: float = 0.0) -> float:
@@ -185,6 +265,37 @@ def explain(exit: Exit) -> str:
     return exit.reason or exit.describe()
 
 
+def is_met(condition: Condition, state: State, healthy: bool) -> bool:
+    """Whether a dependency in `state` fulfils `condition`; `healthy`: its container runs and is.
+
+    Started once is started, so that a crash of the dependency holds nobody back, until somebody stops or starts it.
+    """
+    match condition:
+        case "service_healthy":
+            return healthy and state.phase == "running"
+        case "service_completed_successfully":
+            return state.completed
+    return state.ran and (state.phase != "stopping" or state.then != "stop")
+
+
+def is_lost(condition: Condition, state: State) -> bool:
+    """Whether it is not, and will not be unless somebody does something."""
+    return state.down and not is_met(condition, state, healthy=False)
+
+
+def fate(state: State) -> str:
+    """How a service that is down has ended, after "has"."""
+    match state:
+        case State(phase="failed", reason=reason):
+            return f"failed: {reason}"
+        case State(phase="exited"):
+            return "ended"
+    return "been stopped"
+
+
+# --- What a pair of the table does ---
+
+
 def _illegal(given: _Given, state: State, event: ServiceEvent) -> _Result:
     raise InternalError(f"a service that is {state.phase} was told {event}")
 
@@ -197,41 +308,62 @@ def _begin(given: _Given, state: State, event: ServiceEvent) -> _Result:
     return State(phase="waiting", launches=state.launches), "wait"
 
 
+def _start(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    if given.policy.schedule is None:
+        return _begin(given, state, event)
+    return State(phase="scheduled", launches=state.launches), "schedule"
+
+
+def _resume(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return _start(given, state, event) if given.policy.condition == "always" else (state, "nothing")
+
+
+def _fire(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return replace(state, phase="waiting", attempt=0, completed=False, reason=""), "wait"
+
+
 def _launch(given: _Given, state: State, event: ServiceEvent) -> _Result:
     burst, interval = given.policy.start_limit_burst, given.policy.start_limit_interval
     starts = state.starts
-    if burst and not state.again:
+    if burst and not state.uncounted:
         starts = tuple(start for start in starts if given.now - start < interval)
         if len(starts) >= burst:
             return _failed(state, f"started {burst} times within {format_duration(interval)}{_because(state.reason)}")
         starts = (*starts, given.now)
-    return replace(state, phase="starting", launches=state.launches + 1, starts=starts, again=False), "launch"
+    return replace(state, phase="starting", launches=state.launches + 1, starts=starts, uncounted=False), "launch"
 
 
 def _launched(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return replace(state, phase="running", started_at=given.now, reason=""), "nothing"
+    return replace(state, phase="running", started_at=given.now, ran=True, completed=False, reason=""), "nothing"
 
 
 def _launch_failed(given: _Given, state: State, event: ServiceEvent) -> _Result:
     event = _as(LaunchFailed, event)
-    if event.final or given.policy.condition == "no":
+    if event.final:
         return _failed(state, event.reason)
+    if given.policy.condition == "no":
+        return _ended(given, state, event.reason, success=False)
     return _restart(given, state, event.reason, success=False)
 
 
 def _unlaunched(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    # The start limit has counted this start already, hence `again`.
-    return replace(state, phase="waiting", launches=state.launches - 1, again=True), "wait"
+    # The start limit has counted this start already.
+    return replace(state, phase="waiting", launches=state.launches - 1, uncounted=True), "wait"
 
 
 def _exited(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    exit = _as(Exited, event).exit
-    if exit.status == "stopped":  # through the runtime's own door, behind our back: still somebody's wish
-        return _stopped(given, state, event)
-    success = is_success(given.policy, exit)
-    condition = given.policy.condition
-    if condition == "no" or (condition == "on-failure" and success):
-        return _ended(state, explain(exit), success)
+    exit, policy = _as(Exited, event).exit, given.policy
+    if exit.status == "stopped" and policy.condition != "always":
+        return _stopped_now(given, state, event)  # through the runtime's own door, behind our back: still somebody's wish
+    success = is_success(policy, exit)
+    state = replace(state, completed=success)
+    ends = policy.condition == "no" or (policy.condition == "on-failure" and success)
+    if is_listed(policy.restart_prevent_exit_codes, exit):
+        ends = True
+    elif is_listed(policy.restart_force_exit_codes, exit):
+        ends = False
+    if ends:
+        return _ended(given, state, explain(exit), success)
     return _restart(given, _rested(given, state), explain(exit), success)
 
 
@@ -243,7 +375,8 @@ def _rested(given: _Given, state: State) -> State:
 def _restart(given: _Given, state: State, reason: str, success: bool) -> _Result:
     limit = given.policy.max_attempts
     if limit is not None and state.attempt >= limit:
-        return _ended(state, f"gave up after {limit} restarts in a row{_because(reason)}" if limit else reason, success)
+        why = f"gave up after {limit} restarts in a row{_because(reason)}" if limit else reason
+        return _ended(given, state, why, success)
     due = given.now + backoff_delay(given.policy.backoff, state.attempt, given.random)
     return replace(state, phase="backoff", attempt=state.attempt + 1, due=due, reason=reason), "delay"
 
@@ -253,48 +386,89 @@ def _retry(given: _Given, state: State, event: ServiceEvent) -> _Result:
 
 
 def _give_up(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return _failed(state, _as(DependencyLost, event).reason)
+    reason = _as(DependencyLost, event).reason
+    if given.policy.schedule is not None:  # the next time may be a better one
+        return _ended(given, state, reason, success=False)
+    state, action = _failed(state, reason)
+    return replace(state, lost=True), action
+
+
+def _come_back(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return _begin(given, state, event) if state.lost else _illegal(given, state, event)
+
+
+def _stay_down(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return replace(state, lost=False), "nothing"
 
 
 def _cancel(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return replace(state, phase="stopping"), "cancel"
+    return replace(state, phase="stopping", then="stop"), "cancel"
+
+
+def _cancel_and_start(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return State(phase="stopping", launches=state.launches, then="start"), "cancel"
 
 
 def _stop(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return replace(state, phase="stopping"), "stop"
+    return replace(state, phase="stopping", then="stop"), "stop"
+
+
+def _stop_and_start(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return State(phase="stopping", launches=state.launches, then="start"), "stop"
+
+
+def _start_afterwards(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return State(phase="stopping", launches=state.launches, then="start"), "nothing"
+
+
+def _replace_afterwards(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return (state, "nothing") if state.then == "stop" else _start_afterwards(given, state, event)
 
 
 def _stop_for_good(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return replace(state, again=False), "nothing"
+    return replace(state, then="stop"), "nothing"
 
 
 def _kill(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return replace(state, phase="stopping", again=False), "kill"
+    return replace(state, phase="stopping", then="stop"), "kill"
 
 
-def _replace(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return replace(_rested(given, state), phase="stopping", again=True), "stop"
+def _rejoin(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return replace(_rested(given, state), phase="stopping", then="start"), "stop"
 
 
-def _begin_afterwards(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return State(phase="stopping", launches=state.launches, again=True), "nothing"
+def _condemn(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    event = _as(Unfit, event)
+    then = event.then or ("fail" if given.policy.condition == "no" else "retry")
+    return replace(_rested(given, state), phase="stopping", then=then, reason=event.reason), "stop"
 
 
 def _stopped_now(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    return replace(state, phase="stopped", again=False, reason=""), "finish"
+    return State(phase="stopped", launches=state.launches), "finish"
 
 
 def _stopped(given: _Given, state: State, event: ServiceEvent) -> _Result:
-    if state.again:
-        return replace(state, phase="waiting", reason=""), "wait"
+    match state.then:
+        case "start":
+            return replace(state, phase="waiting", then="stop", uncounted=True, reason=""), "wait"
+        case "retry":
+            return _restart(given, replace(state, then="stop"), state.reason, success=False)
+        case "fail":
+            return _ended(given, replace(state, then="stop"), state.reason, success=False)
     return _stopped_now(given, state, event)
 
 
+def _forget(given: _Given, state: State, event: ServiceEvent) -> _Result:
+    return replace(state, attempt=0, starts=()), "nothing"
+
+
 def _failed(state: State, reason: str) -> _Result:
-    return replace(state, phase="failed", again=False, reason=reason), "finish"
+    return replace(state, phase="failed", uncounted=False, reason=reason), "finish"
 
 
-def _ended(state: State, reason: str, success: bool) -> _Result:
+def _ended(given: _Given, state: State, reason: str, success: bool) -> _Result:
+    if given.policy.schedule is not None:
+        return replace(state, phase="scheduled", uncounted=False, reason="" if success else reason), "schedule"
     return (replace(state, phase="exited", reason=""), "finish") if success else _failed(state, reason)
 
 
@@ -307,87 +481,32 @@ def _as(kind: type[_E], event: object) -> _E:
     return event
 
 
-_FINISHED: Final[Mapping[type[ServiceEvent], _Handler]] = {
-    StartRequested: _begin,
-    StopRequested: _ignore,
-    KillRequested: _ignore,
-    RestartRequested: _ignore,  # a network that comes back does not wake what had ended
-    Ready: _illegal,
-    DependencyLost: _illegal,
-    Launched: _illegal,
-    LaunchFailed: _illegal,
-    NotReady: _illegal,
-    Exited: _illegal,
-    DelayElapsed: _illegal,
-}
+# --- The table ---
 
-_TABLE: Final[Mapping[Phase, Mapping[type[ServiceEvent], _Handler]]] = {
-    "waiting": {
-        StartRequested: _begin,
-        StopRequested: _stopped_now,
-        KillRequested: _stopped_now,
-        RestartRequested: _ignore,
-        Ready: _launch,
-        DependencyLost: _give_up,
-        Launched: _illegal,
-        LaunchFailed: _illegal,
-        NotReady: _illegal,
-        Exited: _illegal,
-        DelayElapsed: _illegal,
-    },
-    "starting": {
-        StartRequested: _ignore,
-        StopRequested: _cancel,
-        KillRequested: _cancel,
-        RestartRequested: _ignore,
-        Ready: _illegal,
-        DependencyLost: _illegal,
-        Launched: _launched,
-        LaunchFailed: _launch_failed,
-        NotReady: _unlaunched,
-        Exited: _illegal,
-        DelayElapsed: _illegal,
-    },
-    "running": {
-        StartRequested: _ignore,
-        StopRequested: _stop,
-        KillRequested: _kill,
-        RestartRequested: _replace,
-        Ready: _illegal,
-        DependencyLost: _illegal,
-        Launched: _illegal,
-        LaunchFailed: _illegal,
-        NotReady: _illegal,
-        Exited: _exited,
-        DelayElapsed: _illegal,
-    },
-    "backoff": {
-        StartRequested: _begin,
-        StopRequested: _stopped_now,
-        KillRequested: _stopped_now,
-        RestartRequested: _ignore,  # a start is on its way, and skipping the delay would make a loop of two crashes fast
-        Ready: _illegal,
-        DependencyLost: _illegal,
-        Launched: _illegal,
-        LaunchFailed: _illegal,
-        NotReady: _illegal,
-        Exited: _illegal,
-        DelayElapsed: _retry,
-    },
-    "stopping": {
-        StartRequested: _begin_afterwards,
-        StopRequested: _stop_for_good,
-        KillRequested: _kill,
-        RestartRequested: _ignore,
-        Ready: _illegal,
-        DependencyLost: _illegal,
-        Launched: _illegal,  # whoever sees a launch succeed after all takes it down and says LaunchFailed
-        LaunchFailed: _stopped,
-        NotReady: _stopped,
-        Exited: _stopped,
-        DelayElapsed: _illegal,
-    },
-    "exited": _FINISHED,
-    "failed": _FINISHED,
-    "stopped": _FINISHED,
-}
+_no, _ok = _illegal, _ignore
+_halt, _later, _again, _redo, _swap = _stopped_now, _start_afterwards, _stop_and_start, _cancel_and_start, _replace_afterwards
+_PHASES: Final[tuple[Phase, ...]] = (
+    "scheduled", "waiting", "starting", "running", "backoff", "stopping", "exited", "failed", "stopped",
+)  # fmt: skip
+_TABLE: Final[Mapping[type[ServiceEvent], tuple[_Handler, ...]]] = {
+    #                    scheduled waiting   starting        running    backoff  stopping        exited   failed       stopped
+    StartRequested:     (_begin,   _begin,   _ok,            _ok,       _begin,  _later,         _start,  _start,      _start),
+    RestartRequested:   (_begin,   _begin,   _redo,          _again,    _begin,  _later,         _start,  _start,      _start),
+    ReplaceRequested:   (_start,   _begin,   _redo,          _again,    _begin,  _swap,          _start,  _start,      _ok),
+    Resumed:            (_ok,      _ok,      _ok,            _ok,       _ok,     _ok,            _ok,     _ok,         _resume),
+    StopRequested:      (_halt,    _halt,    _cancel,        _stop,     _halt,   _stop_for_good, _ok,     _stay_down,  _ok),
+    KillRequested:      (_halt,    _halt,    _cancel,        _kill,     _halt,   _kill,          _ok,     _stay_down,  _ok),
+    ResetRequested:     (_forget,  _forget,  _forget,        _forget,   _forget, _forget,        _ok,     _halt,       _ok),
+    Ready:              (_no,      _launch,  _no,            _no,       _no,     _no,            _no,     _no,         _no),
+    DependencyLost:     (_no,      _give_up, _no,            _no,       _no,     _no,            _no,     _no,         _no),
+    DependencyBack:     (_no,      _no,      _no,            _no,       _no,     _no,            _no,     _come_back,  _no),
+    DependencyReplaced: (_ok,      _ok,      _ok,            _rejoin,   _ok,     _ok,            _ok,     _ok,         _ok),
+    Launched:           (_no,      _no,      _launched,      _no,       _no,     _no,            _no,     _no,         _no),
+    LaunchFailed:       (_no,      _no,      _launch_failed, _no,       _no,     _stopped,       _no,     _no,         _no),
+    NotReady:           (_no,      _no,      _unlaunched,    _no,       _no,     _stopped,       _no,     _no,         _no),
+    Unfit:              (_no,      _no,      _no,            _condemn,  _no,     _ok,            _no,     _no,         _no),
+    Exited:             (_no,      _no,      _no,            _exited,   _no,     _stopped,       _no,     _no,         _no),
+    DelayElapsed:       (_no,      _no,      _no,            _no,       _retry,  _no,            _no,     _no,         _no),
+    Fired:              (_fire,    _no,      _no,            _no,       _no,     _no,            _no,     _no,         _no),
+}  # fmt: skip
+"""Launched in ``stopping`` can't be: whoever sees a launch succeed after all takes it down and says LaunchFailed."""

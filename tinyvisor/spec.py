@@ -16,11 +16,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from tinyvisor import cron, pattern
 from tinyvisor.errors import SpecError
-from tinyvisor.units import parse_duration, parse_size
+from tinyvisor.units import parse_duration, parse_size, signal_name
 
 RootMethod = Literal["pivot", "chroot"]
 RestartCondition = Literal["no", "always", "on-failure", "unless-stopped"]
+Condition = Literal["service_started", "service_healthy", "service_completed_successfully"]
+OnUnhealthy = Literal["none", "restart", "stop"]
+Overlap = Literal["skip", "queue"]
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 """A container's, service's or project's name: it becomes a cgroup directory and a log file."""
@@ -55,6 +59,9 @@ DEFAULT_MASKED_PATHS = (
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
 )  # fmt: skip
 DEFAULT_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+MAX_SCALE = 1000
+"""Copies of one service."""
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -304,11 +311,7 @@ class Spec:
             raise SpecError("command", "expected a program to run")
 
     def _check_environment(self) -> None:
-        for key, value in self.environment.items():
-            if not isinstance(key, str) or not key or "=" in key:
-                raise SpecError("environment", f'"{key}" is not a variable\'s name')
-            _no_nul("environment", key)
-            _no_nul("environment", value)
+        _check_environment(self.environment)
 
     def _check_name(self) -> None:
         check_name("name", self.name)
@@ -321,8 +324,7 @@ class Spec:
             raise SpecError("hostname", "expected 1 to 64 letters, digits, dots, dashes or underscores")
         if self.working_dir is not None:
             _absolute("working_dir", self.working_dir)
-        if self.user is not None and not re.fullmatch(r"[a-zA-Z0-9_.$-]+(:[a-zA-Z0-9_.$-]+)?", self.user):
-            raise SpecError("user", f'"{self.user}" is not a user; expected uid, uid:gid, name or name:group')
+        _check_user(self.user)
         for group in self.group_add:
             if not isinstance(group, str) or not re.fullmatch(r"[a-zA-Z0-9_.$-]+", group):
                 raise SpecError("group_add", f'"{group}" is not a group; expected a number or a name')
@@ -493,6 +495,40 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """When a service is run that does its work and ends. Exactly one of `cron` and `interval` is given.
+
+    Attributes:
+        cron: five fields as in crontab(5), or ``@hourly`` and the like.
+        interval: seconds from one start to the next, >= 1; the first run is at once.
+        timezone: an IANA name such as ``Europe/Berlin``, in which `cron` is meant.
+        overlap: what becomes of a time that comes while it still runs: ``skip`` it, or ``queue`` one run behind.
+    """
+
+    cron: str | None = None
+    interval: float | None = None
+    timezone: str = "UTC"
+    overlap: Overlap = "skip"
+
+    def __post_init__(self) -> None:
+        if (self.cron is None) == (self.interval is None):
+            raise SpecError("schedule", "expected either cron or interval")
+        if self.interval is not None and not 1 <= self.interval < 1e9:
+            raise SpecError("schedule.interval", "expected seconds, 1 or more")
+        if self.overlap not in get_args(Overlap):
+            raise SpecError("schedule.overlap", "expected skip or queue")
+        try:
+            cron.zone(self.timezone)
+        except ValueError as error:
+            raise SpecError("schedule.timezone", str(error)) from None
+        if self.cron is not None:
+            try:
+                cron.parse(self.cron)
+            except ValueError as error:
+                raise SpecError("schedule.cron", str(error)) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy:
     """When a service is started again.
 
@@ -502,16 +538,22 @@ class RestartPolicy:
             ends the row.
         backoff: the delay.
         success_exit_codes: exit codes that count as success; 0 always does.
+        restart_prevent_exit_codes, restart_force_exit_codes: exit codes, and names of signals such as ``SIGTERM``, after
+            which the service is never, or always, started again whatever the condition; never goes before always.
         start_limit_burst, start_limit_interval: more than `burst` starts within `interval` seconds make the service
             `failed` (systemd's StartLimitBurst=); burst 0 turns it off.
+        schedule: once it has ended and is not started again, it waits for its next time.
     """
 
     condition: RestartCondition = "no"
     max_attempts: int | None = None
     backoff: Backoff = Backoff()
     success_exit_codes: frozenset[int] = frozenset()
+    restart_prevent_exit_codes: frozenset[int | str] = frozenset()
+    restart_force_exit_codes: frozenset[int | str] = frozenset()
     start_limit_burst: int = 0
     start_limit_interval: float = 10.0
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
         if self.condition not in get_args(RestartCondition):
@@ -521,8 +563,89 @@ class RestartPolicy:
         for code in self.success_exit_codes:
             if not isinstance(code, int) or not 0 <= code <= 255:
                 raise SpecError("success_exit_codes", "expected exit codes from 0 to 255")
+        for name in ("restart_prevent_exit_codes", "restart_force_exit_codes"):
+            for each in getattr(self, name):
+                if isinstance(each, int) and not 0 <= each <= 255:
+                    raise SpecError(name, "expected exit codes from 0 to 255 and names of signals")
+                if isinstance(each, str) and signal_name(parse_signal(each)) != each:
+                    raise SpecError(name, f'expected names of signals such as SIGTERM, got "{each}"')
         if self.start_limit_burst < 0 or self.start_limit_interval < 0:
             raise SpecError("start_limit", "expected 0 or more")
+        if self.schedule is not None and self.condition in ("always", "unless-stopped"):
+            raise SpecError("schedule", f"with restart: {self.condition} it would never end; expected no or on-failure")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dependency:
+    """What a service needs of another one before it is started.
+
+    Attributes:
+        condition: as in compose-spec 05-services.md#depends_on.
+        required: without, the service is started all the same once the other can't come any more, or is not there.
+        restart: when the other runs in a new container, this one gets a new one, too. (Compose does so only after commands
+            of its own.)
+    """
+
+    condition: Condition = "service_started"
+    required: bool = True
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.condition not in get_args(Condition):
+            raise SpecError("depends_on", f"expected {', '.join(get_args(Condition))}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Healthcheck:
+    """A command that is run inside the container again and again; exit code 0 says that all is well.
+
+    Attributes:
+        test: the program and its arguments.
+        interval: seconds from the end of one run to the start of the next, > 0.
+        timeout: seconds after which a run is killed and has failed, > 0.
+        retries: failures in a row that make the container unhealthy, >= 1.
+        start_period: seconds after the start in which failures do not count until the first success, >= 0.
+        start_interval: `interval` until then, > 0.
+    """
+
+    test: tuple[str, ...]
+    interval: float = 30.0
+    timeout: float = 30.0
+    retries: int = 3
+    start_period: float = 0.0
+    start_interval: float = 5.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "test", _command("healthcheck.test", self.test))
+        for name in ("interval", "timeout", "start_interval"):
+            _positive(f"healthcheck.{name}", getattr(self, name))
+        if self.retries < 1:
+            raise SpecError("healthcheck.retries", "expected 1 or more")
+        if self.start_period < 0:
+            raise SpecError("healthcheck.start_period", "expected seconds, 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """A command that is run inside the container.
+
+    Attributes:
+        command: the program and its arguments.
+        user, working_dir: None takes the container's.
+        environment: on top of the container's.
+    """
+
+    command: tuple[str, ...]
+    user: str | None = None
+    working_dir: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "command", _command("command", self.command))
+        if self.working_dir is not None:
+            _absolute("working_dir", self.working_dir)
+        _check_user(self.user)
+        _check_environment(self.environment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -532,20 +655,67 @@ class Service:
     Attributes:
         spec: the container; ``spec.name`` is the service's name.
         restart: when to start it again.
-        depends_on: names of services that must have been started before this one is.
+        depends_on: what it needs before it is started, by name; a set of names needs them started.
+        healthcheck: says whether it is healthy; None: it is, once `ready_log` has been seen.
+        ready_log: a regular expression; it is not healthy before a line of its output (its first
+            `pattern.LINE_LIMIT` bytes) has a match.
+        on_unhealthy: what becomes of it then. ``restart``: as after a failure, with the same delay and limits, whatever
+            ``restart.condition``; ``stop``: it has failed.
+        post_start: run one after another once it has started; one that fails ends the container, as a failure.
+        pre_stop: run one after another before it is sent its stop signal, within ``spec.stop_grace_period``.
+        scale: copies, >= 0, called NAME-1 to NAME-N; None: one, called NAME.
+        labels: for others to read.
         log_max_size: bytes after which its log file is rotated, > 0.
         log_max_files: log files kept, the current one included, >= 1.
     """
 
     spec: Spec
     restart: RestartPolicy = RestartPolicy()
-    depends_on: frozenset[str] = frozenset()
+    depends_on: Mapping[str, Dependency] = field(default_factory=dict)
+    healthcheck: Healthcheck | None = None
+    ready_log: str | None = None
+    on_unhealthy: OnUnhealthy = "none"
+    post_start: tuple[Hook, ...] = ()
+    pre_stop: tuple[Hook, ...] = ()
+    scale: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     log_max_size: int = 10 << 20
     log_max_files: int = 5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.depends_on, Mapping):
+            object.__setattr__(self, "depends_on", {name: Dependency() for name in sorted(self.depends_on)})
+        if self.on_unhealthy not in get_args(OnUnhealthy):
+            raise SpecError("on_unhealthy", "expected none, restart or stop")
+        if self.on_unhealthy != "none" and self.healthcheck is None:
+            raise SpecError("on_unhealthy", "needs a healthcheck")
+        if self.scale is not None and not 0 <= self.scale <= MAX_SCALE:
+            raise SpecError("scale", f"expected 0 to {MAX_SCALE}")
+        if self.ready_log is not None:
+            try:
+                pattern.compile_line(self.ready_log)
+            except ValueError as error:
+                raise SpecError("ready_log", str(error)) from None
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def network_provider(self) -> str | None:
+        """The service whose network it joins."""
+        kind, _, name = self.spec.network_mode.partition(":")
+        return name if kind == "service" else None
+
+    @property
+    def needs(self) -> Mapping[str, Dependency]:
+        """`depends_on`, and the service whose network it joins."""
+        provider = self.network_provider
+        return {provider: Dependency(), **self.depends_on} if provider else self.depends_on
+
+    @property
+    def tells_health(self) -> bool:
+        return self.healthcheck is not None or self.ready_log is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -556,10 +726,50 @@ class Project:
     services: Mapping[str, Service]
 
 
+def instances(service: Service, count: int | None) -> dict[str, Service]:
+    """The copies of `service` that run when there are to be `count`, by name: NAME-1 to NAME-`count`; None: one, NAME.
+
+    Raises:
+        SpecError: `count` is out of range, or the names get too long.
+    """
+    if count is None:
+        return {service.name: service}
+    if not 0 <= count <= MAX_SCALE:
+        raise SpecError("scale", f"expected 0 to {MAX_SCALE}")
+    names = [f"{service.name}-{number}" for number in range(1, count + 1)]
+    if service.scale is None and names:
+        names[0] = service.name  # the one that runs already is not touched by a later `scale`
+    return {name: replace(service, spec=service.spec.with_(name=name)) for name in names}
+
+
 def check_name(where: str, name: str) -> None:
     """Raises `SpecError` for `where` unless `name` fits `NAME`."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise SpecError(where, f"{name!r} is not a name; expected 1 to 63 letters, digits, dots, dashes or underscores")
+
+
+def _command(where: str, words: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(words, (str, bytes)):
+        raise SpecError(where, f"expected a list, got {words!r}")
+    command = tuple(words)
+    for word in command:
+        _no_nul(where, word)
+    if not command or not command[0]:
+        raise SpecError(where, "expected a program to run")
+    return command
+
+
+def _check_user(user: str | None) -> None:
+    if user is not None and not re.fullmatch(r"[a-zA-Z0-9_.$-]+(:[a-zA-Z0-9_.$-]+)?", user):
+        raise SpecError("user", f'"{user}" is not a user; expected uid, uid:gid, name or name:group')
+
+
+def _check_environment(environment: Mapping[str, str]) -> None:
+    for key, value in environment.items():
+        if not isinstance(key, str) or not key or "=" in key:
+            raise SpecError("environment", f'"{key}" is not a variable\'s name')
+        _no_nul("environment", key)
+        _no_nul("environment", value)
 
 
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
-import signal as signals
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
+
+from tinyvisor.units import signal_name as signal_name
 
 Status = Literal[
     "ok", "nonzero_exit", "signaled", "time_limit", "memory_limit", "output_limit", "pids_limit", "stopped", "sandbox_error"
@@ -135,14 +136,6 @@ def _text(content: bytes | None) -> str | dict[str, str] | None:
         return {"base64": base64.b64encode(content).decode()}
 
 
-def signal_name(number: int) -> str:
-    """``15`` → ``"SIGTERM"``, ``37`` → ``"SIGRTMIN+3"``."""
-    try:
-        return signals.Signals(number).name
-    except ValueError:
-        return f"SIGRTMIN+{number - signals.SIGRTMIN}" if number > signals.SIGRTMIN else f"signal {number}"
-
-
 @dataclass(frozen=True, slots=True)
 class ServiceStarted:
     """A service's container runs; `pid` is its init's on the host."""
@@ -208,6 +201,41 @@ class StopHeldUp:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceScheduled:
+    """A service is run again `delay` seconds from now; `reason`: why its run before failed, empty where it did not."""
+
+    name: str
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HealthChanged:
+    """A running service has become ``healthy`` or ``unhealthy``, because of `reason`."""
+
+    name: str
+    health: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DependencyMissing:
+    """A service starts without a dependency that is not required."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HookFailed:
+    """A command of ``post_start`` or ``pre_stop`` failed."""
+
+    name: str
+    hook: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogLost:
     """So much of a service's output could not be written to its log file, because of `reason` (e.g. a full disk)."""
 
@@ -226,6 +254,10 @@ Event = (
     | ServiceStopping
     | ServiceStopped
     | StopHeldUp
+    | ServiceScheduled
+    | HealthChanged
+    | DependencyMissing
+    | HookFailed
     | LogLost
 )
 """What a supervisor tells its one consumer, in the order in which it happened."""
@@ -242,6 +274,7 @@ class ServiceSummary:
         wall, cpu: seconds, over all its containers.
         memory_peak: bytes, the highest of all its containers; None where it was not measured.
         held_up_by: what outlived the grace period of its last stop, as ``"comm[pid]"``.
+        health: of what runs: ``starting``, ``healthy`` or ``unhealthy``; empty where it does not say.
         reason: why it failed, one line; empty otherwise.
     """
 
@@ -253,4 +286,47 @@ class ServiceSummary:
     cpu: float = 0.0
     memory_peak: int | None = None
     held_up_by: tuple[str, ...] = ()
+    health: str = ""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One run of a healthcheck.
+
+    Attributes:
+        time: when it started, seconds since the epoch.
+        seconds: how long it took.
+        exit: how it ended.
+        output: its first bytes, 4096 at most.
+    """
+
+    time: float
+    seconds: float
+    exit: Exit
+    output: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """What a command did to one service, at once; what it set in motion goes on.
+
+    Attributes:
+        name: the service's, or its instance's.
+        did: what is done now. ``wait``: for dependencies; ``schedule``: for its time; ``cancel``: a launch under way;
+            ``later``: once what depends on it is down; ``finish``: it is down; ``forget``: past failures; ``nothing``: it
+            was so already, or see `reason`.
+        before, after: its phase.
+        reason: where nothing could be done: why.
+    """
+
+    name: str
+    did: str
+    before: str
+    after: str
+    reason: str = ""
+
+    def describe(self) -> str:
+        """One line for people."""
+        how = self.before if self.before == self.after else f"{self.before} → {self.after}"
+        return f"{self.name}: {self.reason or self.did} ({how})"

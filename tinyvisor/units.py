@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: ``64m``, ``1m30s``. Pure.
+"""Sizes, durations and signals as people write them: ``64m``, ``1m30s``, ``SIGTERM``. Pure.
 
 Source: compose-spec 11-extension.md "Specifying durations" and "Specifying byte values".
 """
@@ -6,6 +6,7 @@ Source: compose-spec 11-extension.md "Specifying durations" and "Specifying byte
 from __future__ import annotations
 
 import re
+import signal as signals
 from decimal import Decimal
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|k|kb|kib|m|mb|mib|g|gb|gib|t|tb|tib)?", re.IGNORECASE | re.ASCII)
@@ -84,3 +85,11 @@ def format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+def signal_name(number: int) -> str:
+    """``15`` → ``"SIGTERM"``, ``37`` → ``"SIGRTMIN+3"``."""
+    try:
+        return signals.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signals.SIGRTMIN}" if number > signals.SIGRTMIN else f"signal {number}"

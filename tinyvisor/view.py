@@ -23,13 +23,17 @@ from types import TracebackType
 from typing import Final, Literal
 
 from tinyvisor.state import (
+    DependencyMissing,
     Event,
     Exit,
+    HealthChanged,
+    HookFailed,
     LogLost,
     ServiceBackoff,
     ServiceExited,
     ServiceFailed,
     ServiceFinished,
+    ServiceScheduled,
     ServiceStarted,
     ServiceStopped,
     ServiceStopping,
@@ -39,6 +43,9 @@ from tinyvisor.units import format_duration
 
 LIMIT: Final = 256 << 10
 """Bytes that wait for the terminal at most, and as many again of events and of what is just being written."""
+
+_TOLD_APART: Final = (StopHeldUp, LogLost, HealthChanged, HookFailed, DependencyMissing)
+"""What may come between an exit and its consequence."""
 
 _LINE_COST: Final = 64  # what a waiting line takes besides its text, roughly
 
@@ -100,8 +107,23 @@ def describe_event(event: Event, last: Exit | None = None) -> str | None:
             return f"{name} stopped" if last is None else f"{name} stopped ({last.describe()})"
         case StopHeldUp(_, processes):
             return f"{name}: killed, still there after its grace period: {', '.join(processes)}"
+        case ServiceScheduled(_, delay, reason):
+            before = _run_before(name, last, reason)
+            return f"{before}next run in {_delay(delay)}" if before else f"{name} runs in {_delay(delay)}"
+        case HealthChanged(_, health, reason):
+            return f"{name} is {health}: {reason}" if reason else f"{name} is {health}"
+        case DependencyMissing(_, reason):
+            return f"{name} starts all the same: {reason}"
+        case HookFailed(_, hook, reason):
+            return f"{name}: a {hook} command failed: {reason}"
         case LogLost(_, lines, size, reason):
             return f"{name}: {lines:,} lines ({size:,} bytes) are missing in its log: {reason}"
+
+
+def _run_before(name: str, last: Exit | None, reason: str) -> str:
+    if last is not None and last.status != "stopped":
+        return f"{name}{_how(last)}; "
+    return f"{name} did not run: {reason}; " if reason else ""
 
 
 def _how(exit: Exit) -> str:
@@ -205,7 +227,7 @@ class View:
         if isinstance(event, ServiceExited):
             self._exits[event.name] = event.exit
             return
-        told_apart = isinstance(event, (StopHeldUp, LogLost))
+        told_apart = isinstance(event, _TOLD_APART)
         last = None if told_apart else self._exits.pop(event.name, None)
         text = describe_event(event, last)
         if text is not None:

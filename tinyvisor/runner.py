@@ -1,0 +1,695 @@
+"""One instance of a service: its state, its task, its container from launch to end, what it has used. On trio.
+
+An event is fed into the service's table (`policy.decide`) the moment it happens, synchronously; the task sees the new phase
+when it wakes. What a change means for others is the supervisor's to settle: it is told of each.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import anyio
+import trio
+
+from tinyvisor import cron, health, pattern
+from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, SpecError, TinyvisorError
+from tinyvisor.health import Health
+from tinyvisor.inside import Executor, explain, run_inside
+from tinyvisor.policy import (
+    NEW,
+    Action,
+    DelayElapsed,
+    DependencyLost,
+    Exited,
+    Fired,
+    Launched,
+    LaunchFailed,
+    NotReady,
+    Ready,
+    ServiceEvent,
+    StartRequested,
+    State,
+    Unfit,
+    decide,
+    fate,
+    is_lost,
+    is_met,
+)
+from tinyvisor.runtime import PIPE
+from tinyvisor.runtime.logfile import Lines, LogFile, Lost, Piece, Stream
+from tinyvisor.runtime.stdio import ReceivePipe
+from tinyvisor.spec import Dependency, Healthcheck, Hook, Service, Spec
+from tinyvisor.state import (
+    DependencyMissing,
+    Event,
+    Exit,
+    HealthChanged,
+    HookFailed,
+    LogLost,
+    Probe,
+    ServiceBackoff,
+    ServiceExited,
+    ServiceFailed,
+    ServiceFinished,
+    ServiceScheduled,
+    ServiceStarted,
+    ServiceStopped,
+    ServiceStopping,
+    ServiceSummary,
+    StopHeldUp,
+)
+from tinyvisor.turns import Turn, Turns
+
+DRAIN_PATIENCE: Final = 2.0
+NEWS_PATIENCE: Final = 0.1
+
+CHUNK: Final = 16 << 10
+"""Bytes read from a pipe at once."""
+
+BATCH: Final = 1024
+"""Lines handed on at once. With `CHUNK` it bounds how long a flood, of newlines at worst, keeps the others waiting: some
+milliseconds."""
+
+PROBES_KEPT: Final = 5
+"""Runs of a healthcheck that are remembered, as moby does."""
+
+LOOKING_BUDGET: Final = 1.0
+"""CPU seconds that the search for ``ready_log`` may take of one container's output. A container writes what it likes."""
+
+CLOCK_PATIENCE: Final = 60.0
+"""How late a schedule may be when the wall clock is set, or the machine has slept."""
+
+
+class ByteReceive(Protocol):
+    """The read end of a pipe, as anyio's `ByteReceiveStream`."""
+
+    async def receive(self, max_bytes: int = ..., /) -> bytes: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Container(Executor, Protocol):
+    """What the supervisor needs of a running container."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def stdout(self) -> ByteReceive | None: ...
+
+    @property
+    def stderr(self) -> ByteReceive | None: ...
+
+    @property
+    def terminal(self) -> int | None: ...
+
+    async def wait(self) -> Exit: ...
+
+    async def stop(self) -> Exit: ...
+
+    async def signal(self, number: int) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Runtime(Protocol):
+    """What the supervisor needs of a runtime."""
+
+    def start(
+        self, spec: Spec, /, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+    ) -> AbstractAsyncContextManager[Container]: ...
+
+
+OnEvent = Callable[[Event], None]
+OnOutput = Callable[[str, Stream, bytes], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all runners share.
+
+    Attributes:
+        log_dir: None keeps no logs.
+        jitter: gives random numbers in 0..1.
+        wall: seconds since the epoch.
+        on_change: told of each change of a runner's state or health.
+    """
+
+    runtime: Runtime
+    turns: Turns
+    events: Events
+    on_output: OnOutput
+    log_dir: Path | None
+    jitter: Callable[[], float]
+    wall: Callable[[], float]
+    on_change: Callable[[Runner], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A dependency, and the runners that it means: all instances of the service called `name`; none where it is not there."""
+
+    name: str
+    terms: Dependency
+    runners: tuple[Runner, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unmet:
+    reason: str
+    lost: bool
+    required: bool
+
+
+class Runner:
+    """One instance of a service.
+
+    Attributes:
+        name: the instance's.
+        group: the service's.
+        busy: its task runs.
+        stop_wanted: somebody wants it down, as soon as what depends on it and is wanted down as well is down.
+        leaving: it is forgotten once it is down.
+        generation: containers that have run.
+        probes: the latest runs of its healthcheck, oldest first.
+    """
+
+    def __init__(self, group: str, service: Service, around: Surroundings) -> None:
+        self.name = service.name
+        self.group = group
+        self.service = service
+        self.state = NEW
+        self.health = health.UNKNOWN
+        self.has_begun = False
+        self.busy = False
+        self.stop_wanted = False
+        self.leaving = False
+        self.needs: tuple[Need, ...] = ()
+        self.dependents: list[Runner] = []
+        self.generation = 0
+        self.probes: deque[Probe] = deque(maxlen=PROBES_KEPT)
+        self._around = around
+        self._seen: dict[Runner, int] = {}  # the generations of what we depend on when our launch began
+        self._log: LogFile | None = None
+        self._woken = trio.Event()
+        self._launching = trio.CancelScope()
+        self._watching = trio.CancelScope()
+        self._container: Container | None = None
+        self._pumps: trio.Nursery | None = None
+        self._looking: _Looking | None = None
+        self._fired = None if service.restart.schedule is None else around.wall()  # when the schedule last came
+        self._ran_once = False
+        self._totals = _Totals()
+
+    async def run(self) -> None:
+        while not self.state.down:
+            match self.state.phase:
+                case "scheduled":
+                    await self._wait_for_time()
+                case "waiting":
+                    await self._wait_until_ready()
+                case "backoff":
+                    await self._wait_until_due()
+                case "starting" | "stopping":  # stopped by a callback in the very step that started it
+                    self.feed(await self._run_container())
+                case phase:
+                    raise InternalError(f"{self.name} is {phase} without a container")
+        self.busy = False
+        self._around.on_change(self)
+
+    def feed(self, event: ServiceEvent) -> Action:
+        """Decides, and does at once what needs no waiting; the rest is the task's, which is woken."""
+        before = self.state
+        self.has_begun = self.has_begun or isinstance(event, StartRequested)
+        now, jitter = trio.current_time(), self._around.jitter()
+        self.state, action = decide(self.service.restart, before, event, now=now, random=jitter)
+        self._act(action)
+        self.wake()
+        self._around.events.emit(self._news(before, event, action))
+        if self.state != before:
+            self._around.on_change(self)
+        return action
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def signal(self, number: int) -> bool:
+        """Sends a signal to the workload; False where nothing runs."""
+        if self._container is None or self._pumps is None:
+            return False
+        self._pumps.start_soon(self._container.signal, number)
+        return True
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its container can be joined. It is gone a little earlier than its output has been read."""
+        return self.state.phase == "running" and self._container is not None
+
+    def is_cut_off(self) -> bool:
+        """Whether it runs with a container that has been replaced: in its network, or with ``restart: true``."""
+        return self.state.phase == "running" and any(
+            (need.name == self.service.network_provider and other.is_up)
+            or (need.terms.restart and is_met(need.terms.condition, other.state, other.is_well))
+            for need in self.needs
+            for other in need.runners
+            if other.generation != self._seen.get(other, other.generation)
+        )
+
+    @property
+    def is_well(self) -> bool:
+        return self.is_up and self.health.well
+
+    def is_free_to_stop(self) -> bool:
+        """Whether nobody that needs it, and is to stop as well, is left. What has no container yet need not wait for that."""
+        if self.state.phase == "running":
+            return all(dependent.state.down or not dependent.stop_wanted for dependent in self.dependents)
+        return not self.state.down and (self.state.phase != "stopping" or self.state.restarts)
+
+    def may_come_back(self) -> bool:
+        """Whether it has failed because of a dependency, and need not any more."""
+        return self.state.lost and not any(unmet.lost and unmet.required for unmet in self._unmet())
+
+    # ---- its log ----
+
+    def make_log(self, service: Service) -> LogFile | None:
+        """A log as `service` says.
+
+        Raises:
+            HostError: it can't be written.
+        """
+        if self._around.log_dir is None:
+            return None
+        path = self._around.log_dir / f"{self.name}.log"
+        try:
+            return LogFile(path, max_size=service.log_max_size, max_files=service.log_max_files)
+        except OSError as error:
+            problem = f"a log file at {path} ({error.strerror or error})"
+            raise HostError(problem, "make the directory writable or choose another") from error
+
+    def use_log(self, log: LogFile | None) -> None:
+        """Writes to `log` from now on."""
+        self.close_log()
+        self._log = log
+
+    def close_log(self) -> None:
+        if self._log is not None:
+            self._tell_lost(self._log.close())
+            self._log = None
+
+    # ---- what there is to tell ----
+
+    def summary(self) -> ServiceSummary:
+        totals, last = self._totals, self._totals.last
+        return ServiceSummary(
+            name=self.name,
+            state=self.state.phase,
+            exit=last,
+            restarts=max(0, self.state.launches - 1),
+            wall=totals.wall,
+            cpu=totals.cpu,
+            memory_peak=totals.memory_peak,
+            held_up_by=last.held_up_by if last is not None else (),
+            health=self.health.status,
+            reason=self.state.reason if self.state.phase == "failed" else "",
+        )
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case "launch":
+                self._launching = trio.CancelScope()
+            case "cancel":
+                self._launching.cancel()
+            case "stop":
+                self._watching.cancel()
+            case "kill" if self._container is not None:
+                self._container.kill()
+
+    def _news(self, before: State, event: ServiceEvent, action: Action) -> list[Event]:
+        """What there is to tell of a step, in order."""
+        news: list[Event] = []
+        if isinstance(event, Launched) and self._container is not None:
+            news.append(ServiceStarted(self.name, self._container.pid))
+        if isinstance(event, Exited):
+            news.append(ServiceExited(self.name, event.exit))
+            if event.exit.held_up_by:
+                news.append(StopHeldUp(self.name, event.exit.held_up_by))
+        if action in ("cancel", "stop", "kill") and before.phase != "stopping":
+            news.append(ServiceStopping(self.name, self.state.restarts))
+        if action == "delay":
+            delay = self.state.due - trio.current_time()
+            news.append(ServiceBackoff(self.name, delay, self.state.attempt, self.state.reason))
+        if action == "schedule":
+            news.append(ServiceScheduled(self.name, max(0.0, self._next_time() - self._around.wall()), self.state.reason))
+        if action == "finish":
+            news.append(self._verdict())
+        return news
+
+    def _verdict(self) -> Event:
+        match self.state.phase:
+            case "exited":
+                return ServiceFinished(self.name)
+            case "failed":
+                return ServiceFailed(self.name, self.state.reason)
+        return ServiceStopped(self.name)
+
+    # ---- before the launch ----
+
+    async def _wait_woken(self) -> None:
+        self._woken = trio.Event()
+        await self._woken.wait()
+
+    async def _wait_until_ready(self) -> None:
+        while self.state.phase == "waiting":
+            unmet = list(self._unmet())
+            lost = next((each.reason for each in unmet if each.lost and each.required), None)
+            if lost is not None:
+                self.feed(DependencyLost(lost))
+            elif all(each.lost for each in unmet):
+                self._around.events.emit([DependencyMissing(self.name, each.reason) for each in unmet])
+                if self.state.phase == "waiting":  # the callback may have stopped us
+                    self.feed(Ready())
+            else:
+                await self._wait_woken()
+
+    def _unmet(self) -> Iterator[_Unmet]:
+        """What is missing for a start."""
+        for need in self.needs:
+            terms, joined = need.terms, need.name == self.service.network_provider
+            if not need.runners:
+                yield _Unmet(f"it depends on {need.name}, which is not there", True, terms.required)
+            for other in need.runners:
+                if joined and not other.is_up:
+                    what = f"its network is that of {other.name}, which has {fate(other.state)}"
+                    yield _Unmet(what, other.state.down, True)
+                elif not is_met(terms.condition, other.state, other.is_well):
+                    what = f"it depends on {other.name}, which has {fate(other.state)}"
+                    yield _Unmet(what, is_lost(terms.condition, other.state), terms.required)
+
+    async def _wait_until_due(self) -> None:
+        with trio.move_on_at(self.state.due):
+            while self.state.phase == "backoff":
+                await self._wait_woken()
+        if self.state.phase == "backoff":
+            self.feed(DelayElapsed())
+
+    async def _wait_for_time(self) -> None:
+        """By the wall clock, which may be set meanwhile; ours stands still while the machine sleeps."""
+        while self.state.phase == "scheduled":
+            left = self._next_time() - self._around.wall()
+            if left <= 0:
+                self._fired, self._ran_once = self._around.wall(), True
+                self.feed(Fired())
+                return
+            with trio.move_on_after(min(left, CLOCK_PATIENCE)):
+                await self._wait_woken()
+
+    def _next_time(self) -> float:
+        """When its schedule comes next; in the past where one run is queued behind the last one."""
+        schedule, now = self.service.restart.schedule, self._around.wall()
+        assert schedule is not None
+        since = now if self._fired is None else self._fired
+        if schedule.interval is not None:
+            if not self._ran_once:
+                return now
+            periods = 1 if schedule.overlap == "queue" else max(1, -((since - now) // schedule.interval))
+            return since + periods * schedule.interval
+        assert schedule.cron is not None
+        when, where = cron.parse(schedule.cron), cron.zone(schedule.timezone)
+        return cron.next_time(when, since if schedule.overlap == "queue" and self._ran_once else now, where)
+
+    # ---- the container ----
+
+    async def _run_container(self) -> ServiceEvent:
+        """From launch to end. The scope is cancelled by a stop during the launch, never later."""
+        with self._launching:
+            async with self._around.turns.turn() as turn:
+                return await self._launch(turn)
+        return LaunchFailed("stopped before it had started")
+
+    async def _launch(self, turn: Turn) -> ServiceEvent:
+        self._seen = {other: other.generation for need in self.needs for other in need.runners}
+        if self._has_lost_provider():  # while we waited for our turn
+            return NotReady()
+        service, launched = self.service, False
+        try:
+            stdin = PIPE if service.spec.stdin_open else None
+            async with self._around.runtime.start(service.spec, stdin=stdin, stdout=PIPE, stderr=PIPE) as container:
+                turn.end()
+                if self.state.phase == "stopping":  # the cancellation came too late for the launch
+                    return LaunchFailed("stopped before it had started")
+                launched = True
+                exit = await self._attend(service, container)
+        except (InternalError, LauncherDied):
+            raise
+        except TinyvisorError as error:
+            if launched:
+                raise
+            return await self._launch_failed(error)
+        self._totals.add(exit)
+        return Exited(exit)
+
+    async def _launch_failed(self, error: TinyvisorError) -> ServiceEvent:
+        """A network that went away under the launch is not this service's failure, and the news of it may come later."""
+        if self._provider is not None:
+            await trio.sleep(NEWS_PATIENCE)
+            if self._has_lost_provider():
+                return NotReady()
+        problem = error.problem if isinstance(error, ContainerError) else str(error)
+        return LaunchFailed(problem, final=isinstance(error, (HostError, SpecError)))
+
+    @property
+    def _provider(self) -> Runner | None:
+        name = self.service.network_provider
+        return next((need.runners[0] for need in self.needs if need.name == name and need.runners), None) if name else None
+
+    def _has_lost_provider(self) -> bool:
+        provider = self._provider
+        return provider is not None and not (provider.is_up and provider.generation == self._seen.get(provider))
+
+    async def _attend(self, service: Service, container: Container) -> Exit:
+        self._looking = None if service.ready_log is None else _Looking(service.ready_log)
+        self.probes.clear()
+        async with trio.open_nursery() as pumps:
+            for stream, source in _sources(container):
+                pumps.start_soon(self._pump, stream, source)
+            self._container, self._pumps = container, pumps
+            self.generation += 1
+            self.health = health.at_start(service)
+            try:
+                exit = await self._wait_end(service, container)
+            finally:
+                self._container = self._pumps = None
+                self.health = health.UNKNOWN
+            pumps.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
+        return exit
+
+    async def _wait_end(self, service: Service, container: Container) -> Exit:
+        """A stop, when it comes, cancels the wait and not the container."""
+        self._watching = trio.CancelScope()
+        self.feed(Launched())
+        try:
+            async with trio.open_nursery() as company:
+                if service.post_start:
+                    company.start_soon(self._greet, service.post_start, container)
+                if service.healthcheck is not None:
+                    company.start_soon(self._keep_probing, service, service.healthcheck, container)
+                with self._watching:
+                    exit = await _wait(container)
+                company.cancel_scope.cancel()
+            if not self._watching.cancelled_caught:
+                return exit
+            if service.pre_stop:
+                await self._take_leave(service, container)
+            return await container.stop()
+        except ContainerError as error:  # e.g. its cgroup can't be removed
+            return Exit(status="sandbox_error", reason=error.problem)
+
+    # ---- hooks ----
+
+    async def _greet(self, hooks: Iterable[Hook], container: Container) -> None:
+        for number, hook in enumerate(hooks, 1):
+            problem = await self._run_hook(hook, container)
+            if problem:
+                self._around.events.emit([HookFailed(self.name, "post_start", problem)])
+                self._condemn(Unfit(f"post_start command {number} failed: {problem}"))
+                return
+
+    async def _take_leave(self, service: Service, container: Container) -> None:
+        """The pre_stop hooks, as long as there is somebody to take leave of."""
+        with trio.move_on_after(service.spec.stop_grace_period) as patience:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_at_end, container, nursery.cancel_scope)
+                for hook in service.pre_stop:
+                    problem = await self._run_hook(hook, container)
+                    if problem:
+                        self._around.events.emit([HookFailed(self.name, "pre_stop", problem)])
+                nursery.cancel_scope.cancel()
+        if patience.cancelled_caught:
+            self._around.events.emit([HookFailed(self.name, "pre_stop", "it outlived the grace period")])
+
+    async def _run_hook(self, hook: Hook, container: Container) -> str:
+        """Why it failed, or ``""``."""
+        environment = dict(hook.environment) or None
+        exit, output = await run_inside(
+            container, hook.command, user=hook.user, working_dir=hook.working_dir, environment=environment
+        )
+        return "" if exit.status == "ok" else explain(exit, output)
+
+    def _condemn(self, unfit: Unfit) -> None:
+        if self.state.phase in ("running", "stopping"):
+            self.feed(unfit)
+
+    # ---- health ----
+
+    async def _keep_probing(self, service: Service, check: Healthcheck, container: Container) -> None:
+        start = trio.current_time()
+        while True:
+            await trio.sleep(health.delay(check, self.health, elapsed=trio.current_time() - start))
+            begun, time_of_day = trio.current_time(), self._around.wall()
+            exit, output = await run_inside(container, check.test, timeout=check.timeout)
+            now = trio.current_time()
+            self.probes.append(Probe(time_of_day, now - begun, exit, output))
+            passed, why = exit.status == "ok", explain(exit, output)
+            self._set_health(service, health.judge(check, self.health, passed=passed, why=why, elapsed=now - start))
+
+    def _set_health(self, service: Service, after: Health) -> None:
+        before, self.health = self.health, after
+        if after.status == before.status:
+            return
+        if after.status != "starting":
+            self._around.events.emit([HealthChanged(self.name, after.status, after.reason)])
+        self._around.on_change(self)
+        action = self.service.on_unhealthy
+        if after.status == "unhealthy" and action != "none":
+            self._condemn(Unfit(after.reason, "retry" if action == "restart" else "fail"))
+
+    def _look(self, pieces: Iterable[Piece]) -> None:
+        """For the line that says it is ready."""
+        looking = self._looking
+        if looking is None or self._container is None:
+            return
+        for piece in pieces:
+            if looking.budget <= 0:
+                self._looking = None
+                reason = f"the search for ready_log took more than {LOOKING_BUDGET:.0f} s of CPU time"
+                self._set_health(self.service, health.gave_up_looking(self.health, reason))
+                return
+            if looking.found_in(piece.data):
+                self._looking = None
+                self._set_health(self.service, health.saw_line(self.health))
+                return
+
+    # ---- output ----
+
+    async def _pump(self, stream: Stream, source: ByteReceive) -> None:
+        lines = Lines()
+        try:
+            while True:
+                pieces = lines.feed(await source.receive(CHUNK))
+                self._put(stream, pieces[:BATCH])
+                for start in range(BATCH, len(pieces), BATCH):
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # what has been read is not thrown away
+                    self._put(stream, pieces[start : start + BATCH])
+        except anyio.EndOfStream:
+            pass
+        except OSError as error:
+            if error.errno != errno.EIO:  # how a terminal says that nobody has its other side open any more
+                raise
+        finally:
+            self._put(stream, lines.flush())
+            await source.aclose()
+
+    def _put(self, stream: Stream, pieces: list[Piece]) -> None:
+        if self._log is not None:
+            self._tell_lost(self._log.write(stream, pieces))
+        for piece in pieces:
+            self._around.on_output(self.name, stream, piece.data)
+        if self._looking is not None:
+            self._look(pieces)
+
+    def _tell_lost(self, lost: Lost | None) -> None:
+        if lost is not None:
+            self._around.events.emit([LogLost(self.name, lost.lines, lost.bytes, lost.reason)])
+
+
+class _Looking:
+    """For a line; `budget`: CPU seconds left for it."""
+
+    def __init__(self, text: str) -> None:
+        self.budget = LOOKING_BUDGET
+        self._pattern: re.Pattern[bytes] = pattern.compile_line(text)
+
+    def found_in(self, line: bytes) -> bool:
+        start = time.thread_time()
+        found = self._pattern.search(line[: pattern.LINE_LIMIT]) is not None
+        self.budget -= time.thread_time() - start
+        return found
+
+
+@dataclass(slots=True)
+class _Totals:
+    """What all containers of one service have used, and how the last one ended."""
+
+    last: Exit | None = None
+    wall: float = 0.0
+    cpu: float = 0.0
+    memory_peak: int | None = None
+
+    def add(self, exit: Exit) -> None:
+        self.last = exit
+        self.wall += exit.wall
+        self.cpu += exit.cpu_user + exit.cpu_system
+        if exit.memory_peak is not None:
+            self.memory_peak = max(exit.memory_peak, self.memory_peak or 0)
+
+
+class Events:
+    """Hands events on in the order in which they happened, also where the callback itself causes new ones."""
+
+    def __init__(self, callback: OnEvent) -> None:
+        self._callback = callback
+        self._pending: deque[Event] = deque()
+        self._busy = False
+
+    def emit(self, events: Iterable[Event]) -> None:
+        self._pending.extend(events)
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            while self._pending:
+                self._callback(self._pending.popleft())
+        finally:
+            self._busy = False
+
+
+async def _wait(container: Container) -> Exit:
+    """Its end; our trouble with it is a value, for a nursery would wrap it."""
+    try:
+        return await container.wait()
+    except ContainerError as error:  # e.g. its cgroup can't be removed
+        return Exit(status="sandbox_error", reason=error.problem)
+
+
+async def _cancel_at_end(container: Container, scope: trio.CancelScope) -> None:
+    await _wait(container)
+    scope.cancel()
+
+
+def _sources(container: Container) -> Iterator[tuple[Stream, ByteReceive]]:
+    """Where a container's output comes from. A terminal has one stream only, and its fd is the container's to close."""
+    if container.terminal is not None:
+        yield "stdout", ReceivePipe(os.dup(container.terminal))
+    if container.stdout is not None:
+        yield "stdout", container.stdout
+    if container.stderr is not None:
+        yield "stderr", container.stderr
