@@ -211,6 +211,7 @@ class FakeRuntime:
     scripts: Mapping[str, Iterable[Script]] = field(default_factory=dict)
     history: list[tuple[float, str, str]] = field(default_factory=list)
     executed: list[tuple[str, tuple[str, ...], str | None, str | None, Mapping[str, str] | None]] = field(default_factory=list)
+    container: type[FakeContainer] = FakeContainer
     running: dict[str, FakeContainer] = field(default_factory=dict)
     launching: int = 0
     most_launching: int = 0
@@ -242,7 +243,7 @@ class FakeRuntime:
         script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
         await self._launch(spec, script)
         self._pids += 1
-        container = FakeContainer(self, spec, script, self._pids)
+        container = self.container(self, spec, script, self._pids)
         self.running[spec.name] = container
         self.most_running = max(self.most_running, len(self.running))
         self.note("up", spec.name)

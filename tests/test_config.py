@@ -20,8 +20,11 @@ from tinyvisor.spec import (
     Backoff,
     Blkio,
     Dependency,
+    Healthcheck,
+    Hook,
     Project,
     RestartPolicy,
+    Schedule,
     Service,
     Spec,
     Tmpfs,
@@ -204,7 +207,6 @@ def test_terminal_codes_are_escaped(tmp_path: Path) -> None:
 BAD = [
     ("comand: x", '1:1: comand: there is no such key (did you mean "command"?)'),
     ("command: x\nimage: alpine", '2:1: image: not supported yet; use "rootfs" with a directory or a tarball'),
-    ("command: x\nhealthcheck: {test: x}", "2:1: healthcheck: not supported yet"),
     ("command: x\nprivileged: true", '2:1: privileged: not supported: it would not isolate; name what is needed in "cap_add"'),
     ("tty: true", "1:1: command: expected a program to run"),
     ("command: ''", "1:1: command: expected a program to run"),
@@ -287,7 +289,6 @@ BAD = [
     ("command: x\nsuccess_exit_codes: [256]", "2:1: success_exit_codes: expected exit codes from 0 to 255"),
     ("command: x\nlogging: {driver: syslog}", '2:11: logging.driver: "syslog" is not supported; expected "file"'),
     ("command: x\nlogging: {options: {max-size: 0}}", "2:21: logging.options.max-size: must be more than 0"),
-    ("command: x\ndeploy: {replicas: 2}", "2:10: deploy.replicas: not supported yet; write the service once per copy"),
     ("command: x\ncpus: 1\ndeploy: {resources: {limits: {cpus: 2}}}", '3:31: deploy.resources.limits.cpus: differs from "cpus"'),
     ("command: x\ndeploy: {resources: {limits: {cpus: -2}}}", "2:31: deploy.resources.limits.cpus: must be more than 0"),
     ("command: x\ntmpfs: /x:size=1q", None),
@@ -437,6 +438,7 @@ def test_every_key(tmp_path: Path) -> None:
             start_limit_burst=5,
             start_limit_interval=60,
         ),
+        labels={"a": "b"},
         log_max_size=1 << 20,
         log_max_files=2,
     )
@@ -737,9 +739,19 @@ SPECS = {
     "stdin_open": st.booleans(),
     "timeout": st.none() | st.floats(1e-9, 1e6),
 }
+CODES = st.frozensets(st.integers(0, 255) | st.sampled_from(["SIGTERM", "SIGKILL", "SIGRTMIN+3"]), max_size=3)
+SCHEDULES = st.builds(
+    Schedule,
+    cron=st.sampled_from(["*/5 * * * *", "@daily", "0 3 * * mon"]),
+    timezone=st.sampled_from(["UTC", "Europe/Berlin"]),
+    overlap=st.sampled_from(["skip", "queue"]),
+) | st.builds(Schedule, interval=st.floats(1, 1e6))
 POLICIES = st.builds(
-    RestartPolicy,
+    lambda condition, schedule, **more: RestartPolicy(
+        condition=condition, schedule=schedule if condition != "always" else None, **more
+    ),
     condition=st.sampled_from(["no", "always", "on-failure"]),
+    schedule=st.none() | SCHEDULES,
     max_attempts=st.none() | st.integers(0, 100),
     backoff=st.builds(
         Backoff,
@@ -750,6 +762,8 @@ POLICIES = st.builds(
         reset_after=SECONDS,
     ),
     success_exit_codes=st.frozensets(st.integers(0, 255), max_size=3),
+    restart_prevent_exit_codes=CODES,
+    restart_force_exit_codes=CODES,
     start_limit_burst=st.integers(0, 100),
     start_limit_interval=SECONDS,
 ) | st.builds(RestartPolicy, condition=st.just("unless-stopped"))
@@ -763,6 +777,41 @@ DEPENDENCIES = st.builds(
 )
 
 
+HEALTHCHECKS = st.builds(
+    Healthcheck,
+    test=st.lists(TEXT, max_size=2).map(lambda rest: ("x$y", *rest)),
+    interval=st.floats(1e-6, 100),
+    timeout=st.floats(1e-6, 100),
+    retries=POSITIVE,
+    start_period=SECONDS,
+    start_interval=st.floats(1e-6, 100),
+)
+HOOKS = st.lists(
+    st.builds(
+        Hook,
+        command=st.lists(TEXT, max_size=2).map(lambda rest: ("x$y", *rest)),
+        user=st.none() | st.just("a$:b"),
+        working_dir=st.none() | PATHS,
+        environment=SPECS["environment"],
+    ),
+    max_size=2,
+).map(tuple)
+
+
+@st.composite
+def supervision(draw: st.DrawFn) -> dict[str, Any]:
+    check = draw(st.none() | HEALTHCHECKS)
+    return {
+        "healthcheck": check,
+        "on_unhealthy": draw(st.sampled_from(["none", "restart", "stop"])) if check else "none",
+        "ready_log": draw(st.sampled_from([None, "ready$", "port \\d+"])),
+        "post_start": draw(HOOKS),
+        "pre_stop": draw(HOOKS),
+        "scale": draw(st.none() | st.integers(0, 3)),
+        "labels": draw(SPECS["environment"]),
+    }
+
+
 @st.composite
 def projects(draw: st.DrawFn) -> Project:
     services: dict[str, Service] = {}
@@ -773,6 +822,7 @@ def projects(draw: st.DrawFn) -> Project:
             spec=Spec(name=name, **values),
             restart=draw(POLICIES),
             depends_on=draw(st.dictionaries(st.sampled_from(sorted(services)), DEPENDENCIES)) if services else {},
+            **draw(supervision()),
             log_max_size=draw(POSITIVE),
             log_max_files=draw(st.integers(1, 9)),
         )

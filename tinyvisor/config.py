@@ -18,7 +18,7 @@ import os
 import re
 import shlex
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -30,8 +30,23 @@ from ruamel.yaml import YAML
 
 from tinyvisor import spec as words
 from tinyvisor.errors import ConfigError, ConfigProblem, SpecError
-from tinyvisor.spec import Backoff, Blkio, Dependency, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
-from tinyvisor.units import parse_duration, parse_size
+from tinyvisor.spec import (
+    Backoff,
+    Blkio,
+    Dependency,
+    Healthcheck,
+    Hook,
+    Project,
+    RestartPolicy,
+    Schedule,
+    Service,
+    Spec,
+    Tmpfs,
+    Ulimit,
+    Volume,
+    instances,
+)
+from tinyvisor.units import parse_duration, parse_size, signal_name
 from tinyvisor.yamlfile import Mark, Node, TextError, Variables, parse_env, parse_yaml, read_text
 
 Step = str | int
@@ -56,21 +71,15 @@ _UNSUPPORTED: Mapping[str, str] = {
     "extra_hosts": f'{_LATER}; mount a hosts file by "volumes"',
     "domainname": f'{_LATER}; use "hostname"',
     "mac_address": _LATER,
-    "healthcheck": _LATER,
     "devices": _LATER,
     "device_cgroup_rules": _LATER,
     "gpus": _LATER,
     "secrets": f'{_LATER}; mount a file by "volumes" with read_only',
     "configs": f'{_LATER}; mount a file by "volumes" with read_only',
     "volumes_from": f'{_LATER}; repeat the "volumes"',
-    "profiles": f"{_LATER}; put the service into a file of its own",
-    "scale": f"{_LATER}; write the service once per copy",
-    "replicas": f"{_LATER}; write the service once per copy",
     "extends": f'{_LATER}; use a YAML anchor and "<<"',
     "include": f"{_LATER}; give several files or a directory",
     "develop": _LATER,
-    "post_start": _LATER,
-    "pre_stop": _LATER,
     "sysctls": _LATER,
     "pid": f'{_LATER}; every container has its own, see "namespaces"',
     "ipc": f'{_LATER}; every container has its own, see "namespaces"',
@@ -104,6 +113,8 @@ _UNSUPPORTED: Mapping[str, str] = {
     "rollback_config": _LATER,
     "weight_device": _LATER,
     "bind": _LATER,
+    "http": f'{_LATER}; use "test" with a program of the container, such as curl',
+    "tcp": f'{_LATER}; use "test" with a program of the container, such as nc',
     "masked_paths": "can't be set in a file",
     "readonly_paths": "can't be set in a file",
 }
@@ -238,6 +249,31 @@ def _restart(value: Any) -> tuple[str, int | None]:
     return condition, int(attempts) if colon else None
 
 
+def _code(value: Any) -> int | str:
+    """An exit code, or a signal's name."""
+    try:
+        return _whole(value)
+    except ValueError:
+        pass
+    try:
+        return signal_name(words.parse_signal(_text(value)))
+    except ValueError:
+        raise ValueError(f"expected an exit code or a signal's name, got {_shown(value)}") from None
+
+
+def _overlap(value: Any) -> str:
+    if value == "allow":
+        raise ValueError('"allow" is not supported: a service has one container at a time; expected skip or queue')
+    return _choice(*get_args(words.Overlap))(value)
+
+
+def _profile(value: Any) -> str:
+    text = _text(value)
+    if not words.NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not a profile's name; expected letters, digits, dots, dashes or underscores")
+    return text
+
+
 def _init(value: Any) -> bool:
     if not _flag(value):
         raise ValueError("can't be turned off: every container has an init that reaps and forwards signals")
@@ -273,6 +309,7 @@ Mode = Annotated[
     int, PlainValidator(lambda value: _octal(value, 0o7777, "1777")), WithJsonSchema({"type": ["integer", "string"]})
 ]
 Signal = Annotated[int, PlainValidator(_signal), WithJsonSchema({"type": ["integer", "string"]})]
+Code = Annotated[int | str, PlainValidator(_code), WithJsonSchema({"type": ["integer", "string"]})]
 Capability = Annotated[str, PlainValidator(_capability), WithJsonSchema(_STRING)]
 Cpuset = Annotated[
     frozenset[int], PlainValidator(lambda value: parse_cpuset(_text(value))), WithJsonSchema({"type": ["integer", "string"]})
@@ -420,6 +457,34 @@ class _Dependency(_Model):
     required: Flag = True
 
 
+class _Healthcheck(_Model):
+    test: Annotated[tuple[Text, ...], Short(lambda value: ["CMD-SHELL", value] if isinstance(value, str) else value, _STRING)] | (
+        None
+    ) = Field(None, description="CMD and a program with arguments, CMD-SHELL and a line for /bin/sh (as text, too), or NONE")
+    interval: Duration | None = None
+    timeout: Duration | None = None
+    retries: Whole | None = None
+    start_period: Duration | None = None
+    start_interval: Duration | None = None
+    disable: Flag = False
+
+
+class _Hook(_Model):
+    command: Annotated[tuple[Text, ...], Short(_split, _STRING)]
+    user: Text | None = None
+    working_dir: Text | None = None
+    environment: Annotated[dict[str, Text | None], Short(_pairs, _STRINGS)] | None = None
+
+
+class _Schedule(_Model):
+    cron: Text | None = Field(None, description="minute hour day month weekday, or @daily and the like")
+    interval: Duration | None = None
+    timezone: Text | None = Field(None, description="default: UTC")
+    overlap: Annotated[str, PlainValidator(_overlap), WithJsonSchema({"enum": list(get_args(words.Overlap))})] | None = Field(
+        None, description="what becomes of a time that comes while it still runs; default: skip"
+    )
+
+
 class _LogOptions(_Model):
     max_size: Size | None = Field(None, alias="max-size")
     max_file: Whole | None = Field(None, alias="max-file")
@@ -464,12 +529,15 @@ class _Resources(_Model):
 
 
 class _Deploy(_Model):
+    replicas: Whole | None = None
     restart_policy: _DeployRestart | None = None
     resources: _Resources | None = None
     labels: Annotated[Any, WithJsonSchema({})] = None
 
 
 _Words = Annotated[tuple[Text, ...], Short(_split, _STRING)]
+_Codes = Annotated[tuple[Code, ...], Short(_listed, {"type": ["integer", "string"]})]
+_ILL = get_args(words.OnUnhealthy)
 _List = Annotated[tuple[Text, ...], Short(_listed, _STRING)]
 
 
@@ -523,10 +591,26 @@ class _Service(_Model):
     backoff: _Backoff | None = Field(None, description="delay between restarts")
     start_limit: _StartLimit | None = Field(None, description="more starts than burst within interval: failed")
     success_exit_codes: Annotated[tuple[Whole, ...], Short(_listed, {"type": "integer"})] | None = None
+    restart_prevent_exit_codes: _Codes | None = Field(
+        None, description="exit codes and signals that are never followed by a restart"
+    )
+    restart_force_exit_codes: _Codes | None = Field(None, description="exit codes and signals that always are")
+    schedule: _Schedule | None = Field(None, description="run again and again at its time")
+    healthcheck: _Healthcheck | None = None
+    on_unhealthy: Annotated[str, PlainValidator(_choice(*_ILL)), WithJsonSchema({"enum": list(_ILL)})] | None = Field(
+        None, description="none, restart (with backoff and limits) or stop"
+    )
+    ready_log: Text | None = Field(None, description="a regular expression for the line of output that says it is ready")
+    post_start: tuple[_Hook, ...] | None = Field(None, description="commands run inside once it has started")
+    pre_stop: tuple[_Hook, ...] | None = Field(None, description="commands run inside before it is stopped")
+    scale: Whole | None = Field(None, description="copies, called NAME-1 to NAME-N")
+    profiles: (
+        Annotated[tuple[Annotated[str, PlainValidator(_profile), WithJsonSchema(_STRING)], ...], Short(_listed, _STRING)] | None
+    ) = Field(None, description="only there when one of these is active")
     deploy: _Deploy | None = None
     depends_on: Annotated[dict[str, _Dependency], Short(_dependencies, _STRINGS)] | None = None
     logging: _Logging | None = None
-    labels: Annotated[Any, WithJsonSchema({})] = None
+    labels: Annotated[dict[str, Text | None], Short(_pairs, _STRINGS)] | None = None
     annotations: Annotated[Any, WithJsonSchema({})] = None
 
 
@@ -871,6 +955,7 @@ _ELSEWHERE: Mapping[str, Path_] = {
     "mem_limit": ("deploy", "resources", "limits", "memory"),
     "pids_limit": ("deploy", "resources", "limits", "pids"),
     "restart": ("deploy", "restart_policy", "max_attempts"),
+    "scale": ("deploy", "replicas"),
     "backoff.initial": ("deploy", "restart_policy", "delay"),
     "backoff.reset_after": ("deploy", "restart_policy", "window"),
 }
@@ -888,9 +973,60 @@ class _Builder:
         spec = self._checked(Spec, self._spec_fields())
         logs = self._logs()
         restart = self._restart()
+        rest = self._supervision()
         if spec is None or restart is None or len(self._file.problems) > self._before:
             return None
-        return Service(spec=spec, restart=restart, depends_on=self._dependencies(spec), **logs)
+        return cast(
+            "Service | None",
+            self._checked(Service, {"spec": spec, "restart": restart, "depends_on": self._dependencies(spec), **rest, **logs}),
+        )
+
+    def _supervision(self) -> dict[str, Any]:
+        model = self._model
+        replicas = model.deploy.replicas if model.deploy else None
+        if model.scale is not None and replicas is not None and model.scale != replicas:
+            self._file.report_at((*self._path, "deploy", "replicas"), 'differs from "scale"')
+        found = {
+            "healthcheck": self._healthcheck(),
+            "ready_log": model.ready_log,
+            "on_unhealthy": model.on_unhealthy,
+            "post_start": self._hooks("post_start", model.post_start or ()),
+            "pre_stop": self._hooks("pre_stop", model.pre_stop or ()),
+            "scale": replicas if model.scale is None else model.scale,
+            "labels": {name: value or "" for name, value in (model.labels or {}).items()},
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _healthcheck(self) -> Healthcheck | None:
+        model = self._model.healthcheck
+        if model is None or model.disable or model.test == ("NONE",) or "healthcheck" in self._bad:
+            return None
+        kind, *rest = model.test or ("",)
+        if not model.test:
+            self._file.report_at((*self._path, "healthcheck", "test"), "is required")
+            return None
+        if kind == "CMD-SHELL" and len(rest) == 1:
+            rest = ["/bin/sh", "-c", rest[0]]
+        elif kind != "CMD" or not rest:
+            what = f"expected NONE, CMD and a program, or CMD-SHELL and one line, got {_shown(' '.join(model.test))}"
+            self._file.report_at((*self._path, "healthcheck", "test"), what)
+            return None
+        values = model.model_dump(exclude_none=True, exclude={"test", "disable"})
+        return cast("Healthcheck | None", self._checked(Healthcheck, {"test": tuple(rest), **values}))
+
+    def _hooks(self, key: str, models: Iterable[_Hook]) -> tuple[Hook, ...]:
+        found: list[Hook] = []
+        for index, model in enumerate(models):
+            values = model.model_dump(exclude_none=True, exclude={"environment"})
+            environment = self._filled_in(model.environment or {})
+            with self._at_field(key, index):
+                found.append(Hook(**values, environment=environment))
+        return tuple(found)
+
+    def _filled_in(self, environment: Mapping[str, str | None]) -> dict[str, str]:
+        """With our own variables where there is no value."""
+        given = {name: self._file.environ.get(name) if value is None else value for name, value in environment.items()}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _dependencies(self, spec: Spec) -> dict[str, Dependency]:
         needs = {name: Dependency(**item.model_dump()) for name, item in sorted((self._model.depends_on or {}).items())}
@@ -908,6 +1044,14 @@ class _Builder:
             self._file.report_at(self._path + path, error.problem)
         except ValueError as error:
             self._file.report_at(self._path + path, str(error))
+
+    @contextmanager
+    def _at_field(self, *path: Step) -> Iterator[None]:
+        """Reports a `SpecError` raised inside at its field below `path`."""
+        try:
+            yield
+        except SpecError as error:
+            self._file.report_at((*self._path, *path, *error.field.split(".")), error.problem)
 
     def _checked(self, kind: type[Any], values: dict[str, Any]) -> Any:
         """``kind(**values)``, where a value that it refuses is reported and left out; None where that does not help."""
@@ -968,11 +1112,7 @@ class _Builder:
                 path = _resolve(item.path, self._file.base_dir)
                 if item.required or os.path.exists(path):
                     found |= read_env_file(path, self._file.environ)
-        for name, value in (self._model.environment or {}).items():
-            value = self._file.environ.get(name) if value is None else value
-            if value is not None:
-                found[name] = value
-        return found
+        return found | self._filled_in(self._model.environment or {})
 
     def _mounts(self) -> dict[str, Any]:
         volumes: list[Volume] = []
@@ -1046,7 +1186,11 @@ class _Builder:
         limit = model.start_limit.model_dump(exclude_none=True) if model.start_limit else {}
         values: dict[str, Any] = {f"start_limit_{name}": value for name, value in limit.items()}
         values |= {"condition": condition, "max_attempts": attempts}
-        values |= {"success_exit_codes": frozenset(model.success_exit_codes or ())}
+        for name in ("success_exit_codes", "restart_prevent_exit_codes", "restart_force_exit_codes"):
+            values[name] = frozenset(getattr(model, name) or ())
+        if model.schedule is not None and "schedule" not in self._bad:
+            with self._at_field():
+                values["schedule"] = Schedule(**model.schedule.model_dump(exclude_none=True))
         values |= {"backoff": self._checked(Backoff, backoff) or Backoff()}
         return cast(RestartPolicy | None, self._checked(RestartPolicy, values))
 
@@ -1085,6 +1229,8 @@ class _Loader:
         self._dotenv: dict[Path, Mapping[str, str]] = {}
         self.problems: list[ConfigProblem] = []
         self.entries: dict[str, _Entry] = {}
+        self.inactive: dict[str, _Entry] = {}
+        """Services whose profiles are not active."""
         self.complete = True
         """Whether every file could be read, so that a service not found is a service not there."""
         self.name: str | None = None
@@ -1161,6 +1307,39 @@ class _Loader:
         else:
             self.entries[entry.name] = entry
 
+    def set_profiles(self, profiles: Collection[str]) -> None:
+        """Puts aside what is in other profiles only; ``*`` means all of them."""
+        known = {profile for entry in self.entries.values() for profile in entry.model.profiles or ()}
+        for profile in profiles:
+            if profile not in known and profile != "*":
+                self._warn(f'there is no profile "{_one_line(profile)}"{_near(profile, known)}')
+        for name, entry in list(self.entries.items()):
+            own = entry.model.profiles
+            if own and "*" not in profiles and not set(own) & set(profiles):
+                self.inactive[name] = self.entries.pop(name)
+
+    def check_instances(self) -> None:
+        """No two instances have one name, and what others join the network of is one."""
+        owners: dict[str, str] = {}
+        for name, entry in self.entries.items():
+            service, where = entry.service, (*entry.path, "scale")
+            if service is None:
+                continue
+            try:
+                names = list(instances(service, service.scale))
+            except SpecError as error:  # NAME-1000 is longer than NAME
+                entry.file.report_at(where, error.problem)
+                continue
+            for each in names:
+                if each in owners:
+                    entry.file.report_at(where, f'"{each}" would be an instance of both "{owners[each]}" and "{name}"')
+                    break
+                owners[each] = name
+            provider = self.entries.get(service.network_provider or "")
+            if provider is not None and provider.service is not None and provider.service.scale not in (None, 1):
+                problem = f'there must be one "{provider.name}" to join, and its scale is {provider.service.scale}'
+                entry.file.report_at((*entry.path, "network_mode"), problem)
+
     def check_dependencies(self) -> None:
         """Every service that is waited for is there, and none waits for itself, directly or through others."""
         graph: dict[str, set[str]] = {}
@@ -1173,6 +1352,11 @@ class _Loader:
                 elif need in self.entries:
                     graph[entry.name].add(need)
                     self._check_health(entry, need, path)
+                elif need in self.inactive and (terms is None or terms.required):
+                    own = ", ".join(self.inactive[need].model.profiles or ())
+                    entry.file.report_at(path, f'"{need}" is in the profile {own}, which is not active')
+                elif need in self.inactive:
+                    pass
                 elif self.complete and (terms is None or terms.required or path[-1] == "network_mode"):
                     entry.file.report_at(path, f'there is no service "{need}"{_near(need, self.entries)}')
         while cycle := _cycle(graph):
@@ -1233,6 +1417,7 @@ def load(
     *,
     environ: Mapping[str, str],
     name: str | None = None,
+    profiles: Collection[str] = (),
     warn: Callable[[str], None] = lambda text: None,
 ) -> Project:
     """The project that files and directories (their ``*.yaml`` and ``*.yml``) describe.
@@ -1240,7 +1425,8 @@ def load(
     Args:
         environ: for ``${VAR}`` and for variables without a value; a ``.env`` next to a file comes after it.
         name: the project's name; else a file's ``name:``, else the first directory's name.
-        warn: gets one line for each use of a variable that is not set.
+        profiles: those that are active; services with other profiles only are not in the project.
+        warn: gets one line for each use of a variable that is not set, and for each profile that is nowhere.
 
     Raises:
         ConfigError: all that is wrong in all files.
@@ -1248,10 +1434,16 @@ def load(
     loader = _Loader(environ, warn)
     for path in paths:
         loader.add(Path(path))
+    loader.set_profiles(profiles)
     loader.check_dependencies()
+    loader.check_instances()
     first = Path(paths[0]) if paths else Path()
     if not paths:
         loader.problems.append(ConfigProblem(first, 1, 1, "", "no file or directory was given"))
+    if loader.inactive and not loader.entries:
+        own = sorted({profile for entry in loader.inactive.values() for profile in entry.model.profiles or ()})
+        problem = f"every service has a profile, and none is active of {', '.join(own)}"
+        loader.problems.append(ConfigProblem(first, 1, 1, "", problem))
     if name is None and loader.name is None and not loader.problems:
         name = _project_name(first)
         hint = 'the directory\'s name makes no project name; set "name:" or give a name'
@@ -1374,16 +1566,47 @@ def _normal_policy(service: Service, found: dict[str, Any]) -> None:
     else:
         condition = "none" if policy.condition == "no" else "any"
         found["deploy"] = {"restart_policy": {"condition": condition, "max_attempts": policy.max_attempts}}
-    parts = {
+    parts: dict[str, Any] = {
         "backoff": _changed(policy.backoff, default.backoff, {item.name: item.name for item in fields(Backoff)}),
         "start_limit": _changed(policy, default, {"burst": "start_limit_burst", "interval": "start_limit_interval"}),
         "success_exit_codes": sorted(policy.success_exit_codes),
+        "restart_prevent_exit_codes": sorted(policy.restart_prevent_exit_codes, key=str),
+        "restart_force_exit_codes": sorted(policy.restart_force_exit_codes, key=str),
+        "schedule": _normal_schedule(policy.schedule),
         "depends_on": _normal_dependencies(service),
+        "healthcheck": _normal_healthcheck(service.healthcheck),
+        "post_start": [_normal_hook(hook) for hook in service.post_start],
+        "pre_stop": [_normal_hook(hook) for hook in service.pre_stop],
+        "labels": dict(service.labels),
     }
+    if service.scale is not None:
+        parts["deploy"] = {**found.get("deploy", {}), "replicas": service.scale}
+    parts |= _changed(service, Service(spec=service.spec), {"ready_log": "ready_log", "on_unhealthy": "on_unhealthy"})
     found |= {key: value for key, value in parts.items() if value}
     options = _changed(service, Service(spec=service.spec), {"max-size": "log_max_size", "max-file": "log_max_files"})
     if options:
         found["logging"] = {"driver": "file", "options": options}
+
+
+def _normal_schedule(schedule: Schedule | None) -> dict[str, Any]:
+    if schedule is None:
+        return {}
+    given = {"cron": schedule.cron} if schedule.cron is not None else {"interval": schedule.interval}
+    return given | _changed(schedule, Schedule(interval=1), {"timezone": "timezone", "overlap": "overlap"})
+
+
+def _normal_healthcheck(check: Healthcheck | None) -> dict[str, Any]:
+    if check is None:
+        return {}
+    names = {item.name: item.name for item in fields(Healthcheck) if item.name != "test"}
+    return {"test": ["CMD", *check.test], **_changed(check, Healthcheck(test=check.test), names)}
+
+
+def _normal_hook(hook: Hook) -> dict[str, Any]:
+    found = {"command": list(hook.command), "environment": dict(hook.environment)}
+    return {key: value for key, value in found.items() if value} | _changed(
+        hook, Hook(command=hook.command), {"user": "user", "working_dir": "working_dir"}
+    )
 
 
 def _normal_dependencies(service: Service) -> Any:

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 @paths_argument
 @project_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def config(paths: Sequence[Path], project_name: str | None, env_file: Path | None, as_json: bool) -> None:
+def config(
+    paths: Sequence[Path], project_name: str | None, env_file: Path | None, profiles: Sequence[str], as_json: bool
+) -> None:
     """Check a project and print it in normal form.
 
     Variables and defaults are filled in, units are seconds and bytes. Exits with 2 and every problem as
     file:line:column when something is wrong.
     """
-    project = load_project(paths, project_name, env_file)
+    project = load_project(paths, project_name, env_file, profiles)
 
     from tinyvisor.config import to_json, to_yaml
 
@@ -50,9 +52,9 @@ def schema() -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("service", required=False)
 @project_options
-def plan(path: Path, service: str | None, project_name: str | None, env_file: Path | None) -> None:
+def plan(path: Path, service: str | None, project_name: str | None, env_file: Path | None, profiles: Sequence[str]) -> None:
     """Print the launch steps of every service, or of SERVICE, as they would be on this host. Runs nothing, needs no root."""
-    project = load_project((path,), project_name, env_file)
+    project = load_project((path,), project_name, env_file, profiles)
 
     from tinyvisor.runtime.cgroup import read_layout
     from tinyvisor.runtime.rootfs import host_view

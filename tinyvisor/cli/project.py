@@ -24,6 +24,13 @@ def project_options(function: _F) -> _F:
         click.option(
             "--env-file", type=click.Path(path_type=Path), metavar="FILE", help="Variables that go before those of .env."
         ),
+        click.option(
+            "--profile",
+            "profiles",
+            multiple=True,
+            metavar="NAME",
+            help="Services with this profile, too; * is all. Default: TINYVISOR_PROFILES, with commas.",
+        ),
     ):
         function = option(function)
     return function
@@ -34,7 +41,7 @@ def paths_argument(function: _F) -> _F:
     return click.argument("paths", metavar="[PATH]...", nargs=-1, type=click.Path(path_type=Path))(function)
 
 
-def load_project(paths: Sequence[Path], name: str | None, env_file: Path | None) -> Project:
+def load_project(paths: Sequence[Path], name: str | None, env_file: Path | None, profiles: Sequence[str] = ()) -> Project:
     """Reads and checks the project.
 
     Raises:
@@ -46,7 +53,8 @@ def load_project(paths: Sequence[Path], name: str | None, env_file: Path | None)
     environ = dict(os.environ)
     if env_file is not None:
         environ = read_variables(env_file, environ) | environ
-    return load(paths or default_paths(), environ=environ, name=name, warn=warn)
+    profiles = profiles or [item.strip() for item in environ.get("TINYVISOR_PROFILES", "").split(",") if item.strip()]
+    return load(paths or default_paths(), environ=environ, name=name, profiles=profiles, warn=warn)
 
 
 def read_variables(file: Path, environ: Mapping[str, str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ def up(
     paths: Sequence[Path],
     project_name: str | None,
     env_file: Path | None,
+    profiles: Sequence[str],
     exit_code_from: str | None,
     abort_on_container_failure: bool,
     no_color: bool,
@@ -44,7 +45,7 @@ def up(
 
     Exits with 0 when all went well, 1 when a service failed for good, 2 when the configuration or this host is at fault.
     """
-    project = load_project(paths, project_name, env_file)
+    project = load_project(paths, project_name, env_file, profiles)
 
     from tinyvisor.cli.session import run_project
     from tinyvisor.cli.summary import print_summary
