@@ -7,6 +7,7 @@ when it wakes. What a change means for others is the supervisor's to settle: it 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import time
@@ -206,8 +207,8 @@ class Runner:
         self._container: Container | None = None
         self._pumps: trio.Nursery | None = None
         self._looking: _Looking | None = None
-        self._fired = None if service.restart.schedule is None else around.wall()  # when the schedule last came
-        self._ran_once = False
+        self._armed_at = 0.0  # the wall clock when it last began to wait for its time
+        self._fired_at: float | None = None  # and when that last came
         self._totals = _Totals()
 
     async def run(self) -> None:
@@ -326,6 +327,8 @@ class Runner:
         match action:
             case "launch":
                 self._launching = trio.CancelScope()
+            case "schedule":
+                self._armed_at = self._around.wall()
             case "cancel":
                 self._launching.cancel()
             case "stop":
@@ -406,7 +409,7 @@ class Runner:
         while self.state.phase == "scheduled":
             left = self._next_time() - self._around.wall()
             if left <= 0:
-                self._fired, self._ran_once = self._around.wall(), True
+                self._fired_at = self._around.wall()
                 self.feed(Fired())
                 return
             with trio.move_on_after(min(left, CLOCK_PATIENCE)):
@@ -414,17 +417,18 @@ class Runner:
 
     def _next_time(self) -> float:
         """When its schedule comes next; in the past where one run is queued behind the last one."""
-        schedule, now = self.service.restart.schedule, self._around.wall()
+        schedule = self.service.restart.schedule
         assert schedule is not None
-        since = now if self._fired is None else self._fired
+        armed_at = min(self._armed_at, self._around.wall())  # the clock may have been set back
+        last = self._fired_at
         if schedule.interval is not None:
-            if not self._ran_once:
-                return now
-            periods = 1 if schedule.overlap == "queue" else max(1, -((since - now) // schedule.interval))
-            return since + periods * schedule.interval
+            if last is None:
+                return armed_at
+            missed = math.ceil((armed_at - last) / schedule.interval)
+            return last + schedule.interval * (1 if schedule.overlap == "queue" else max(1, missed))
         assert schedule.cron is not None
-        when, where = cron.parse(schedule.cron), cron.zone(schedule.timezone)
-        return cron.next_time(when, since if schedule.overlap == "queue" and self._ran_once else now, where)
+        since = armed_at if last is None or schedule.overlap == "skip" else min(last, armed_at)
+        return cron.next_time(cron.parse(schedule.cron), since, cron.zone(schedule.timezone))
 
     # ---- the container ----
 
