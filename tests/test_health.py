@@ -109,7 +109,19 @@ def test_unhealthy_only_after_so_many_failures_and_healthy_only_after_a_success(
 # ---- a line that a container chooses ----
 
 
-@pytest.mark.parametrize("text", ["ready", r"listening on .*:\d+", "(?:up|ready)", r"^\d{4}-\d{2} ok", "(?i)READY", "a?b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ready",
+        r"listening on .*:\d+",
+        "(?:up|ready)",
+        r"^\d{4}-\d{2} ok",
+        "(?i)READY",
+        "a?b",
+        r"on .*:?\d+$",
+        r"\d{1,3}\.\d{1,3}\.\d{1,3}:\d+",
+    ],
+)
 def test_patterns_that_are_fine(text: str) -> None:
     pattern.compile_line(text)
 
@@ -124,7 +136,9 @@ def test_patterns_that_are_fine(text: str) -> None:
         ("(a|ab)*", "a part that repeats holds another one, or a choice"),
         ("(?:a?){30}", "a part that repeats holds another one, or a choice"),
         ("(?:(x|yy)b){2,}", "a part that repeats holds another one, or a choice"),
-        (".*a.*b.*c", "more than 2 parts that repeat"),
+        (".*a.*b.*c", "too many parts of varying length"),
+        ("a?" * 21 + "b", "too many parts of varying length"),
+        ("(?:ab|c)" * 21, "too many parts of varying length"),
         (r"(a)\1", "must not look around or back"),
         ("(?=a+)b", "must not look around or back"),
     ],
@@ -134,7 +148,7 @@ def test_patterns_that_are_not(text: str, problem: str) -> None:
         pattern.compile_line(text)
 
 
-@pytest.mark.parametrize("text", [r".*a.*Z", "a*a*Z", r"\w+\d+Z", "(?:ab)+(?:ab)+Z"])
+@pytest.mark.parametrize("text", [r".*a.*Z", "a*a*Z", r"\w+\d+Z", "(?:ab)+(?:ab)+Z", "a?b?a*a*Z"])
 def test_the_worst_line_takes_bounded_work(text: str) -> None:
     """Where backtracking has no bounds, this would not end in our lifetime."""
     compiled = pattern.compile_line(text)

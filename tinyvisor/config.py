@@ -976,10 +976,9 @@ class _Builder:
         rest = self._supervision()
         if spec is None or restart is None or len(self._file.problems) > self._before:
             return None
-        return cast(
-            "Service | None",
-            self._checked(Service, {"spec": spec, "restart": restart, "depends_on": self._dependencies(spec), **rest, **logs}),
-        )
+        values = {"spec": spec, "restart": restart, "depends_on": self._dependencies(spec), **rest, **logs}
+        service = cast(Service | None, self._checked(Service, values))
+        return service if len(self._file.problems) == self._before else None
 
     def _supervision(self) -> dict[str, Any]:
         model = self._model
@@ -1012,7 +1011,7 @@ class _Builder:
             self._file.report_at((*self._path, "healthcheck", "test"), what)
             return None
         values = model.model_dump(exclude_none=True, exclude={"test", "disable"})
-        return cast("Healthcheck | None", self._checked(Healthcheck, {"test": tuple(rest), **values}))
+        return cast(Healthcheck | None, self._checked(Healthcheck, {"test": tuple(rest), **values}))
 
     def _hooks(self, key: str, models: Iterable[_Hook]) -> tuple[Hook, ...]:
         found: list[Hook] = []

@@ -1,8 +1,8 @@
 """Regular expressions for lines that a container chooses. Pure.
 
 Python's matcher backtracks, and a hostile line can make it do so for hours. So the line is cut, and a pattern is refused in
-which a part that may repeat holds one that may repeat, or a choice; or which has more than `MAX_REPEATS` of them in a row.
-What is left takes a time that grows with the third power of a line's length at most.
+which a part that repeats holds one that repeats, or a choice; or which can be matched in more than `MAX_WAYS` ways from one
+place in a line: every part of varying length, and every choice, multiplies them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LINE_LIMIT: Final = 512
 """Bytes of a line that are looked at."""
 
 MAX_LENGTH: Final = 200
-MAX_REPEATS: Final = 2
+MAX_WAYS: Final = 4 * LINE_LIMIT**2
 
 _NESTED: Final = "can take too long on some lines: a part that repeats holds another one, or a choice"
 _LOOKING: Final = {"ASSERT", "ASSERT_NOT", "GROUPREF", "GROUPREF_EXISTS"}
@@ -38,33 +38,31 @@ def compile_line(text: str) -> re.Pattern[bytes]:
             tree = importlib.import_module("re._parser").parse(text.encode())
     except (re.error, Warning, OverflowError, RecursionError) as error:
         raise ValueError(f"is not a regular expression: {error}") from None
-    if _repeats(tree, inside=False) > MAX_REPEATS:
-        raise ValueError(f"can take too long on some lines: more than {MAX_REPEATS} parts that repeat")
+    if _ways(tree, inside=False) > MAX_WAYS:
+        raise ValueError("can take too long on some lines: too many parts of varying length")
     return compiled
 
 
-def _repeats(tree: Any, *, inside: bool) -> int:
-    """Parts of varying length in a row."""
-    found = 0
+def _ways(tree: Any, *, inside: bool) -> int:
+    """In how many ways the parts in a row can be matched, at most; `inside` of a part that repeats."""
+    found = 1
     for operation, argument in tree:
         name = str(operation)
         if name in _LOOKING:
             raise ValueError("must not look around or back")
-        if name in _REPEATS:
-            least, most, part = argument
+        if name in _REPEATS or name == "BRANCH":
             if inside:
                 raise ValueError(_NESTED)
-            if most > 1:
-                found += 1 if least != most else 0
-                _repeats(part, inside=True)
-            else:
-                found += 1 + _repeats(part, inside=False)
-        elif name == "BRANCH":
-            if inside:
-                raise ValueError(_NESTED)
-            found += sum(_repeats(branch, inside=False) for branch in argument[1])
+            found *= sum(_ways(each, inside=False) for each in argument[1]) if name == "BRANCH" else _repeated(*argument)
         elif name == "SUBPATTERN":
-            found += _repeats(argument[-1], inside=inside)
+            found *= _ways(argument[-1], inside=inside)
         elif name == "ATOMIC_GROUP":
-            found += _repeats(argument, inside=inside)
+            found *= _ways(argument, inside=inside)
     return found
+
+
+def _repeated(least: int, most: int, part: Any) -> int:
+    if most <= 1:
+        return 1 + _ways(part, inside=False)
+    _ways(part, inside=True)
+    return min(int(most) - int(least) + 1, LINE_LIMIT)
