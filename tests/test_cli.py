@@ -354,6 +354,24 @@ def test_result_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert not list(tmp_path.parent.glob(f".{tmp_path.name}.*"))
 
 
+def test_profiles_by_option_or_by_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tinyvisor.yaml"
+    file.write_text("services: {a: {command: x}, b: {command: x, profiles: [b]}, c: {command: x, profiles: [c, d]}}")
+    monkeypatch.setenv("TINYVISOR_PROFILES", " b, ,d ")
+    assert list(project.load_project([file], None, None).services) == ["a", "b", "c"]
+    assert list(project.load_project([file], None, None, ["c"]).services) == ["a", "c"]
+    monkeypatch.delenv("TINYVISOR_PROFILES")
+    assert list(project.load_project([file], None, None).services) == ["a"]
+
+
+@pytest.mark.parametrize("command", ["config", "plan"])
+def test_profiles_are_for_every_command_that_reads_a_project(tmp_path: Path, command: str) -> None:
+    file = tmp_path / "tinyvisor.yaml"
+    file.write_text("services: {a: {command: x}, bee: {command: x, profiles: [b]}}")
+    assert "bee" not in tinyvisor(command, file).stdout
+    assert "bee" in tinyvisor(command, file, "--profile", "b").stdout
+
+
 # ---- up's table ----
 
 SUMMARIES = (
@@ -381,6 +399,13 @@ def test_summary_table() -> None:
         "stubborn  stopped                SIGKILL         0    0ms    0ms            -  killed after its grace period: bash[7]",
         "never     failed                 -               0    0ms    0ms            -  enter /x: No such file or directory",
     ]
+
+
+def test_summary_of_what_runs_says_how_it_is() -> None:
+    rows = summary_rows(
+        [ServiceSummary(name="web", state="running", health="unhealthy"), ServiceSummary(name="a", state="running")]
+    )
+    assert [row[1] for row in rows[1:]] == ["running (unhealthy)", "running"]
 
 
 def test_summary_has_reasons_only_where_there_is_one() -> None:

@@ -565,6 +565,14 @@ async def test_exit_code_from(exit: Exit, code: int) -> None:
     assert exit_code(summaries.values(), "tests") == code
 
 
+async def test_exit_code_from_a_service_with_instances() -> None:
+    scripts = {"t-1": [Script(seconds=3)], "t-2": [Script(seconds=1, exit=failure(4))]}
+    b = bench(service("t", scale=2), scripts=scripts, exit_code_from="t")
+    summaries = await b.run()
+    assert exit_code(summaries.values(), "t") == 4
+    assert {summary.service for summary in summaries.values()} == {"t"}
+
+
 def test_the_exit_code_of_what_never_ran() -> None:
     assert exit_code([ServiceSummary(name="a", state="failed")], "a") == 125
 

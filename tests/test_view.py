@@ -14,12 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyvisor.state import (
+    DependencyMissing,
     Exit,
+    HealthChanged,
+    HookFailed,
     LogLost,
     ServiceBackoff,
     ServiceExited,
     ServiceFailed,
     ServiceFinished,
+    ServiceScheduled,
     ServiceStarted,
     ServiceStopped,
     ServiceStopping,
@@ -160,6 +164,21 @@ def test_events_are_lines_of_their_own(pipe: tuple[int, int]) -> None:
             ServiceStopped("web"),
             ServiceStopping("web", True),
             LogLost("web", 1234, 5678, "No space left on device"),
+            HealthChanged("web", "healthy", ""),
+            HealthChanged("web", "unhealthy", "its healthcheck failed once: \x1b[2Jexit 1"),
+            ServiceStopping("web", True),
+            ServiceExited("web", Exit(status="stopped", signal=15)),
+            ServiceBackoff("web", 0.1, 1, "its healthcheck failed once: exit 1"),
+            ServiceScheduled("crasher", 7200.0, ""),
+            ServiceExited("crasher", CRASH),
+            ServiceScheduled("crasher", 30.0, "exit 1"),
+            ServiceScheduled("crasher", 30.0, "it depends on web, which has been stopped"),
+            ServiceExited("crasher", Exit(status="stopped", signal=9)),
+            ServiceScheduled("crasher", 30.0, ""),
+            DependencyMissing("crasher", "it depends on web, which is not there"),
+            ServiceExited("web", CRASH),
+            HookFailed("web", "pre_stop", "exit 3"),
+            ServiceFinished("web"),
         ):
             view.event(event)
     os.close(pipe[1])
@@ -175,6 +194,17 @@ def test_events_are_lines_of_their_own(pipe: tuple[int, int]) -> None:
         "web stopped (SIGKILL)",
         "restarting web",
         "web: 1,234 lines (5,678 bytes) are missing in its log: No space left on device",
+        "web is healthy",
+        "web is unhealthy: its healthcheck failed once: exit 1",
+        "restarting web",
+        "web: its healthcheck failed once: exit 1; restart 1 in 0.1s",
+        "crasher runs in 2h00m",
+        "crasher exited with code 1; next run in 30.0s",
+        "crasher did not run: it depends on web, which has been stopped; next run in 30.0s",
+        "crasher runs in 30.0s",
+        "crasher starts all the same: it depends on web, which is not there",
+        "web: a pre_stop command failed: exit 3",
+        "web exited with code 1",
     ]
 
 

@@ -321,6 +321,7 @@ class Runner:
             held_up_by=last.held_up_by if last is not None else (),
             health=self.health.status,
             reason=self.state.reason if self.state.phase == "failed" else "",
+            service=self.group if self.group != self.name else "",
         )
 
     def _act(self, action: Action) -> None:

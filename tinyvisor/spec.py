@@ -725,6 +725,11 @@ class Project:
     name: str
     services: Mapping[str, Service]
 
+    @property
+    def instances(self) -> tuple[str, ...]:
+        """The names of all copies of all services."""
+        return tuple(name for service in self.services.values() for name in instances(service, service.scale))
+
 
 def instances(service: Service, count: int | None) -> dict[str, Service]:
     """The copies of `service` that run when there are to be `count`, by name: NAME-1 to NAME-`count`; None: one, NAME.

@@ -265,9 +265,10 @@ Event = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSummary:
-    """One service's line in the table at the end.
+    """One instance's line in the table at the end.
 
     Attributes:
+        service: whose instance it is, where it is not called so itself.
         state: the phase it is in, as `policy.Phase`; ``exited``, ``failed`` or ``stopped`` once it is over.
         exit: how its last container ended; None where none ever did.
         restarts: launches after the first.
@@ -288,6 +289,7 @@ class ServiceSummary:
     held_up_by: tuple[str, ...] = ()
     health: str = ""
     reason: str = ""
+    service: str = ""
 
 
 @dataclass(frozen=True, slots=True)

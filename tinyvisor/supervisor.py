@@ -60,11 +60,13 @@ _IN_PLACE: Final = frozenset({"restart", "depends_on", "on_unhealthy", "scale", 
 
 
 def exit_code(summaries: Iterable[ServiceSummary], exit_code_from: str | None = None) -> int:
-    """What ``up`` exits with: 1 where a service failed for good, else 0; or the named service's last status."""
+    """What ``up`` exits with: 1 where a service failed for good, else 0; or the named service's last status, the first of its
+    instances' that is not 0."""
     if exit_code_from is None:
         return int(any(summary.state == "failed" for summary in summaries))
-    last = next(summary.exit for summary in summaries if summary.name == exit_code_from)
-    return last.returncode if last is not None else 125
+    own = [summary.exit for summary in summaries if exit_code_from in (summary.name, summary.service)]
+    codes = [last.returncode if last is not None else 125 for last in own]
+    return next(filter(None, codes), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Supervisor:
         on_output: told of every line as ``(instance, stream, line)``, without its newline, a long one in pieces of at
             most 16 KiB; must not block.
         abort_on_container_failure: stop everything when one service fails for good.
-        exit_code_from: stop everything when this service has ended.
+        exit_code_from: stop everything when this service has ended, with all of its instances.
         linger: `run` goes on until `request_stop` or `request_kill`, also while nothing runs.
         stopped: instances that somebody had stopped when the supervisor before this one ended (`stopped_by_hand`). Of
             these only those with ``restart: always`` are started.
@@ -482,8 +484,9 @@ class Supervisor:
 
     def _ends_all(self, runner: Runner) -> bool:
         failed = self._abort_on_failure and runner.state.phase == "failed"
-        ended = runner.group == self._exit_code_from and runner.has_begun and runner.state.down
-        return failed or ended
+        if failed or runner.group != self._exit_code_from:
+            return failed
+        return all(other.has_begun and other.state.down for other in self._runners.values() if other.group == runner.group)
 
     async def _wait_for_stop(self) -> None:
         while not self._stopping:

@@ -95,8 +95,7 @@ def describe_event(event: Event, last: Exit | None = None) -> str | None:
         case ServiceExited():
             return None
         case ServiceBackoff(_, delay, attempt, reason):
-            how = f"{name} could not start: {reason}" if last is None else f"{name}{_how(last)}"
-            return f"{how}; restart {attempt} in {_delay(delay)}"
+            return f"{_why(name, last, reason)}; restart {attempt} in {_delay(delay)}"
         case ServiceFinished():
             return f"{name} has finished" if last is None else f"{name}{_how(last)}"
         case ServiceFailed(_, reason):
@@ -118,6 +117,13 @@ def describe_event(event: Event, last: Exit | None = None) -> str | None:
             return f"{name}: a {hook} command failed: {reason}"
         case LogLost(_, lines, size, reason):
             return f"{name}: {lines:,} lines ({size:,} bytes) are missing in its log: {reason}"
+
+
+def _why(name: str, last: Exit | None, reason: str) -> str:
+    """Why it is started again; a container that we stopped has nothing to say about it."""
+    if last is None:
+        return f"{name} could not start: {reason}"
+    return f"{name}: {reason}" if last.status == "stopped" else f"{name}{_how(last)}"
 
 
 def _run_before(name: str, last: Exit | None, reason: str) -> str:

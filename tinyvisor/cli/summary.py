@@ -61,6 +61,8 @@ def _row(summary: ServiceSummary) -> tuple[str, ...]:
 def _status(summary: ServiceSummary) -> str:
     """The state, and the verdict where it says more."""
     last = summary.exit
+    if summary.state == "running" and summary.health:
+        return f"running ({summary.health})"
     if summary.state != "failed" or last is None or last.status in ("ok", "nonzero_exit", "signaled", "stopped"):
         return summary.state
     return f"{summary.state} ({last.status})"

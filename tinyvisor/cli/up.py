@@ -56,7 +56,7 @@ def up(
     log_dir = log_dir.absolute() if log_dir is not None else log_directory() / project.name
     style = Style(colour=colour, prefix=not no_log_prefix, timestamps=timestamps)
     sys.stdout.flush()
-    with View(1, project.services, log_dir=log_dir, style=style) as view:
+    with View(1, project.instances, log_dir=log_dir, style=style) as view:
         summaries = run_project(
             project,
             view,
