@@ -191,7 +191,7 @@ async def test_what_is_done_by_hand_is_remembered_for_the_next_supervisor() -> N
         supervisor.stop(["a", "b", "d"])
         await supervisor.wait(["a", "b", "d"])
         stopped = supervisor.stopped_by_hand()
-    assert stopped == {"a", "b", "d"}
+    assert stopped == supervisor.stopped_by_hand() == {"a", "b", "d"}
     b = bench(*services, stopped=stopped)
     async with b.live() as supervisor:
         assert b.states() == {"a": "running", "b": "stopped", "c": "running", "d": "stopped"}

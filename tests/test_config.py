@@ -841,6 +841,16 @@ def test_normalised_loads_as_the_same_project(tmp_path: Path, project: Project) 
     assert json.loads(config.to_json(project)) == config.normalised(project)
 
 
+@pytest.mark.parametrize("text", ["\x85", "a\x85", "\u2028", "a \u2029 b", "\n", "\r", "\t", "\x7f", "\ufeff"])
+def test_line_breaks_of_every_kind_come_back(tmp_path: Path, text: str) -> None:
+    item = Service(spec=Spec(command=("x", text), name="a", environment={text: text}))
+    project = Project(name="p", services={"a": item})
+    for dump in (config.to_json, config.to_yaml):
+        path = tmp_path / "compose.yaml"
+        path.write_text(dump(project), encoding="utf-8", newline="")
+        assert config.load([path], environ={}) == project
+
+
 def test_normalised_says_what_was_set(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     text = "services: {a: {command: 'x $$y', tmpfs: /t, umask: 0002}}"

@@ -397,7 +397,7 @@ async def test_a_kill_or_an_end_cuts_pre_stop_short() -> None:
     hang = Script(exec=lambda now, command: (math.inf, OK, b""))
     ends = Script(exec=lambda now, command: (math.inf, OK, b""), seconds=3)
     for script, took in ((hang, 2.0), (ends, 3.0)):
-        b = bench(service("a", pre_stop=(NOTE,)), scripts={"a": [script]})
+        b = bench(service("a", pre_stop=(NOTE, TIDY)), scripts={"a": [script]})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(b.run)
             await trio.sleep(1)
@@ -406,6 +406,7 @@ async def test_a_kill_or_an_end_cuts_pre_stop_short() -> None:
                 await trio.sleep(1)
                 b.supervisor.request_kill()
         assert b.took == took
+        assert b.of(HookFailed) == []
 
 
 async def test_no_fd_is_left_by_commands_inside() -> None:

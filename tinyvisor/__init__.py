@@ -22,7 +22,22 @@ if TYPE_CHECKING:
     )
     from tinyvisor.job import Job
     from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, Workspace, open_runtime, run
-    from tinyvisor.spec import Backoff, Blkio, Limits, Project, RestartPolicy, Service, Spec, Tmpfs, Ulimit, Volume
+    from tinyvisor.spec import (
+        Backoff,
+        Blkio,
+        Dependency,
+        Healthcheck,
+        Hook,
+        Limits,
+        Project,
+        RestartPolicy,
+        Schedule,
+        Service,
+        Spec,
+        Tmpfs,
+        Ulimit,
+        Volume,
+    )
     from tinyvisor.state import Exit, Result, Stats
 
 _HOME = {
@@ -39,7 +54,22 @@ _HOME = {
     ),
     "tinyvisor.job": ("Job",),
     "tinyvisor.runtime": ("PIPE", "STDOUT", "Container", "Runtime", "Workspace", "open_runtime", "run"),
-    "tinyvisor.spec": ("Backoff", "Blkio", "Limits", "Project", "RestartPolicy", "Service", "Spec", "Tmpfs", "Ulimit", "Volume"),
+    "tinyvisor.spec": (
+        "Backoff",
+        "Blkio",
+        "Dependency",
+        "Healthcheck",
+        "Hook",
+        "Limits",
+        "Project",
+        "RestartPolicy",
+        "Schedule",
+        "Service",
+        "Spec",
+        "Tmpfs",
+        "Ulimit",
+        "Volume",
+    ),
     "tinyvisor.state": ("Exit", "Result", "Stats"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -52,7 +82,10 @@ __all__ = (
     "ConfigError",
     "Container",
     "ContainerError",
+    "Dependency",
     "Exit",
+    "Healthcheck",
+    "Hook",
     "HostError",
     "InternalError",
     "Job",
@@ -64,6 +97,7 @@ __all__ = (
     "Result",
     "RunFailed",
     "Runtime",
+    "Schedule",
     "Service",
     "Spec",
     "SpecError",

@@ -535,6 +535,7 @@ class Runner:
                 nursery.start_soon(_cancel_at_end, container, nursery.cancel_scope)
                 for hook in service.pre_stop:
                     problem = await self._run_hook(hook, container)
+                    await trio.lowlevel.checkpoint()  # where the container's end was the hook's, that is no failure of it
                     if problem:
                         self._around.events.emit([HookFailed(self.name, "pre_stop", problem)])
                 nursery.cancel_scope.cancel()

@@ -161,6 +161,7 @@ class Supervisor:
         )
         self._nursery: trio.Nursery | None = None
         self._stopping = False
+        self._by_hand: frozenset[str] = frozenset()
         self._news = trio.Event()
         self._unsettled: deque[Runner] = deque()
         self._settling = False
@@ -197,6 +198,7 @@ class Supervisor:
     def request_stop(self) -> None:
         """Stops everything: dependents before what they depend on, otherwise all at once. Asking again changes nothing."""
         if not self._stopping:
+            self.stopped_by_hand()
             self._stopping = True
             for runner in self._runners.values():
                 runner.stop_wanted = True
@@ -206,6 +208,7 @@ class Supervisor:
 
     def request_kill(self) -> None:
         """Kills everything now, in no order."""
+        self.stopped_by_hand()
         self._stopping = True
         for runner in list(self._runners.values()):
             runner.stop_wanted = True
@@ -220,9 +223,11 @@ class Supervisor:
 
     def stopped_by_hand(self) -> frozenset[str]:
         """Instances that are down, or on their way, because somebody said so: what the next supervisor wants to know."""
-        return frozenset(
-            runner.name for runner in self._runners.values() if runner.stop_wanted and not runner.leaving and not self._stopping
-        )
+        if not self._stopping:  # then all are wanted down, and only what was so before counts
+            self._by_hand = frozenset(
+                runner.name for runner in self._runners.values() if runner.stop_wanted and not runner.leaving
+            )
+        return self._by_hand
 
     def probes(self, name: str) -> tuple[Probe, ...]:
         """The latest runs of the healthcheck of instance `name`'s container, oldest first.
