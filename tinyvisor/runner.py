@@ -195,10 +195,11 @@ class Runner:
         self.stop_wanted = False
         self.leaving = False
         self.needs: tuple[Need, ...] = ()
-        self.dependents: list[Runner] = []
         self.generation = 0
         self.probes: deque[Probe] = deque(maxlen=PROBES_KEPT)
         self._around = around
+        self._dependents: tuple[Runner, ...] = ()
+        self._holders: list[Runner] = []
         self._seen: dict[Runner, int] = {}  # the generations of what we depend on when our launch began
         self._log: LogFile | None = None
         self._woken = trio.Event()
@@ -272,8 +273,26 @@ class Runner:
     def is_free_to_stop(self) -> bool:
         """Whether nobody that needs it, and is to stop as well, is left. What has no container yet need not wait for that."""
         if self.state.phase == "running":
-            return all(dependent.state.down or not dependent.stop_wanted for dependent in self.dependents)
+            return not self._is_held()
         return not self.state.down and (self.state.phase != "stopping" or self.state.restarts)
+
+    def _is_held(self) -> bool:
+        """Goes on where it stopped looking the last time: thousands may depend on one, and each tells when it is down."""
+        while self._holders:
+            if self._holders[-1].stop_wanted and not self._holders[-1].state.down:
+                return True
+            self._holders.pop()
+        self._holders = [other for other in self._dependents if other.stop_wanted and not other.state.down]
+        return bool(self._holders)
+
+    @property
+    def dependents(self) -> tuple[Runner, ...]:
+        """Those that need it."""
+        return self._dependents
+
+    @dependents.setter
+    def dependents(self, dependents: tuple[Runner, ...]) -> None:
+        self._dependents, self._holders = dependents, []
 
     def may_come_back(self) -> bool:
         """Whether it has failed because of a dependency, and need not any more."""

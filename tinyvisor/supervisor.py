@@ -432,18 +432,19 @@ class Supervisor:
 
     def _link(self) -> None:
         groups: dict[str, list[Runner]] = {}
+        dependents: dict[Runner, list[Runner]] = {runner: [] for runner in self._runners.values()}
         for runner in self._runners.values():
-            runner.dependents = []
             if not runner.leaving:
                 groups.setdefault(runner.group, []).append(runner)
         for runner in self._runners.values():
             if not runner.leaving:  # what leaves keeps what it knew, for the order of the stop
                 terms = sorted(runner.service.needs.items())
                 runner.needs = tuple(Need(name, term, tuple(groups.get(name, ()))) for name, term in terms)
-        for runner in self._runners.values():
             for need in runner.needs:
                 for other in need.runners:
-                    other.dependents.append(runner)
+                    dependents.setdefault(other, []).append(runner)
+        for runner, found in dependents.items():
+            runner.dependents = tuple(found)
 
     def _changed(self, runner: Runner) -> None:
         """A worklist instead of recursion: a chain of dependencies may be longer than Python's stack."""
