@@ -16,8 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from tinyvisor import cron, pattern
+from tinyvisor.cron import parse as parse_cron
+from tinyvisor.cron import zone as time_zone
 from tinyvisor.errors import SpecError
+from tinyvisor.pattern import compile_line
 from tinyvisor.units import parse_duration, parse_size, signal_name
 
 RootMethod = Literal["pivot", "chroot"]
@@ -518,12 +520,12 @@ class Schedule:
         if self.overlap not in get_args(Overlap):
             raise SpecError("schedule.overlap", "expected skip or queue")
         try:
-            cron.zone(self.timezone)
+            time_zone(self.timezone)
         except ValueError as error:
             raise SpecError("schedule.timezone", str(error)) from None
         if self.cron is not None:
             try:
-                cron.parse(self.cron)
+                parse_cron(self.cron)
             except ValueError as error:
                 raise SpecError("schedule.cron", str(error)) from None
 
@@ -693,7 +695,7 @@ class Service:
             raise SpecError("scale", f"expected 0 to {MAX_SCALE}")
         if self.ready_log is not None:
             try:
-                pattern.compile_line(self.ready_log)
+                compile_line(self.ready_log)
             except ValueError as error:
                 raise SpecError("ready_log", str(error)) from None
 
