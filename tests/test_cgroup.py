@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
+from tinyvisor.runtime import cgroup
 from tinyvisor.runtime.cgroup import (
     USED,
     CgroupTree,
@@ -29,7 +31,9 @@ from tinyvisor.runtime.cgroup import (
     Usage,
     detect,
     device_number,
+    handed_down,
     limit_writes,
+    occupied,
     read_layout,
     read_usage,
     readback_files,
@@ -206,7 +210,7 @@ def test_without_takes_away_a_hierarchy_that_has_nothing_left() -> None:
     layout = detect(SYSTEMD_HYBRID, SYSTEMD_HYBRID_SELF).without(["pids"], "because")
     assert [item.label for item in layout.hierarchies] == ["memory", "cpu,cpuacct"]
     assert layout.controller("pids") is None
-    assert layout.missing == (("pids", "because"),)
+    assert [item[:2] for item in layout.missing] == [("pids", "because")]
 
 
 def test_layouts_can_be_keys() -> None:
@@ -295,7 +299,59 @@ def test_not_a_block_device(path: str) -> None:
         device_number(path)
 
 
+# ---- handing controllers down on v2 ----
+
+
+def fake_cgroup(path: Path, *, procs: str = "", enabled: str = "", root: bool = False) -> Path:
+    path.mkdir()
+    files = {"cgroup.procs": procs, "cgroup.subtree_control": enabled} | ({} if root else {"cgroup.type": "domain\n"})
+    for name, content in files.items():
+        (path / name).write_text(content)
+    return path
+
+
+def test_only_the_root_may_have_processes_and_children_with_controllers(tmp_path: Path) -> None:
+    assert not occupied(str(fake_cgroup(tmp_path / "root", procs="1\n", root=True)))
+    assert occupied(str(fake_cgroup(tmp_path / "slice", procs="1\n2\n")))
+    assert not occupied(str(fake_cgroup(tmp_path / "empty")))
+    assert not occupied(str(tmp_path / "gone"))
+
+
+def test_handed_down_is_by_whole_names(tmp_path: Path) -> None:
+    path = str(fake_cgroup(tmp_path / "slice", enabled="cpuset memory\n"))
+    assert [handed_down(path, name) for name in ("cpu", "cpuset", "memory")] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "problem, cure",
+    [(errno.EBUSY, "move them: mkdir {}/init"), (errno.EROFS, "writable"), (errno.EACCES, "writable"), (errno.ENOENT, "Delegate")],
+)
+def test_what_can_not_be_enabled_is_named_with_its_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: int, cure: str
+) -> None:
+    path = str(fake_cgroup(tmp_path / "slice", enabled="memory\n"))
+
+    def refuse(file: str, text: str) -> None:
+        assert (file, text) == (f"{path}/cgroup.subtree_control", "+pids")
+        raise OSError(problem, os.strerror(problem), file)
+
+    monkeypatch.setattr(cgroup, "_write", refuse)
+    failed = cgroup._enable(path, ["memory", "pids"])
+    assert failed.keys() == {"pids"}
+    layout = V2.without(["pids"], *failed["pids"])
+    with pytest.raises(HostError, match=cure.format(path)) as caught:
+        writes(layout, pids_limit=3)
+    assert "cgroup controller pids can't be used" in caught.value.lacks
+    assert f"{path}/cgroup.subtree_control" in caught.value.lacks
+    assert len(writes(layout, mem_limit=1 << 20)) == 2, "what does not need it is not affected"
+
+
 # ---- counters ----
+
+
+def test_cpu_time_is_counted_on_v2_without_the_cpu_controller() -> None:
+    assert (0, "cpu.stat") in readback_files(detect(PURE, PURE_SELF, "pids"))
+    assert (0, "cpu.stat") in readback_files(V2.without(["cpu"], "because"))
 
 
 def test_readback_files_are_unique_and_read_where_they_are() -> None:
@@ -551,11 +607,11 @@ def test_the_counters_are_there_and_count(layout: Layout) -> None:
 @pytest.mark.kernel
 def test_removing_kills_what_is_left_even_a_fork_bomb(layout: Layout) -> None:
     tree = CgroupTree.open(layout, "web")
-    cgroup = container(tree)
-    (cgroup / "pids.max").write_text("50")
-    bomb = start_in(str(cgroup), "sh", "-c", "'a() { a | a & }; a; sleep 300'")
+    directory = container(tree)
+    (directory / "pids.max").write_text("50")
+    bomb = start_in(str(directory), "sh", "-c", "'a() { a | a & }; a; sleep 300'")
     deadline = time.monotonic() + 10
-    while int((cgroup / "pids.current").read_text()) < 40 and time.monotonic() < deadline:
+    while int((directory / "pids.current").read_text()) < 40 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert tree.remove() == ()
     bomb.wait(10)
@@ -647,7 +703,7 @@ def test_a_controller_that_can_not_be_enabled_is_missing_and_not_fatal(layout: L
         before = len(os.listdir("/proc/self/fd"))
         tree = CgroupTree.open(broken, "web")
         assert not any((tree.layout.hierarchies, tree.fds, tree.parent_fds))
-        assert dict(tree.layout.missing).keys() == {"pids", "memory"}
+        assert {name for name, _, _ in tree.layout.missing} == {"pids", "memory"}
         with pytest.raises(HostError, match=r"cgroup.subtree_control: the parent does not offer it"):
             limit_writes(spec(pids_limit=3), tree.layout)
         assert tree.remove() == ()
@@ -655,6 +711,39 @@ def test_a_controller_that_can_not_be_enabled_is_missing_and_not_fatal(layout: L
         assert len(os.listdir("/proc/self/fd")) == before
     finally:
         assert remove_cgroup(directory)
+
+
+@pytest.mark.kernel
+def test_a_cgroup_that_has_processes_is_named_with_a_cure_that_works(layout: Layout) -> None:
+    """As in a container that has a cgroup namespace of its own: its top is not the root of all, and its processes are there."""
+    unified = next((item for item in layout.hierarchies if item.version == 2), None)
+    if unified is None:
+        pytest.skip("needs controllers on cgroup v2")
+    child = start_in(unified.directory, "sleep", "300")
+    try:
+        tree = CgroupTree.open(layout, "web")
+        assert occupied(unified.directory)
+        with pytest.raises(HostError, match="Device or resource busy") as caught:
+            limit_writes(spec(pids_limit=3), tree.layout)
+        assert tree.remove() == ()
+        subprocess.run(["sh", "-c", caught.value.cure.partition("move them: ")[2]], check=True)
+        assert not occupied(unified.directory)
+        tree = CgroupTree.open(layout, "web")
+        assert [write.file for write in limit_writes(spec(pids_limit=3), tree.layout)] == ["pids.max"]
+        assert all(handed_down(path, "pids") for path in (unified.directory, *tree.paths))
+        assert tree.remove() == ()
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.kernel
+def test_the_root_of_all_cgroups_is_never_occupied() -> None:
+    unified = read_layout().unified
+    if unified is None or os.path.exists(f"{unified}/cgroup.type"):
+        pytest.skip("needs the root of cgroup v2")
+    assert Path(unified, "cgroup.procs").read_text()
+    assert not occupied(unified)
 
 
 @pytest.mark.kernel
@@ -671,5 +760,5 @@ def test_v2_kills_at_once(layout: Layout) -> None:
 def test_a_hierarchy_that_can_not_be_written_is_missing_and_not_fatal(tmp_path: Path) -> None:
     tree = CgroupTree.open(Layout((Hierarchy(1, str(tmp_path / "gone"), None, ("pids",)),)), "web")
     assert tree.layout.hierarchies == ()
-    assert "No such file or directory" in dict(tree.layout.missing)["pids"]
+    assert [(name, "No such file or directory" in reason) for name, reason, _ in tree.layout.missing] == [("pids", True)]
     tree.close()

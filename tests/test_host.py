@@ -137,6 +137,17 @@ def test_cgroups_that_can_not_be_written(good: Host) -> None:
     assert (found.level, "can't be written" in found.text) == ("warn", True)
 
 
+def test_a_cgroup_that_has_processes_is_seen_before_a_limit_needs_it(good: Host, tmp_path: Path) -> None:
+    for name, content in {"cgroup.type": "domain\n", "cgroup.procs": "1\n", "cgroup.subtree_control": "memory\n"}.items():
+        (tmp_path / name).write_text(content)
+    found = check(good, "cgroup pids")
+    assert (found.level, "pids_limit can't be enforced" in found.text) == ("warn", True)
+    assert f"mkdir {tmp_path}/init" in found.cure
+    assert check(good, "cgroup memory").level == "ok", "handed down already"
+    (tmp_path / "cgroup.procs").write_text("")
+    assert check(good, "cgroup pids").level == "ok"
+
+
 def test_swap_that_is_not_accounted_matters_only_where_there_is_swap(good: Host) -> None:
     assert check(replace(good, swap_accounting=False), "swap").level == "warn"
     assert check(replace(good, swap_accounting=False, swap=False), "swap").level == "ok"

@@ -19,7 +19,7 @@ import pytest
 from tests.kernel.helpers import BOUND, cgroup_of, cgroups, read_until, run, shell, wait_for_the_end_of, waiting, workload
 from tinyvisor.errors import HostError, LaunchError, SpecError
 from tinyvisor.runtime import PIPE, Container, Runtime, engine, open_runtime
-from tinyvisor.runtime.cgroup import Layout, default_lock_dir
+from tinyvisor.runtime.cgroup import Layout, default_lock_dir, remove_cgroup
 from tinyvisor.runtime.host import probe
 from tinyvisor.spec import Blkio, Spec
 
@@ -222,6 +222,50 @@ async def test_a_missing_controller_is_named(anyio_backend: str, monkeypatch: py
         assert exit.exit_code == 3, "what does not need it runs"
 
 
+NESTED = """
+import subprocess, trio
+from tinyvisor.errors import HostError
+from tinyvisor.runtime import open_runtime
+from tinyvisor.spec import Spec
+
+async def main():
+    async with open_runtime(name="test-nested") as runtime:
+        try:
+            exit = await runtime.run(Spec(command=("true",), name="case", pids_limit=10))
+        except HostError as error:
+            print("refused:", error.lacks)
+            subprocess.run(["sh", "-c", error.cure.partition("move them: ")[2]], check=True)
+        else:
+            print(exit.status, exit.limits_enforced, *runtime._tree.paths)
+
+trio.run(main)
+trio.run(main)
+"""
+
+
+def test_inside_a_container_that_has_a_cgroup_namespace() -> None:
+    """Its top is not the root of all cgroups: nothing can be limited below it while its own processes are there."""
+    unified = probe().layout.unified
+    if unified is None or "pids" not in Path(unified, "cgroup.controllers").read_text().split():
+        pytest.skip("needs controllers on cgroup v2")
+    Path(unified, "cgroup.subtree_control").write_text("+pids +memory")
+    outer = Path(unified, f"tinyvisor-nested-{os.getpid()}")
+    outer.mkdir()
+    try:
+        inside = 'mount -t cgroup2 none /sys/fs/cgroup && exec "$0" -c "$1"'
+        script = 'echo $$ > "$0/cgroup.procs" && exec unshare --cgroup --mount sh -c "$@"'
+        nested = subprocess.run(
+            ["sh", "-c", script, outer, inside, sys.executable, NESTED], capture_output=True, text=True, timeout=BOUND, check=False
+        )
+        assert (nested.returncode, nested.stderr) == (0, "")
+        refused, ran = nested.stdout.splitlines()
+        assert refused.startswith("refused: cgroup controller pids can't be used: /sys/fs/cgroup/cgroup.subtree_control: Device")
+        assert ran == "ok ('pids_limit',) /sys/fs/cgroup/tinyvisor/test-nested"
+        assert [child.name for child in outer.iterdir() if child.is_dir()] == ["init"]
+    finally:
+        assert remove_cgroup(str(outer))
+
+
 # ---- nothing stays ----
 
 
@@ -230,7 +274,8 @@ async def test_cgroups_are_removed(anyio_backend: str) -> None:
         paths = [Path(path) for path in runtime._tree.paths]
         async with waiting(runtime, pids_limit=20, mem_limit=GUARD, cpus=1.0):
             assert {path.name for path in cgroups(runtime)} == {"case"}
-            assert len(cgroups(runtime)) >= 3
+            layout = runtime._tree.layout
+            assert len(cgroups(runtime)) == len({layout.index(name) for name in ("pids", "memory", "cpu")} - {None})
         assert cgroups(runtime) == []
         assert all(path.is_dir() for path in paths)
         assert (default_lock_dir() / "test-removal.lock").exists()

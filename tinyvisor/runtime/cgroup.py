@@ -38,6 +38,7 @@ USED: Final = ("pids", "memory", "cpu", "io", "cpuacct")
 
 _V2_ALWAYS: Final = ("cpuacct", "freezer", "devices")  # cpu.stat, cgroup.freeze, BPF: no controllers of their own there
 PERIOD: Final = 100_000  # µs
+_WRITABLE: Final = "run as root where /sys/fs/cgroup is writable"
 _REMOVE_SECONDS: Final = 2.0
 
 
@@ -80,13 +81,13 @@ class Layout:
         hierarchies: those that serve a controller of `USED`, each once, in that order.
         controllers: all of `CONTROLLERS` that there are.
         unified: directory of the v2 hierarchy, with or without controllers; None where it is not mounted.
-        missing: (controller, reason) where a controller is there but can't be used.
+        missing: (controller, reason, cure) where a controller is there but can't be used.
     """
 
     hierarchies: tuple[Hierarchy, ...] = ()
     controllers: tuple[Controller, ...] = ()
     unified: str | None = None
-    missing: tuple[tuple[str, str], ...] = ()
+    missing: tuple[tuple[str, str, str], ...] = ()
 
     def controller(self, name: str) -> Controller | None:
         return next((item for item in self.controllers if item.name == name), None)
@@ -95,7 +96,7 @@ class Layout:
         """The hierarchy that serves a controller of `USED`."""
         return next((index for index, item in enumerate(self.hierarchies) if name in item.controllers), None)
 
-    def without(self, names: Iterable[str], reason: str) -> Layout:
+    def without(self, names: Iterable[str], reason: str, cure: str = _WRITABLE) -> Layout:
         """The layout with some controllers gone; a hierarchy that has none of `USED` left goes with them."""
         gone = frozenset(names)
         left = (replace(item, controllers=tuple(c for c in item.controllers if c not in gone)) for item in self.hierarchies)
@@ -103,7 +104,7 @@ class Layout:
             self,
             hierarchies=tuple(item for item in left if any(name in USED for name in item.controllers)),
             controllers=tuple(item for item in self.controllers if item.name not in gone),
-            missing=(*self.missing, *((name, reason) for name in CONTROLLERS if name in gone)),
+            missing=(*self.missing, *((name, reason, cure) for name in CONTROLLERS if name in gone)),
         )
 
 
@@ -324,9 +325,9 @@ def missing_controller(layout: Layout, name: str) -> HostError:
     """The error for a controller that is not there, with its cure."""
     mounted_v1 = any(item.version == 1 for item in layout.controllers)
     shown = _v1_name(name) if mounted_v1 else name
-    reason = dict(layout.missing).get(name)
-    if reason is not None:
-        return HostError(f"cgroup controller {shown} can't be used: {reason}", "run as root where /sys/fs/cgroup is writable")
+    for unusable, reason, cure in layout.missing:
+        if unusable == name:
+            return HostError(f"cgroup controller {shown} can't be used: {reason}", cure)
     if mounted_v1:
         where = f"/sys/fs/cgroup/{shown}"
         cure = f"mount it: mkdir -p {where} && mount -t cgroup -o {shown} {shown} {where}"
@@ -430,7 +431,7 @@ _READBACK: Final[Mapping[tuple[str, int], tuple[str, ...]]] = {
     ("pids", 2): ("pids.peak", "pids.events"),
     ("memory", 1): ("memory.max_usage_in_bytes", "memory.oom_control"),
     ("memory", 2): ("memory.peak", "memory.events"),
-    ("cpu", 2): ("cpu.stat",),
+    ("cpuacct", 2): ("cpu.stat",),  # always there: only throttling needs the cpu controller
     ("cpuacct", 1): ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys"),
 }
 
@@ -557,8 +558,8 @@ class CgroupTree:
             for hierarchy in layout.hierarchies:
                 opened, failed = _open(hierarchy, project)
                 fds += opened
-                for name, reason in failed.items():
-                    usable = usable.without([name], reason)
+                for name, (reason, cure) in failed.items():
+                    usable = usable.without([name], reason, cure)
         except BaseException:
             for fd in fds:
                 os.close(fd)
@@ -597,7 +598,11 @@ def project_path(hierarchy: Hierarchy, project: str) -> str:
     return f"{hierarchy.directory}/{PARENT}/{project}"
 
 
-def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], dict[str, str]]:
+_Failed = dict[str, tuple[str, str]]
+"""Controller → reason and cure."""
+
+
+def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
     """Makes and opens the two directories; returns the fds, none where it is of no use, and controllers that failed."""
     path = project_path(hierarchy, project)
     fds: list[int] = []
@@ -610,17 +615,17 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], dict[str, str]
     except OSError as error:  # a read-only or foreign hierarchy: only a limit that needs it shall fail
         for fd in fds:
             os.close(fd)
-        failed = dict.fromkeys(hierarchy.controllers, f"{error.filename}: {error.strerror}")
+        failed = dict.fromkeys(hierarchy.controllers, (f"{error.filename}: {error.strerror}", _WRITABLE))
     for directory in (path, os.path.dirname(path)):
         with suppress(OSError):
             os.rmdir(directory)
     return [], failed
 
 
-def _make(hierarchy: Hierarchy, project: str) -> dict[str, str]:
-    """Makes the directories; returns v2 controllers that could not be enabled, with the reason."""
+def _make(hierarchy: Hierarchy, project: str) -> _Failed:
+    """Makes the directories; returns v2 controllers that could not be enabled."""
     levels = (hierarchy.directory, f"{hierarchy.directory}/{PARENT}", project_path(hierarchy, project))
-    failed: dict[str, str] = {}
+    failed: _Failed = {}
     for attempt in range(10):
         try:
             for level, path in enumerate(levels):
@@ -638,11 +643,11 @@ def _make(hierarchy: Hierarchy, project: str) -> dict[str, str]:
     raise AssertionError("unreachable")
 
 
-def _enable(path: str, names: list[str]) -> dict[str, str]:
+def _enable(path: str, names: list[str]) -> _Failed:
     # At the top this holds against systemd, too: a controller that a child has enabled can't be disabled above it (EBUSY).
     file = f"{path}/cgroup.subtree_control"
-    enabled = Path(file).read_text().split()
-    failed: dict[str, str] = {}
+    enabled = Path(file).read_text().split()  # not _read: a directory that is gone is news
+    failed: _Failed = {}
     for name in names:
         if name in enabled:
             continue
@@ -651,12 +656,30 @@ def _enable(path: str, names: list[str]) -> dict[str, str]:
         except FileNotFoundError:
             if not os.path.exists(path):
                 raise
-            failed[name] = f"{file}: the parent does not offer it"
+            failed[name] = f"{file}: the parent does not offer it", "delegate it from above (systemd: Delegate=yes)"
         except OSError as error:
-            failed[name] = f"{file}: {error.strerror}"
-            if error.errno == errno.EBUSY:
-                failed[name] += " (a cgroup that has processes of its own can't hand out controllers)"
+            busy = error.errno == errno.EBUSY
+            failed[name] = f"{file}: {error.strerror}", cure_for_occupied(path) if busy else _WRITABLE
     return failed
+
+
+def handed_down(directory: str, name: str) -> bool:
+    """Whether a v2 cgroup's children have a controller."""
+    return name in _read(f"{directory}/cgroup.subtree_control").split()
+
+
+def occupied(directory: str) -> bool:
+    """Whether a v2 cgroup can't enable controllers for its children because it has processes itself ("no internal processes";
+    cgroup-v2.rst). So it is at the top of a container, where its first process is. The root of all cgroups is exempt, and is
+    known by the lack of a cgroup.type."""
+    return os.path.exists(f"{directory}/cgroup.type") and bool(_read(f"{directory}/cgroup.procs").strip())
+
+
+def cure_for_occupied(directory: str) -> str:
+    return (
+        f"it has processes of its own and so can't hand out controllers; move them: mkdir {directory}/init; "
+        f"for p in $(cat {directory}/cgroup.procs); do echo $p > {directory}/init/cgroup.procs; done"
+    )
 
 
 def _init_cpuset(path: str) -> None:

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tinyvisor.runtime import syscalls
-from tinyvisor.runtime.cgroup import USED, Layout, default_lock_dir, missing_controller, read_layout
+from tinyvisor.runtime.cgroup import (
+    USED,
+    Layout,
+    cure_for_occupied,
+    default_lock_dir,
+    handed_down,
+    missing_controller,
+    occupied,
+    read_layout,
+)
 from tinyvisor.spec import DEFAULT_NAMESPACES
 
 _NS_FILES: Final = {"pid": "pid", "mount": "mnt", "uts": "uts", "ipc": "ipc", "net": "net", "cgroup": "cgroup", "user": "user"}
@@ -245,6 +254,9 @@ def _check_cgroups(host: Host) -> Iterator[Check]:
         elif not _writable(controller.directory):
             text = f"v{controller.version}, {controller.directory} can't be written: {_LIMITS[name]} can't be enforced"
             yield Check(f"cgroup {name}", "warn", text, "mount it writable; in a container, run that one privileged")
+        elif controller.version == 2 and not handed_down(controller.directory, name) and occupied(controller.directory):
+            text = f"v2, {controller.directory} does not hand it down: {_LIMITS[name]} can't be enforced"
+            yield Check(f"cgroup {name}", "warn", text, cure_for_occupied(controller.directory))
         else:
             yield Check(f"cgroup {name}", "ok", f"v{controller.version}, {controller.directory}")
 

@@ -1,0 +1,108 @@
+"""``python -m tests.vm [PYTEST-ARGUMENT...]``: boots Debian's kernel with nothing but cgroup v2 and runs kernel tests there.
+
+virtme-ng boots it on this machine's own file system, read-only, by software emulation: /dev/kvm is not needed, and
+everything takes some ten times as long. What the guest needs beside that is in guest.sh.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BUDGET = 420.0
+"""Seconds from the start of the emulator to the end of the tests."""
+
+QEMU = "qemu-system-x86_64"
+SHARE = "-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=host,mount_tag=host"
+# What makes a kernel slow under emulation and is of no interest here: the walls against speculation (each system call
+# flushes the TLB), clocks behind a slow port, grace periods.
+PARAMETERS = ("mitigations=off", "tsc=reliable", "rcupdate.rcu_expedited=1", "nowatchdog", "audit=0")
+
+
+def newest_kernel(boot: Path = Path("/boot")) -> Path | None:
+    """The newest generic kernel of Debian's; the cloud and real-time ones lack 9p."""
+    found = [path for path in boot.glob("vmlinuz-*-amd64") if not re.search("-(cloud|rt)-", path.name)]
+    return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], default=None)
+
+
+def command(kernel: Path, arguments: list[str]) -> list[str]:
+    inside = [str(ROOT / "tests/vm/guest.sh"), str(ROOT), sys.executable, *arguments]
+    return [
+        str(Path(sys.executable).with_name("vng")), "--run", str(kernel), "--disable-kvm", "--force-9p",
+        "--user", "root", "--memory", "2G", "--cpus", "2", f"--qemu-opts={SHARE}", f"--append={' '.join(PARAMETERS)}",
+        "--exec", shlex.join(inside),
+    ]  # fmt: skip
+
+
+def lacking() -> str | None:
+    """What is missing, with the cure."""
+    if os.uname().machine != "x86_64":
+        return "an x86-64 machine"
+    if newest_kernel() is None:
+        return "a generic kernel in /boot: apt-get install linux-image-amd64"
+    if shutil.which(QEMU) is None:
+        return f"{QEMU}: apt-get install qemu-system-x86"
+    if not Path(sys.executable).with_name("vng").exists():
+        return "virtme-ng: pip install -e '.[test,vm]'"
+    return None
+
+
+def output(process: subprocess.Popen[bytes], terminal: int, deadline: float) -> Iterator[bytes]:
+    """What it writes, until it ends or the deadline has come."""
+    while (left := deadline - time.monotonic()) > 0:
+        ready, _, _ = select.select([terminal], [], [], min(left, 1))
+        if ready:
+            try:
+                yield os.read(terminal, 65536)
+            except OSError:  # EIO: nobody has the terminal any more
+                return
+        elif process.poll() is not None:
+            return
+
+
+def run(arguments: list[str]) -> int:
+    """The guest's exit status; 1 where it has none to tell."""
+    kernel = newest_kernel()
+    assert kernel is not None
+    ours, theirs = pty.openpty()  # virtme-ng wants a terminal
+    start, text = time.monotonic(), b""
+    with subprocess.Popen(command(kernel, arguments), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+        os.close(theirs)
+        try:
+            for data in output(process, ours, start + BUDGET):
+                text += data
+                sys.stdout.buffer.write(data)
+                sys.stdout.flush()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    os.close(ours)
+    seconds = time.monotonic() - start
+    ended = re.findall(rb"^guest ended with (\d+)", text, re.MULTILINE)
+    if not ended:
+        print(f"the guest did not end within {BUDGET:.0f} s" if seconds >= BUDGET else "the guest died", file=sys.stderr)
+        return 1
+    print(f"{kernel.name}: {seconds:.0f} s, status {int(ended[-1])}")
+    return int(ended[-1])
+
+
+def main() -> int:
+    if missing := lacking():
+        must_work = os.environ.get("TINYVISOR_MUST_WORK") == "1"
+        print(f"{'TINYVISOR_MUST_WORK=1, but: needs' if must_work else 'skipped: needs'} {missing}", file=sys.stderr)
+        return 1 if must_work else 0
+    return run(["-m", "pytest", "-p", "no:cacheprovider", "--durations=15", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
