@@ -67,9 +67,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _stat(pid: int | str) -> tuple[str, int]:
-    """A process's name and its parent."""
-    before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-    return before.partition("(")[2], int(after.split()[1])
+    """A process's name and its parent. Asked of every process, three times a test: hence so bare."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        before, _, after = file.read().rpartition(b")")
+    return os.fsdecode(before.partition(b"(")[2]), int(after.split(maxsplit=2)[1])
 
 
 def _ancestors(pid: int) -> Iterator[int]:
@@ -94,12 +95,12 @@ def _is_ours(pid: int, family: frozenset[int]) -> bool:
 def _processes() -> frozenset[str]:
     """Our children, and whatever is named as ours are; by number and name."""
     found, family = set(), frozenset(_ancestors(os.getpid()))
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
             with suppress(OSError):  # it ended while we looked
-                name, parent = _stat(entry.name)
-                if parent == os.getpid() or (name.startswith("tinyvisor-") and _is_ours(int(entry.name), family)):
-                    found.add(f"{entry.name} ({name})")
+                name, parent = _stat(entry)
+                if parent == os.getpid() or (name.startswith("tinyvisor-") and _is_ours(int(entry), family)):
+                    found.add(f"{entry} ({name})")
     return frozenset(found)
 
 

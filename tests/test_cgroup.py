@@ -324,7 +324,12 @@ def test_handed_down_is_by_whole_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "problem, cure",
-    [(errno.EBUSY, "move them: mkdir {}/init"), (errno.EROFS, "writable"), (errno.EACCES, "writable"), (errno.ENOENT, "Delegate")],
+    [
+        (errno.EBUSY, "move them: mkdir {}/init"),
+        (errno.EROFS, "writable"),
+        (errno.EACCES, "writable"),
+        (errno.ENOENT, "Delegate"),
+    ],
 )
 def test_what_can_not_be_enabled_is_named_with_its_cure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: int, cure: str

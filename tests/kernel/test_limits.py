@@ -255,7 +255,11 @@ def test_inside_a_container_that_has_a_cgroup_namespace() -> None:
         inside = 'mount -t cgroup2 none /sys/fs/cgroup && exec "$0" -c "$1"'
         script = 'echo $$ > "$0/cgroup.procs" && exec unshare --cgroup --mount sh -c "$@"'
         nested = subprocess.run(
-            ["sh", "-c", script, outer, inside, sys.executable, NESTED], capture_output=True, text=True, timeout=BOUND, check=False
+            ["sh", "-c", script, outer, inside, sys.executable, NESTED],
+            capture_output=True,
+            text=True,
+            timeout=BOUND,
+            check=False,
         )
         assert (nested.returncode, nested.stderr) == (0, "")
         refused, ran = nested.stdout.splitlines()

@@ -6,6 +6,7 @@ everything takes some ten times as long. What the guest needs beside that is in 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
@@ -15,6 +16,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,22 +27,27 @@ BUDGET = 420.0
 """Seconds from the start of the emulator to the end of the tests."""
 
 QEMU = "qemu-system-x86_64"
-SHARE = "-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=host,mount_tag=host"
+SHARE = (
+    "-fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap -device virtio-9p-pci,fsdev=host,mount_tag=host"
+)
 # What makes a kernel slow under emulation and is of no interest here: the walls against speculation (each system call
 # flushes the TLB), clocks behind a slow port, grace periods.
-PARAMETERS = ("mitigations=off", "tsc=reliable", "rcupdate.rcu_expedited=1", "nowatchdog", "audit=0")
+PARAMETERS = ("mitigations=off", "tsc=reliable", "rcupdate.rcu_expedited=1", "nowatchdog", "audit=0", "loglevel=3")
 
 
 def newest_kernel(boot: Path = Path("/boot")) -> Path | None:
     """The newest generic kernel of Debian's; the cloud and real-time ones lack 9p."""
-    found = [path for path in boot.glob("vmlinuz-*-amd64") if not re.search("-(cloud|rt)-", path.name)]
-    return max(found, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], default=None)
+    return max(boot.glob("vmlinuz-*[0-9]-amd64"), key=lambda path: list(map(int, re.findall(r"\d+", path.name))), default=None)
+
+
+def vng() -> str | None:
+    return shutil.which("vng", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
 
 
 def command(kernel: Path, arguments: list[str]) -> list[str]:
     inside = [str(ROOT / "tests/vm/guest.sh"), str(ROOT), sys.executable, *arguments]
     return [
-        str(Path(sys.executable).with_name("vng")), "--run", str(kernel), "--disable-kvm", "--force-9p",
+        str(vng()), "--run", str(kernel), "--disable-kvm", "--force-9p",
         "--user", "root", "--memory", "2G", "--cpus", "2", f"--qemu-opts={SHARE}", f"--append={' '.join(PARAMETERS)}",
         "--exec", shlex.join(inside),
     ]  # fmt: skip
@@ -53,7 +61,7 @@ def lacking() -> str | None:
         return "a generic kernel in /boot: apt-get install linux-image-amd64"
     if shutil.which(QEMU) is None:
         return f"{QEMU}: apt-get install qemu-system-x86"
-    if not Path(sys.executable).with_name("vng").exists():
+    if vng() is None:
         return "virtme-ng: pip install -e '.[test,vm]'"
     return None
 
@@ -71,29 +79,38 @@ def output(process: subprocess.Popen[bytes], terminal: int, deadline: float) -> 
             return
 
 
+def take_terminal() -> None:
+    """Should we be killed, the terminal hangs up and the emulator ends."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 def run(arguments: list[str]) -> int:
     """The guest's exit status; 1 where it has none to tell."""
     kernel = newest_kernel()
     assert kernel is not None
     ours, theirs = pty.openpty()  # virtme-ng wants a terminal
-    start, text = time.monotonic(), b""
-    with subprocess.Popen(command(kernel, arguments), stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    start, text, ended = time.monotonic(), b"", None
+    with tempfile.TemporaryDirectory(prefix="tinyvisor-vm-") as scratch, subprocess.Popen(
+        command(kernel, arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TMPDIR": scratch},
+        start_new_session=True, preexec_fn=take_terminal,
+    ) as process:  # fmt: skip
         os.close(theirs)
         try:
             for data in output(process, ours, start + BUDGET):
                 text += data
                 sys.stdout.buffer.write(data)
                 sys.stdout.flush()
+                if ended := re.search(rb"^guest ended with (\d+)\r?\n", text, re.MULTILINE):
+                    break
         finally:
             os.killpg(process.pid, signal.SIGKILL)
     os.close(ours)
     seconds = time.monotonic() - start
-    ended = re.findall(rb"^guest ended with (\d+)", text, re.MULTILINE)
-    if not ended:
+    if ended is None:
         print(f"the guest did not end within {BUDGET:.0f} s" if seconds >= BUDGET else "the guest died", file=sys.stderr)
         return 1
-    print(f"{kernel.name}: {seconds:.0f} s, status {int(ended[-1])}")
-    return int(ended[-1])
+    print(f"{kernel.name}: {seconds:.0f} s, status {int(ended[1])}")
+    return int(ended[1])
 
 
 def main() -> int:

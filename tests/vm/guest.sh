@@ -35,6 +35,6 @@ umount -l /mnt
 cd "$1"
 shift
 export HOME=/root LANG=C.UTF-8 PATH="$(dirname "$1"):/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-export PYTHONDONTWRITEBYTECODE=1 TINYVISOR_MUST_WORK=1 TMPDIR=/tmp
+export PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis TINYVISOR_MUST_WORK=1 TMPDIR=/tmp
 uname -sr
 "$@"
