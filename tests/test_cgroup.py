@@ -31,7 +31,6 @@ from tinyvisor.runtime.cgroup import (
     Usage,
     detect,
     device_number,
-    handed_down,
     limit_writes,
     occupied,
     read_layout,
@@ -317,15 +316,18 @@ def test_only_the_root_may_have_processes_and_children_with_controllers(tmp_path
     assert not occupied(str(tmp_path / "gone"))
 
 
-def test_handed_down_is_by_whole_names(tmp_path: Path) -> None:
-    path = str(fake_cgroup(tmp_path / "slice", enabled="cpuset memory\n"))
-    assert [handed_down(path, name) for name in ("cpu", "cpuset", "memory")] == [False, True, True]
+def test_an_occupied_cgroup_is_left_as_it_is(tmp_path: Path) -> None:
+    """The kernel would let it enable pids, and then no cgroup below could have a process."""
+    path = fake_cgroup(tmp_path / "slice", procs="1\n")
+    failed = cgroup._enable(str(path), ["pids", "memory"])
+    assert failed.keys() == {"pids", "memory"}
+    assert (path / "cgroup.subtree_control").read_text() == ""
 
 
 @pytest.mark.parametrize(
     "problem, cure",
     [
-        (errno.EBUSY, "move them: mkdir {}/init"),
+        (errno.EBUSY, "move them below it: mkdir {}/init"),
         (errno.EROFS, "writable"),
         (errno.EACCES, "writable"),
         (errno.ENOENT, "Delegate"),
@@ -728,14 +730,16 @@ def test_a_cgroup_that_has_processes_is_named_with_a_cure_that_works(layout: Lay
     try:
         tree = CgroupTree.open(layout, "web")
         assert occupied(unified.directory)
-        with pytest.raises(HostError, match="Device or resource busy") as caught:
+        with pytest.raises(HostError, match="has processes of its own") as caught:
             limit_writes(spec(pids_limit=3), tree.layout)
         assert tree.remove() == ()
-        subprocess.run(["sh", "-c", caught.value.cure.partition("move them: ")[2]], check=True)
+        subprocess.run(["sh", "-c", caught.value.cure.partition("move them below it: ")[2]], check=True)
         assert not occupied(unified.directory)
         tree = CgroupTree.open(layout, "web")
         assert [write.file for write in limit_writes(spec(pids_limit=3), tree.layout)] == ["pids.max"]
-        assert all(handed_down(path, "pids") for path in (unified.directory, *tree.paths))
+        assert all("pids" in Path(path, "cgroup.controllers").read_text().split() for path in tree.paths)
+        (run := start_in(str(container(tree)), "true")).wait()
+        assert run.returncode == 0
         assert tree.remove() == ()
     finally:
         child.kill()

@@ -647,6 +647,9 @@ def _enable(path: str, names: list[str]) -> _Failed:
     # At the top this holds against systemd, too: a controller that a child has enabled can't be disabled above it (EBUSY).
     file = f"{path}/cgroup.subtree_control"
     enabled = Path(file).read_text().split()  # not _read: a directory that is gone is news
+    if occupied(path):
+        # Not left to the kernel, which refuses memory and io only: with pids enabled there, no child could have a process.
+        return dict.fromkeys(names, (f"{path} has processes of its own", cure_for_occupied(path)))
     failed: _Failed = {}
     for name in names:
         if name in enabled:
@@ -658,18 +661,12 @@ def _enable(path: str, names: list[str]) -> _Failed:
                 raise
             failed[name] = f"{file}: the parent does not offer it", "delegate it from above (systemd: Delegate=yes)"
         except OSError as error:
-            busy = error.errno == errno.EBUSY
-            failed[name] = f"{file}: {error.strerror}", cure_for_occupied(path) if busy else _WRITABLE
+            failed[name] = f"{file}: {error.strerror}", cure_for_occupied(path) if error.errno == errno.EBUSY else _WRITABLE
     return failed
 
 
-def handed_down(directory: str, name: str) -> bool:
-    """Whether a v2 cgroup's children have a controller."""
-    return name in _read(f"{directory}/cgroup.subtree_control").split()
-
-
 def occupied(directory: str) -> bool:
-    """Whether a v2 cgroup can't enable controllers for its children because it has processes itself ("no internal processes";
+    """Whether a v2 cgroup can't have children with controllers because it has processes itself ("no internal processes";
     cgroup-v2.rst). So it is at the top of a container, where its first process is. The root of all cgroups is exempt, and is
     known by the lack of a cgroup.type."""
     return os.path.exists(f"{directory}/cgroup.type") and bool(_read(f"{directory}/cgroup.procs").strip())
@@ -677,7 +674,7 @@ def occupied(directory: str) -> bool:
 
 def cure_for_occupied(directory: str) -> str:
     return (
-        f"it has processes of its own and so can't hand out controllers; move them: mkdir {directory}/init; "
+        f"move them below it: mkdir {directory}/init; "
         f"for p in $(cat {directory}/cgroup.procs); do echo $p > {directory}/init/cgroup.procs; done"
     )
 

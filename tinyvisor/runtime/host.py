@@ -18,7 +18,6 @@ from tinyvisor.runtime.cgroup import (
     Layout,
     cure_for_occupied,
     default_lock_dir,
-    handed_down,
     missing_controller,
     occupied,
     read_layout,
@@ -254,8 +253,8 @@ def _check_cgroups(host: Host) -> Iterator[Check]:
         elif not _writable(controller.directory):
             text = f"v{controller.version}, {controller.directory} can't be written: {_LIMITS[name]} can't be enforced"
             yield Check(f"cgroup {name}", "warn", text, "mount it writable; in a container, run that one privileged")
-        elif controller.version == 2 and not handed_down(controller.directory, name) and occupied(controller.directory):
-            text = f"v2, {controller.directory} does not hand it down: {_LIMITS[name]} can't be enforced"
+        elif controller.version == 2 and occupied(controller.directory):
+            text = f"v2, {controller.directory} has processes of its own: {_LIMITS[name]} can't be enforced"
             yield Check(f"cgroup {name}", "warn", text, cure_for_occupied(controller.directory))
         else:
             yield Check(f"cgroup {name}", "ok", f"v{controller.version}, {controller.directory}")
