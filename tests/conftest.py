@@ -23,7 +23,8 @@ from hypothesis import settings
 settings.register_profile("tinyvisor", deadline=None)  # a busy machine is no failure
 settings.load_profile("tinyvisor")
 
-SETTLE = 5.0  # seconds at most for what the kernel or another process takes away in the background
+SLOWNESS = 5 if "QEMU" in Path("/proc/cpuinfo").read_text() else 1  # of an emulated processor: it stretches every bound
+SETTLE = 5.0 * SLOWNESS  # seconds at most for what the kernel or another process takes away in the background
 LASTING = 1.0  # seconds
 RUN = Path("/run/tinyvisor")
 

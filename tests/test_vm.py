@@ -17,6 +17,13 @@ def test_the_newest_generic_kernel_is_taken(tmp_path: Path) -> None:
     assert vm.newest_kernel(tmp_path) == tmp_path / "vmlinuz-6.1.0-50-amd64"
 
 
+def test_the_selection_is_of_tests_that_are_there() -> None:
+    ids = [line for line in (vm.ROOT / vm.SELECTION).read_text().splitlines() if line.startswith("tests/")]
+    for file, _, name in (id.partition("::") for id in ids):
+        assert f"def {name}(" in (vm.ROOT / file).read_text() or not name
+    assert len(set(ids)) == len(ids) > 10
+
+
 @pytest.mark.parametrize(
     "guest, status, said",
     [

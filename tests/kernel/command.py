@@ -17,8 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tests.conftest import SLOWNESS
+
 ROOT = Path(__file__).resolve().parents[2]
-BOUND = 60.0
+BOUND = 60.0 * SLOWNESS
 """Seconds that anything may take at most; nothing waits for so long when all is well."""
 
 

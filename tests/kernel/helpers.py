@@ -12,12 +12,13 @@ from typing import Any, NoReturn
 import anyio
 import pytest
 
+from tests.conftest import SLOWNESS
 from tinyvisor.runtime import PIPE, Container, Runtime
 from tinyvisor.runtime.stdio import ReceivePipe, Stdio
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit
 
-BOUND = 60.0
+BOUND = 60.0 * SLOWNESS
 """Seconds after which a test gives up; nothing waits for it to pass."""
 
 BUSYBOX = Path("/bin/busybox")

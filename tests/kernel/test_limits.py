@@ -253,7 +253,7 @@ def test_inside_a_container_that_has_a_cgroup_namespace() -> None:
     outer = Path(unified, f"tinyvisor-nested-{os.getpid()}")
     outer.mkdir()
     try:
-        inside = 'mount -t cgroup2 none /sys/fs/cgroup && exec "$0" -c "$1"'
+        inside = 'umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup && exec "$0" -c "$1"'
         script = 'echo $$ > "$0/cgroup.procs" && exec unshare --cgroup --mount sh -c "$@"'
         nested = subprocess.run(
             ["sh", "-c", script, outer, inside, sys.executable, NESTED],
