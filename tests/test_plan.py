@@ -26,7 +26,9 @@ SEPARATE = Layout(
         Hierarchy(1, "/sys/fs/cgroup/cpu", None, ("cpu",)),
     )
 )
-UNIFIED = Layout(hierarchies=(Hierarchy(2, "/sys/fs/cgroup", None, ("pids", "memory", "cpu", "io")),), unified="/sys/fs/cgroup")
+UNIFIED = Layout(
+    hierarchies=(Hierarchy(2, "/sys/fs/cgroup", None, ("pids", "memory", "cpu", "io", "cpuacct")),), unified="/sys/fs/cgroup"
+)
 
 
 def planned(

@@ -55,10 +55,10 @@ CAPABILITIES: tuple[str, ...] = (
 )  # fmt: skip
 """Capability names without CAP_, at the index that linux/capability.h gives them."""
 
-# moby daemon/pkg/oci/defaults.go; paths that a kernel lacks are passed over.
+# moby daemon/pkg/oci/defaults.go, and dynamic_debug, which uid 0 can write; paths that a kernel lacks are passed over.
 DEFAULT_MASKED_PATHS = (
-    "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+    "/proc/acpi", "/proc/asound", "/proc/dynamic_debug", "/proc/interrupts", "/proc/kcore", "/proc/keys",
+    "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
 )  # fmt: skip
 DEFAULT_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 

@@ -55,8 +55,8 @@ static const char *const part_names[] = {"pidns", "net", "loopback", "ipc", "uts
 					 "devpts", "shm", "proc", "masks", "readonly", "pivot", "caps", "exec"};
 static unsigned parts = ~0u, variants[MAX_VARIANTS] = {~0u}, variant_count = 1;
 
-static const char *const masked[] = {"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
-				     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"};
+static const char *const masked[] = {"/proc/acpi", "/proc/asound", "/proc/dynamic_debug", "/proc/interrupts", "/proc/kcore",
+				     "/proc/keys", "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"};
 static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"};
 static const char *const top[] = {"bin", "sbin", "lib", "lib32", "lib64", "libx32"};
 static char top_links[COUNT(top)][64]; /* "" not there, "/" a directory of its own, else where the link points */
