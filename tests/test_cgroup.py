@@ -353,6 +353,26 @@ def test_what_can_not_be_enabled_is_named_with_its_cure(
     assert len(writes(layout, mem_limit=1 << 20)) == 2, "what does not need it is not affected"
 
 
+@pytest.mark.parametrize("problem", [errno.ENODEV, errno.ENOENT])
+def test_a_parent_that_another_run_takes_away_meanwhile_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: int
+) -> None:
+    """Between two steps ``tinyvisor`` is removed (ENODEV) and made anew by a third, which has enabled nothing yet (ENOENT)."""
+    enabled: list[str] = []
+
+    def write(file: str, text: str) -> None:
+        enabled.append(os.path.relpath(file, tmp_path))
+        if len(enabled) == 3:
+            raise OSError(problem, os.strerror(problem), file)
+
+    monkeypatch.setattr(cgroup, "_write", write)
+    levels = ["top", "top/tinyvisor", "top/tinyvisor/web"]
+    for level in levels:
+        fake_cgroup(tmp_path / level)
+    assert cgroup._make(Hierarchy(2, str(tmp_path / "top"), None, ("pids",)), "web") == {}
+    assert enabled == [f"{level}/cgroup.subtree_control" for level in levels * 2]
+
+
 # ---- counters ----
 
 

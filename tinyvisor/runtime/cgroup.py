@@ -40,6 +40,7 @@ _V2_ALWAYS: Final = ("cpuacct", "freezer", "devices")  # cpu.stat, cgroup.freeze
 PERIOD: Final = 100_000  # µs
 _WRITABLE: Final = "run as root where /sys/fs/cgroup is writable"
 _REMOVE_SECONDS: Final = 2.0
+_TRIES: Final = 100  # of making a directory below one that others remove when it is empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -625,25 +626,26 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
 def _make(hierarchy: Hierarchy, project: str) -> _Failed:
     """Makes the directories; returns v2 controllers that could not be enabled."""
     levels = (hierarchy.directory, f"{hierarchy.directory}/{PARENT}", project_path(hierarchy, project))
-    failed: _Failed = {}
-    for attempt in range(10):
+    for attempt in range(_TRIES):
+        failed: _Failed = {}
         try:
             for level, path in enumerate(levels):
                 if level:
                     with suppress(FileExistsError):
                         os.mkdir(path, 0o755)
                 if hierarchy.version == 2:
-                    failed = _enable(path, [name for name in USED if name in hierarchy.controllers]) | failed
+                    names = [name for name in USED if name in hierarchy.controllers and name not in failed]
+                    failed |= _enable(path, names, ours=level > 0)
                 elif level and "cpuset" in hierarchy.controllers:
                     _init_cpuset(path)
             return failed
-        except FileNotFoundError:  # the run that just ended took the parent away
-            if attempt == 9:
+        except OSError as error:  # the run that just ended took the parent away, and another may have made it anew
+            if error.errno not in (errno.ENOENT, errno.ENODEV) or attempt == _TRIES - 1:
                 raise
     raise AssertionError("unreachable")
 
 
-def _enable(path: str, names: list[str]) -> _Failed:
+def _enable(path: str, names: list[str], *, ours: bool = False) -> _Failed:
     # At the top this holds against systemd, too: a controller that a child has enabled can't be disabled above it (EBUSY).
     file = f"{path}/cgroup.subtree_control"
     enabled = Path(file).read_text().split()  # not _read: a directory that is gone is news
@@ -657,10 +659,12 @@ def _enable(path: str, names: list[str]) -> _Failed:
         try:
             _write(file, f"+{name}")
         except FileNotFoundError:
-            if not os.path.exists(path):
+            if ours or not os.path.exists(path):  # ours: we had enabled it above, so above is not what it was
                 raise
             failed[name] = f"{file}: the parent does not offer it", "delegate it from above (systemd: Delegate=yes)"
         except OSError as error:
+            if error.errno == errno.ENODEV:  # removed between open and write
+                raise
             failed[name] = f"{file}: {error.strerror}", cure_for_occupied(path) if error.errno == errno.EBUSY else _WRITABLE
     return failed
 
