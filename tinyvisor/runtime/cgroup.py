@@ -634,7 +634,7 @@ def _make(hierarchy: Hierarchy, project: str) -> _Failed:
                     with suppress(FileExistsError):
                         os.mkdir(path, 0o755)
                 if hierarchy.version == 2:
-                    names = [name for name in USED if name in hierarchy.controllers and name not in failed]
+                    names: list[str] = [name for name in USED if name in hierarchy.controllers and name not in failed]
                     failed |= _enable(path, names, ours=level > 0)
                 elif level and "cpuset" in hierarchy.controllers:
                     _init_cpuset(path)
