@@ -679,7 +679,7 @@ def occupied(directory: str) -> bool:
 def cure_for_occupied(directory: str) -> str:
     return (
         f"move them below it: mkdir {directory}/init; "
-        f"for p in $(cat {directory}/cgroup.procs); do echo $p > {directory}/init/cgroup.procs; done"
+        f"for p in $(cat {directory}/cgroup.procs); do echo $p > {directory}/init/cgroup.procs; done 2>/dev/null"
     )
 
 
