@@ -125,9 +125,9 @@ def main() -> int:
         must_work = os.environ.get("TINYVISOR_MUST_WORK") == "1"
         print(f"{'TINYVISOR_MUST_WORK=1, but: needs' if must_work else 'skipped: needs'} {missing}", file=sys.stderr)
         return 1 if must_work else 0
-    return run(
-        ["-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=300", "--durations=15", *(sys.argv[1:] or [f"@{SELECTION}"])]
-    )
+    # -vv: what hangs is the last name on the console.
+    options = ["-vv", "-p", "no:cacheprovider", "-o", "timeout=300", "--durations=15"]
+    return run(["-m", "pytest", *options, *(sys.argv[1:] or [f"@{SELECTION}"])])
 
 
 if __name__ == "__main__":
