@@ -32,6 +32,8 @@ from tinyvisor.spec import (
     Volume,
 )
 
+DEFAULT_PROFILE = Path(config.__file__).with_name("seccomp-default.json")
+
 
 def write(directory: Path, text: str, name: str = "web.yaml") -> Path:
     path = directory / name
@@ -256,10 +258,15 @@ BAD = [
         '2:11: cap_add[0]: "net_rw" is not a capability; see capabilities(7) (did you mean "NET_RAW"?)',
     ),
     (
-        "command: x\nsecurity_opt: ['seccomp:unconfined']",
-        '2:16: security_opt[0]: "seccomp:unconfined" is not supported yet; '
-        "expected no-new-privileges:true or no-new-privileges:false",
+        "command: x\nsecurity_opt: ['apparmor:unconfined']",
+        '2:16: security_opt[0]: "apparmor:unconfined" is not supported yet; expected no-new-privileges:true, '
+        "no-new-privileges:false or seccomp=default, seccomp=unconfined, seccomp=FILE",
     ),
+    ("command: x\nsecurity_opt: ['seccomp=']", None),
+    ("command: x\nsecurity_opt: ['no-new-privileges:maybe']", None),
+    ("command: x\nsecurity_opt: ['seccomp=/no/such']", "2:16: security_opt[0]: /no/such: No such file or directory"),
+    ("command: x\nsecurity_opt: ['seccomp=/']", "2:16: security_opt[0]: /: Is a directory"),
+    ("command: x\nsecurity_opt: ['seccomp=/dev/zero']", "2:16: security_opt[0]: /dev/zero: not a regular file"),
     ("command: x\numask: 0888", '2:1: umask: expected an octal number up to 777 such as 0022, got "0888"'),
     ("command: x\numask: 1777", '2:1: umask: expected an octal number up to 777 such as 0022, got "1777"'),
     ("command: x\noom_score_adj: 1001", "2:1: oom_score_adj: expected -1000 to 1000"),
@@ -367,7 +374,7 @@ ulimits: {nofile: {soft: 10, hard: 20}, core: -1}
 shm_size: 1m
 cap_add: [net_raw, CAP_CHOWN, KILL]
 cap_drop: [KILL]
-security_opt: ["no-new-privileges:false"]
+security_opt: ["no-new-privileges:false", "seccomp=profile.json"]
 umask: 0027
 oom_score_adj: -5
 stop_signal: SIGINT
@@ -388,10 +395,29 @@ x-anything: {a: [b]}
 """
 
 
+@pytest.mark.parametrize("text", ["seccomp=unconfined", "seccomp:unconfined"])
+def test_seccomp_by_name(tmp_path: Path, text: str) -> None:
+    assert service(tmp_path, f"command: x\nsecurity_opt: ['{text}']").spec.seccomp == "unconfined"
+    assert service(tmp_path, f"command: x\nsecurity_opt: ['{text}', 'seccomp=default']").spec.seccomp == "default"
+
+
+def test_a_bad_profile_is_one_line_that_says_where(tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(
+        '{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALOW"}]}'
+    )
+    (line,) = problems(tmp_path, "command: x\nsecurity_opt:\n- no-new-privileges:true\n- seccomp:./p.json")
+    assert line == (
+        f"4:3: security_opt[1]: {tmp_path}/p.json: syscalls[0].action: expected one of SCMP_ACT_KILL, SCMP_ACT_KILL_THREAD, "
+        "SCMP_ACT_KILL_PROCESS, SCMP_ACT_TRAP, SCMP_ACT_ERRNO, SCMP_ACT_TRACE, SCMP_ACT_LOG, SCMP_ACT_ALLOW, "
+        'got "SCMP_ACT_ALOW"'
+    )
+
+
 def test_every_key(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (tmp_path / "one.env").write_text("A=overridden\nF=from file\n")
+    (tmp_path / "profile.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     found = service(tmp_path, FULL.replace("source: root", "source: ./root"), {"D": "from outside"})
     assert found == Service(
         spec=Spec(
@@ -420,6 +446,7 @@ def test_every_key(tmp_path: Path) -> None:
             shm_size=1 << 20,
             capabilities=frozenset({"NET_RAW", "CHOWN"}),
             no_new_privs=False,
+            seccomp=tmp_path / "profile.json",
             umask=0o027,
             oom_score_adj=-5,
             stop_signal=2,
@@ -729,6 +756,7 @@ SPECS = {
     "shm_size": POSITIVE,
     "capabilities": st.frozensets(st.sampled_from(CAPABILITIES), max_size=5),
     "no_new_privs": st.booleans(),
+    "seccomp": st.sampled_from(["default", "unconfined", DEFAULT_PROFILE]),
     "umask": st.integers(0, 0o777),
     "oom_score_adj": st.none() | st.integers(-1000, 1000),
     "stop_signal": st.integers(1, 64),

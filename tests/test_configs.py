@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from tinyvisor.config import load
+from tinyvisor.profile import default_profile_text, parse_profile
 from tinyvisor.runtime.cgroup import Layout, detect, limit_writes
 from tinyvisor.runtime.identity import resolve
 from tinyvisor.runtime.plan import Limits, plan
 from tinyvisor.runtime.rootfs import HostView
+from tinyvisor.runtime.seccomp import MACHINES, compile_profile
 from tinyvisor.spec import Project
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +63,9 @@ def test_plan_is_the_golden_one(project: Project, name: str, version: str) -> No
     host = v1() if version == "v1" else v2()
     spec = project.services[name].spec
     identity = resolve(spec.user, spec.group_add, PASSWD, GROUP)
-    text = plan(spec, limits=Limits(host, tuple(limit_writes(spec, host))), view=VIEW, identity=identity).describe()
+    seccomp = compile_profile(parse_profile(default_profile_text()), MACHINES["x86_64"], capabilities=spec.capabilities)
+    limits = Limits(host, tuple(limit_writes(spec, host)))
+    text = plan(spec, limits=limits, view=VIEW, seccomp=seccomp, identity=identity).describe()
     path = GOLDEN / f"{name}.{version}.txt"
     if os.environ.get("TINYVISOR_REGENERATE") == "1":
         GOLDEN.mkdir(exist_ok=True)

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     for layer in (
         ("errors", "units", "cron", "pattern"),
         ("spec job", "state"),
+        ("profile",),
         ("config yamlfile", "policy", "health", "runtime"),
         ("supervisor runner turns inside", "batch", "view"),
         ("control client",),
@@ -88,6 +89,7 @@ RULES = (
             "runtime/plan.py",
             "runtime/steps.py",
             "runtime/seccomp.py",
+            "runtime/syscall_numbers.py",
         ),
         EFFECTS,
         calls=READS | WRITES | CLOCKS,
@@ -95,7 +97,7 @@ RULES = (
     ),
     Rule(
         "config reads files and does nothing else",
-        ("config.py", "yamlfile.py"),
+        ("config.py", "yamlfile.py", "profile.py"),
         EFFECTS,
         calls=WRITES | CLOCKS,
     ),

@@ -15,6 +15,7 @@ from tinyvisor.runtime.cgroup import Hierarchy, Layout, limit_writes
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.plan import ROOT_USER, USER_ID_BASE, Limits, Plan, Tree, capability_mask, dev_template, exec_step, plan
 from tinyvisor.runtime.rootfs import HostView
+from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Ulimit, Volume
 
@@ -41,9 +42,16 @@ def planned(
 ) -> Plan:
     spec = Spec(**{"command": ("true",), "name": "web", **fields})
     limits = Limits(layout, tuple(limit_writes(spec, layout, device=lambda path: "8:0")))
-    view = VIEW if spec.rootfs is None else None
-    resolv_conf = b"nameserver ::1\n"
-    return plan(spec, limits=limits, view=view, identity=identity, resolv_conf=resolv_conf, terminal=terminal, early=early)
+    return plan(
+        spec,
+        limits=limits,
+        view=VIEW if spec.rootfs is None else None,
+        seccomp=None if spec.seccomp == "unconfined" else Filter(bytes(24), 4, ("frobnicate",)),
+        identity=identity,
+        resolv_conf=b"nameserver ::1\n",
+        terminal=terminal,
+        early=early,
+    )
 
 
 def of(steps: tuple[Step, ...], kind: type[Any]) -> list[Any]:
@@ -99,7 +107,8 @@ workload:
    6 drop all capabilities
    7 enter /
    8 no_new_privs
-   9 exec true
+   9 seccomp: default profile, 3 instructions, without frobnicate
+  10 exec true
 cleanup:
    0 read cgroup2/web/pids.peak
    1 read cgroup2/web/memory.peak
@@ -146,7 +155,10 @@ def test_order(layout: Layout, root_method: str) -> None:
     assert entered < position(init, s.Init) == len(init) - 1
 
     limits = max(index for index, step in enumerate(workload) if isinstance(step, s.Rlimit | s.Affinity | s.OomScoreAdj))
-    order = [s.Session, s.EnterUser, s.BoundingSet, s.CloseFds, s.SetIdentity, s.Capabilities, s.WorkingDir, s.NoNewPrivs, s.Exec]
+    order = [
+        s.Session, s.EnterUser, s.BoundingSet, s.CloseFds, s.SetIdentity, s.Capabilities, s.WorkingDir, s.NoNewPrivs, s.Seccomp,
+        s.Exec,
+    ]  # fmt: skip
     positions = [position(workload, kind) for kind in order]
     assert positions == sorted(positions)
     assert limits < positions[0], "limits are taken while there is the right to"
@@ -303,6 +315,39 @@ def test_what_is_gone_when_it_is_empty() -> None:
     assert not early(rootfs=Path("/images/x")), "somebody may want to unmount it"
     assert not early(volumes=(Volume(Path("/host/a"), "/a"),))
     assert not early(Layout()), "nothing would prove that it is empty"
+
+
+# ---- seccomp ----
+
+
+def test_a_filter_is_the_last_thing_before_exec() -> None:
+    step = of(planned().workload, s.Seccomp)[0]
+    assert (step.program, step.flags, step.numbers(), step.strings()) == (bytes(24), 4, (4,), (bytes(24),))
+    assert [type(step) for step in planned().workload[-3:]] == [s.NoNewPrivs, s.Seccomp, s.Exec]
+
+
+def test_without_no_new_privs_the_filter_comes_while_there_is_the_right_to_install_it() -> None:
+    workload = planned(no_new_privs=False, capabilities={"SYS_ADMIN"}, namespaces=DEFAULT_NAMESPACES | {"user"}).workload
+    order = [s.EnterUser, s.BoundingSet, s.CloseFds, s.Seccomp, s.SetIdentity, s.Capabilities, s.WorkingDir, s.Exec]
+    positions = [position(workload, kind) for kind in order]
+    assert positions == sorted(positions)
+    assert of(workload, s.NoNewPrivs) == []
+
+
+def test_unconfined() -> None:
+    assert of(planned(seccomp="unconfined").workload, s.Seccomp) == []
+
+
+def test_a_plan_never_lacks_the_filter_that_the_spec_asks_for() -> None:
+    with pytest.raises(AssertionError):
+        plan(Spec(command=("true",)), limits=Limits(UNIFIED), view=VIEW, seccomp=None)
+
+
+def test_a_profile_is_named_in_the_plan() -> None:
+    step = of(planned(seccomp="/etc/x.json").workload, s.Seccomp)[0]
+    assert step.describe() == "seccomp: profile /etc/x.json, 3 instructions, without frobnicate"
+    many = s.Seccomp(bytes(8), 0, "default profile", tuple("abcde"))
+    assert many.describe() == "seccomp: default profile, 1 instructions, without a, b, c and 2 more"
 
 
 # ---- init and workload ----

@@ -31,6 +31,7 @@ from ruamel.yaml.representer import SafeRepresenter
 
 from tinyvisor import spec as words
 from tinyvisor.errors import ConfigError, ConfigProblem, SpecError
+from tinyvisor.profile import parse_profile, read_profile_text
 from tinyvisor.spec import (
     Backoff,
     Blkio,
@@ -287,13 +288,38 @@ def _driver(value: Any) -> str:
     return "file"
 
 
-def _security(value: Any) -> bool:
-    text = _text(value).replace("=", ":", 1)
-    if text in ("no-new-privileges", "no-new-privileges:true"):
-        return True
-    if text == "no-new-privileges:false":
-        return False
-    raise ValueError(f"{_shown(value)} is {_LATER}; expected no-new-privileges:true or no-new-privileges:false")
+def _security(value: Any) -> tuple[str, Any]:
+    """A field of `Spec` and its value; a profile's file as it was written."""
+    name, _, argument = _text(value).replace("=", ":", 1).partition(":")
+    if name == "no-new-privileges" and argument in ("", "true", "false"):
+        return "no_new_privs", argument != "false"
+    if name == "seccomp" and argument:
+        return "seccomp", argument
+    raise ValueError(
+        f"{_shown(value)} is {_LATER}; expected no-new-privileges:true, no-new-privileges:false or "
+        "seccomp=default, seccomp=unconfined, seccomp=FILE"
+    )
+
+
+def parse_security(text: str, base_dir: Path) -> tuple[str, Any]:
+    """One ``security_opt``: the field of `Spec` that it sets, and to what. A profile's file is looked at.
+
+    Raises:
+        ValueError: there is no such option, or the profile can't be used; with what is wrong with it.
+    """
+    return _build_security(_security(text), base_dir)
+
+
+def _build_security(option: tuple[str, Any], base_dir: Path) -> tuple[str, Any]:
+    name, value = option
+    if name != "seccomp" or value in ("default", "unconfined"):
+        return option
+    path = _resolve(value, base_dir)
+    try:
+        parse_profile(read_profile_text(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {_os_text(error)}") from None
+    return name, path
 
 
 _STRING: dict[str, Any] = {"type": "string"}
@@ -575,7 +601,9 @@ class _Service(_Model):
     shm_size: Size | None = None
     cap_add: tuple[Capability, ...] | None = None
     cap_drop: tuple[Capability, ...] | None = None
-    security_opt: tuple[Annotated[bool, PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = None
+    security_opt: tuple[Annotated[tuple[str, Any], PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = Field(
+        None, description="no-new-privileges:BOOL; seccomp=default, unconfined or a profile's file, relative to this file"
+    )
     umask: Umask | None = Field(None, description="octal")
     oom_score_adj: Whole | None = None
     stop_signal: Signal | None = None
@@ -947,7 +975,10 @@ _PASSED_ON = (
 )  # fmt: skip
 """Keys whose checked value is the `Spec` field of the same name."""
 
-_FIELDS = {"storage_opt.size": "storage_size", "storage_opt.inodes": "storage_inodes", "cap_add": "capabilities"}
+_FIELDS = {
+    "storage_opt.size": "storage_size", "storage_opt.inodes": "storage_inodes", "cap_add": "capabilities",
+    "security_opt": "seccomp",
+}  # fmt: skip
 """`SpecError.field` → `Spec` field, where they differ."""
 
 _ELSEWHERE: Mapping[str, Path_] = {
@@ -1087,8 +1118,9 @@ class _Builder:
         if model.blkio_config:
             with self._at("blkio_config"):
                 values["blkio"] = self._checked(Blkio, _blkio_fields(model.blkio_config))
-        if model.security_opt:
-            values["no_new_privs"] = model.security_opt[-1]
+        for index, option in enumerate(model.security_opt or ()):
+            with self._at("security_opt", index):
+                values |= [_build_security(option, base_dir)]
         values["capabilities"] = parse_capabilities(model.cap_add or (), model.cap_drop or ())
         values |= self._mounts() | {"ulimits": self._ulimits()} | self._limits()
         return values
@@ -1553,8 +1585,10 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
         found["ulimits"] = {name: {"soft": item.soft, "hard": item.hard} for name, item in spec.ulimits.items()}
     if spec.capabilities:
         found["cap_add"] = sorted(spec.capabilities)
-    if not spec.no_new_privs:
-        found["security_opt"] = ["no-new-privileges:false"]
+    options = [] if spec.no_new_privs else ["no-new-privileges:false"]
+    options += [] if spec.seccomp == "default" else [f"seccomp={spec.seccomp}"]
+    if options:
+        found["security_opt"] = options
     if spec.blkio is not None:
         rates = {
             f"device_{name}": [{"path": path, "rate": rate} for path, rate in getattr(spec.blkio, name)]

@@ -215,6 +215,7 @@ class Spec:
         shm_size: bytes of /dev/shm.
         capabilities: kept capabilities, names without CAP_; all others are dropped.
         no_new_privs: set-id programs and file capabilities give nothing.
+        seccomp: ``"default"`` (our profile), ``"unconfined"``, or the path of a profile in the OCI's JSON.
         masked_paths, readonly_paths: absolute paths inside; missing ones are passed over.
         umask: of the workload.
         oom_score_adj: -1000..1000; None is inherited.
@@ -256,6 +257,7 @@ class Spec:
     shm_size: int = 64 << 20
     capabilities: frozenset[str] = frozenset()
     no_new_privs: bool = True
+    seccomp: str | Path = "default"
     masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
     readonly_paths: tuple[str, ...] = DEFAULT_READONLY_PATHS
     umask: int = 0o022
@@ -277,6 +279,8 @@ class Spec:
             object.__setattr__(self, name, frozenset(getattr(self, name)))
         if self.rootfs is not None:
             object.__setattr__(self, "rootfs", Path(self.rootfs))
+        if self.seccomp not in ("default", "unconfined"):
+            object.__setattr__(self, "seccomp", Path(self.seccomp))
         self._check_process()
         self._check_root()
         self._check_limits()
@@ -384,6 +388,7 @@ class Spec:
             raise SpecError("namespaces", f"{min(missing)} can't be left out: nothing could be ended for sure")
         if self.network_mode not in ("none", "host") and not re.fullmatch(rf"service:{NAME.pattern}", self.network_mode):
             raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
+        _no_nul("security_opt", str(self.seccomp))
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise SpecError("cap_add", f'"{capability}" is not a capability; see capabilities(7)')
@@ -785,6 +790,7 @@ _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
     "Path": ((str, os.PathLike), "a path"),
+    "str | Path": ((str, os.PathLike), "a path, default or unconfined"),
     "Mapping[str, str]": ((Mapping,), "a mapping"),
     "Mapping[str, Ulimit]": ((Mapping,), "a mapping"),
     "frozenset[str]": ((frozenset, set, list, tuple), "a set"),
@@ -799,7 +805,7 @@ def _check_kinds(value: Any) -> None:
     if kinds is None:
         found = []
         for item in fields(value):
-            kind, _, optional = str(item.type).partition(" | ")
+            kind, optional = str(item.type).removesuffix(" | None"), str(item.type).endswith(" | None")
             if kind in _KINDS:
                 types, words = _KINDS[kind]
                 found.append((item.name, (*types, type(None)) if optional else types, words))

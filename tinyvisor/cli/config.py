@@ -76,14 +76,17 @@ def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
 
     Raises:
         HostError: this host can't enforce a limit of it.
+        SpecError: its seccomp profile can't be used.
     """
     from tinyvisor.runtime.cgroup import limit_writes
+    from tinyvisor.runtime.filters import filter_for
     from tinyvisor.runtime.plan import Limits, plan
 
     return plan(
         spec,
         limits=Limits(layout, tuple(limit_writes(spec, layout))),
         view=view if spec.rootfs is None else None,
+        seccomp=filter_for(spec),
         identity=_identity(spec),
         resolv_conf=_read("/etc/resolv.conf") if spec.network_mode == "host" else None,
     )

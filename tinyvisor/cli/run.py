@@ -66,6 +66,12 @@ def _capabilities(added: tuple[str, ...], dropped: tuple[str, ...]) -> frozenset
     return parse_capabilities(added, dropped)
 
 
+def _security(text: str) -> tuple[str, Any]:
+    from tinyvisor.config import parse_security
+
+    return parse_security(text, Path.cwd())
+
+
 SIZE = Parsed("size", parse_size)
 DURATION = Parsed("duration", parse_duration)
 FILE = click.Path(path_type=Path)
@@ -86,6 +92,12 @@ OPTIONS = (
     click.option("--user", "-u", metavar="USER[:GROUP]", help="Names or numbers, as known inside. Default: root."),
     click.option("--cap-add", multiple=True, type=Parsed("capability", parse_capability), help="Default: none."),
     click.option("--cap-drop", multiple=True, type=Parsed("capability", parse_capability), help="After ALL was added."),
+    click.option(
+        "--security-opt",
+        multiple=True,
+        type=Parsed("option", _security),
+        help="seccomp=FILE, seccomp=unconfined, no-new-privileges:false.",
+    ),
     click.option("--pids-limit", type=click.IntRange(min=1), metavar="N", help="Processes and threads at most."),
     click.option("--memory", "-m", type=SIZE, help="64m; with no swap on top."),
     click.option("--cpus", type=float, metavar="N", help="CPU time per wall time: 1.5."),
@@ -171,6 +183,7 @@ def build_spec(
         tty=tty,
         stdin_open=stdin_open,
         **dict(options["storage_opt"]),
+        **dict(options["security_opt"]),
         **fields,
     )
 

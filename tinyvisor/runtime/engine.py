@@ -39,6 +39,7 @@ from tinyvisor.runtime.cgroup import (
     sweep,
 )
 from tinyvisor.runtime.container import Container
+from tinyvisor.runtime.filters import filter_for
 from tinyvisor.runtime.host import Host, probe
 from tinyvisor.runtime.identity import Identity, read_in_root, resolve
 from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
@@ -46,6 +47,7 @@ from tinyvisor.runtime.pool import Pool, WarmRuns
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
 from tinyvisor.runtime.run import COLLECT_LIMIT, DeliverCancel, Input, Run
+from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.stdio import Stdio, Streams
 from tinyvisor.runtime.steps import Step
 from tinyvisor.runtime.syscalls import new_tmpfs, open_tree
@@ -62,6 +64,7 @@ _shape_of = operator.attrgetter(
 )
 _PLACEHOLDER = "\udcf7"  # one byte, 0xf7, that is in no UTF-8 text and, four in a row, in no number of a plan
 _MIN_PLACEHOLDER = 4
+_HOLE = _PLACEHOLDER.encode("utf-8", "surrogateescape") * _MIN_PLACEHOLDER  # a number of a filter's can be that
 _runs = itertools.count()
 
 
@@ -628,14 +631,16 @@ class Runtime:
         if name in self._names:
             raise SpecError("name", f'a container named "{name}" is running already')
         other = self._provider(spec)
+        seccomp = filter_for(spec)
         with _as_launch_error(spec), contextlib.ExitStack() as stack:
             trees = [self._open_tree(spec, tree, stack) for tree in self._trees(spec)]
             identity = self._identity(spec, trees[0] if spec.rootfs else None)
             if workspace is not None and not workspace.template:
                 trees.append(workspace.fd)
             template = workspace.template if workspace else None
-            shape = self._shape(spec, view, identity, terminal, template, early, name)
-            container = self._container(spec, name, id_, streams, shape, view, identity, events, template)
+            shape = self._shape(spec, view, identity, seccomp, terminal, template, early, name)
+            describe = functools.partial(self._describe, spec, view, identity, seccomp, template)
+            container = self._container(spec, name, id_, streams, shape, describe, events)
             if park:
                 self._parked[id_] = shape, identity
                 workload = shape.parked
@@ -652,16 +657,13 @@ class Runtime:
         id_: int,
         streams: Streams,
         shape: _Shape,
-        view: HostView | None,
-        identity: Identity,
+        describe: Callable[[int, int], str],
         events: bool,
-        workspace: str | None = None,
     ) -> Container:
         pair = None
         if events:
             pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             pair[0].setblocking(False)
-        describe = functools.partial(self._describe, spec, view, identity, workspace)
         return Container(spec, name, id_, streams, self, describe, _enforced(spec), shape.readback, pair)
 
     def _send(
@@ -711,14 +713,19 @@ class Runtime:
         with _as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self.null)
             try:
-                plan = planning.exec_plan(spec, limits=self._limits(spec), name=container.name, identity=identity)
+                plan = planning.exec_plan(
+                    spec, limits=self._limits(spec), seccomp=filter_for(spec), name=container.name, identity=identity
+                )
                 shape = _Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
-                process = self._container(spec, container.name, next(self._ids), streams, shape, None, identity, True)
+
+                def describe(section: int, step: int) -> str:
+                    return _step_in((plan.init, plan.workload)[section - 1], step)
+
+                process = self._container(spec, container.name, next(self._ids), streams, shape, describe, True)
             except BaseException:
                 streams.close_given()
                 streams.close()
                 raise
-            process.describe_with(lambda section, step: _step_in((plan.init, plan.workload)[section - 1], step))
             self._send(process, (wire.EMPTY, shape.init, shape.workload), [], container, wire.EXEC)
         process.close_given()
         self.containers[process.id] = process
@@ -786,20 +793,23 @@ class Runtime:
         spec: Spec,
         view: HostView | None,
         identity: Identity,
+        seccomp: Filter | None,
         terminal: tuple[int, int],
         workspace: str | None,
         early: bool,
         name: str,
     ) -> _Shape:
-        if len(name) < _MIN_PLACEHOLDER or spec.network_mode == "host":
-            return self._encode(spec, self._plan(spec, view, identity, name, terminal, workspace, early))
-        key = (len(name), identity, terminal, workspace, early, _shape_of(spec), *spec.ulimits.items())
+        program = seccomp.program if seccomp else b""
+        if len(name) < _MIN_PLACEHOLDER or spec.network_mode == "host" or _HOLE in program:
+            return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early))
+        # The program, too: a profile's file may have changed.
+        key = (len(name), identity, terminal, workspace, early, program, _shape_of(spec), *spec.ulimits.items())
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= 256:
                 self._shapes.clear()
             placeholder = _PLACEHOLDER * len(name)
-            plan = self._plan(spec, view, identity, placeholder, terminal, workspace, early)
+            plan = self._plan(spec, view, identity, seccomp, placeholder, terminal, workspace, early)
             shape = self._shapes[key] = self._encode(spec, plan)
         return shape.named(name)
 
@@ -813,6 +823,7 @@ class Runtime:
         spec: Spec,
         view: HostView | None,
         identity: Identity,
+        seccomp: Filter | None,
         name: str,
         terminal: tuple[int, int] = (24, 80),
         workspace: str | None = None,
@@ -822,6 +833,7 @@ class Runtime:
             spec,
             limits=self._limits(spec),
             view=view,
+            seccomp=seccomp,
             name=name,
             identity=identity,
             resolv_conf=_resolv_conf() if spec.network_mode == "host" else None,
@@ -837,10 +849,17 @@ class Runtime:
         return planning.Limits(layout, writes, usage, os.cpu_count() or 1)
 
     def _describe(
-        self, spec: Spec, view: HostView | None, identity: Identity, workspace: str | None, section: int, step: int
+        self,
+        spec: Spec,
+        view: HostView | None,
+        identity: Identity,
+        seccomp: Filter | None,
+        workspace: str | None,
+        section: int,
+        step: int,
     ) -> str:
         """The failed step in words: the plan is made again, which a start that went well never pays for."""
-        plan = self._plan(spec, view, identity, spec.name, workspace=workspace)
+        plan = self._plan(spec, view, identity, seccomp, spec.name, workspace=workspace)
         return _step_in((plan.init, plan.workload)[section - 1], step)
 
     # ---- events ----

@@ -17,6 +17,7 @@ from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.rootfs import HostView, hosts_file
+from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import CAPABILITIES, DEFAULT_PATH, ULIMITS, Spec, Tmpfs, Volume
 
@@ -97,6 +98,7 @@ def plan(
     *,
     limits: Limits,
     view: HostView | None,
+    seccomp: Filter | None,
     name: str | None = None,
     identity: Identity = ROOT_USER,
     resolv_conf: bytes | None = None,
@@ -108,6 +110,7 @@ def plan(
 
     Args:
         view: the host view; used where the spec has no rootfs.
+        seccomp: what ``spec.seccomp`` names, compiled (`filters.filter_for`).
         name: stands in for ``spec.name`` everywhere (the launch cache plans with a placeholder).
         identity: who ``spec.user`` is, inside.
         resolv_conf: content, where the network is the host's.
@@ -139,7 +142,7 @@ def plan(
         _init(spec, name, early=early),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
-    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity)), tuple(cleanup), tuple(trees))
+    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp)), tuple(cleanup), tuple(trees))
 
 
 def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
@@ -326,7 +329,7 @@ CONTAINER_ROOT = {"pivot": "/container", "chroot": "/new"}
 """Where a container's root is in its mount namespace, by ``root_method`` (launcher/mounts.c, step_pivot_root, step_chroot)."""
 
 
-def exec_plan(spec: Spec, *, limits: Limits, name: str, identity: Identity) -> Plan:
+def exec_plan(spec: Spec, *, limits: Limits, seccomp: Filter | None, name: str, identity: Identity) -> Plan:
     """One more process in the running container `name`: it joins what its init has made, and takes the workload's steps.
 
     ``spec`` is the container's with the command, user, environment, working_dir and timeout of the process.
@@ -338,7 +341,7 @@ def exec_plan(spec: Spec, *, limits: Limits, name: str, identity: Identity) -> P
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         s.Init(s.INIT_SIGNAL_GROUP if spec.signal_group else 0, 0, spec.stop_signal, _milliseconds(spec.timeout), name),
     ]
-    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity)), (), ())
+    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp)), (), ())
 
 
 # ---- workload ----
@@ -349,7 +352,8 @@ def capability_mask(names: Iterable[str]) -> int:
     return sum(1 << CAPABILITIES.index(name) for name in names)
 
 
-def _workload(spec: Spec, limits: Limits, name: str, identity: Identity) -> Iterator[Step]:
+def _workload(spec: Spec, limits: Limits, name: str, identity: Identity, seccomp: Filter | None) -> Iterator[Step]:
+    assert (seccomp is None) == (spec.seccomp == "unconfined")
     for index, hierarchy in limits.used():
         if hierarchy.version == 1:
             yield s.CgroupJoin(s.KEPT | index, f"{name}/tasks", hierarchy.label)
@@ -368,12 +372,21 @@ def _workload(spec: Spec, limits: Limits, name: str, identity: Identity) -> Iter
     kept = capability_mask(spec.capabilities)
     yield s.BoundingSet(kept)
     yield s.CloseFds()
+    if seccomp and not spec.no_new_privs:
+        yield _seccomp(spec, seccomp)  # while there is CAP_SYS_ADMIN; what follows is `seccomp.NEEDED`
     yield s.SetIdentity(identity.uid, identity.gid, identity.groups)
     yield s.Capabilities(kept, tuple(sorted(spec.capabilities)))
     yield s.WorkingDir(spec.working_dir or "/")
     if spec.no_new_privs:
         yield s.NoNewPrivs()
+    if seccomp and spec.no_new_privs:
+        yield _seccomp(spec, seccomp)
     yield exec_step(spec, identity, name)
+
+
+def _seccomp(spec: Spec, filter: Filter) -> Step:
+    profile = "default profile" if spec.seccomp == "default" else f"profile {spec.seccomp}"
+    return s.Seccomp(filter.program, filter.flags, profile, filter.ignored)
 
 
 # ---- cleanup ----

@@ -676,6 +676,30 @@ class EnterUser(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Seccomp(Step):
+    """Installs a filter: without no_new_privs, CAP_SYS_ADMIN must still be there."""
+
+    op = 55
+    program: bytes
+    flags: int
+    profile: str
+    ignored: tuple[str, ...] = ()
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.flags,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.program,)
+
+    def describe(self) -> str:
+        ignored = ""
+        if self.ignored:
+            shown, more = ", ".join(self.ignored[:3]), len(self.ignored) - 3
+            ignored = f", without {shown}{f' and {more} more' if more > 0 else ''}"
+        return f"seccomp: {self.profile}, {len(self.program) // 8} instructions{ignored}"
+
+
+@dataclass(frozen=True, slots=True)
 class Read(Step):
     op = 60
     slot: int

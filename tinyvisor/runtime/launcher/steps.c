@@ -209,7 +209,8 @@ static const struct step_kind kinds[] = {
 	[51] = {"working_dir",       0, 1, W,     0, step_working_dir},
 	[52] = {"exec",              2, 2, W,     0, step_exec},
 	[53] = {"enter_user",        0, 0, W,     0, step_enter_user},
-	/* 54 and 55 are landlock's and seccomp's place, between no_new_privs and exec. */
+	/* 54 is landlock's place, before seccomp. */
+	[55] = {"seccomp",           1, 1, W,     0, step_seccomp},
 	[OP_READ] = {"read",              1, 1, C,     1, NULL},
 	[OP_REMOVE] = {"remove",            2, 1, C,     1, NULL},
 };
