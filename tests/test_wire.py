@@ -174,7 +174,7 @@ def sample() -> bytes:
     workload: list[Step] = [
         s.CgroupJoin(KEPT, "p", ""), s.Session(), s.Rlimit(7, 1, 2, ""), s.OomScoreAdj(-5), s.Affinity(frozenset({0})),
         s.CloseFds(), s.Umask(0o22), s.BoundingSet(0), s.SetIdentity(1, 2, (3, 4)), s.Capabilities(0, ()), s.NoNewPrivs(),
-        s.WorkingDir("/"), s.EnterUser(), s.Exec(("q", "r"), (("S", "t"),)),
+        s.WorkingDir("/"), s.EnterUser(), s.Seccomp(bytes(16), 4, ""), s.Exec(("q", "r"), (("S", "t"),)),
     ]  # fmt: skip
     cleanup = [s.Read(KEPT, "u", ""), s.Remove(KEPT | 1, "v", "")]
     return launch_of(EMPTY, wire.encode(init), wire.encode(workload), wire.encode(cleanup))

@@ -328,6 +328,50 @@ def workload(*command: str) -> list[s.Step]:
     return [*workload_steps(), s.Exec(command, (("PATH", "/usr/bin:/bin"),))]
 
 
+RETURN_ALLOW = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+
+
+@pytest.mark.parametrize(
+    "program, flags",
+    [
+        (b"", 0), (RETURN_ALLOW[:7], 0), (RETURN_ALLOW + b"\0", 0), (RETURN_ALLOW * 4097, 0), (RETURN_ALLOW * 100_000, 0),
+        (RETURN_ALLOW, 1), (RETURN_ALLOW, 8), (RETURN_ALLOW, 1 << 32), (RETURN_ALLOW, 1 << 63),
+        (bytes(8), 0), (b"\xff" * 8, 0),
+    ],
+)  # fmt: skip
+def test_what_is_no_filter_is_refused(either: Launcher, program: bytes, flags: int) -> None:
+    """By size and by flags, which could start threads of listeners; the program itself is the kernel's to check."""
+    steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(program, flags, ""), s.Exec(("true",), (("PATH", "/usr/bin"),))]
+    gone = failure(either, [*root_steps(), s.PivotRoot(), init_step()], steps)
+    assert (gone.section, gone.step, gone.error) == (2, len(steps) - 2, errno.EINVAL)
+
+
+@pytest.mark.parametrize("count", [1, 4096])
+@pytest.mark.parametrize("flags", [0, 2, 4, 6])
+def test_a_filter_is_the_workloads_alone(either: Launcher, count: int, flags: int) -> None:
+    steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(RETURN_ALLOW * count, flags, "")]
+    steps.append(s.Exec(("sh", "-c", "grep -h Seccomp: /proc/1/status /proc/self/status"), (("PATH", "/usr/bin:/bin"),)))
+    container = either.launch_sections([*root_steps(), s.PivotRoot(), init_step()], steps).wait_started()
+    assert container.read_output().split() == [b"Seccomp:", b"0", b"Seccomp:", b"2"]
+    assert exit_code(container.wait_gone()) == 0
+    assert status_of(either.process.pid)["Seccomp"] == status_of(os.getpid())["Seccomp"]
+
+
+def test_a_filter_needs_a_right_or_no_new_privs(either: Launcher) -> None:
+    steps = [*workload_steps(), *DROP_ALL, s.Seccomp(RETURN_ALLOW, 0, ""), s.Exec(("true",), (("PATH", "/usr/bin"),))]
+    gone = failure(either, [*root_steps(), s.PivotRoot(), init_step()], steps)
+    assert gone.error == errno.EACCES
+
+
+@pytest.mark.parametrize("action", [0x50001, 0x30000])
+def test_a_filter_that_lets_nothing_through_ends_the_start(either: Launcher, action: int) -> None:
+    """Neither exec nor exit: the child must not try for ever, with its init asleep until it is gone."""
+    steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(struct.pack("=HBBI", 0x06, 0, 0, action), 0, "")]
+    steps.append(s.Exec(("true",), (("PATH", "/usr/bin"),)))
+    container = either.launch_sections([*root_steps(), s.PivotRoot(), init_step()], steps)
+    assert container.wait_gone().exited is (action == 0x30000)
+
+
 @pytest.mark.parametrize(
     "command, error, code",
     [

@@ -203,19 +203,10 @@ _Target: TypeAlias = Action | int
 
 
 class _Entry(NamedTuple):
-    """A target, and a later way in for who has that word of the arguments loaded already.
-
-    Attributes:
-        word: (offset, mask) of the first word that is loaded there.
-        after: behind the load.
-    """
+    """A way in for who has loaded `word` of the arguments, (offset, mask); None where it does not matter."""
 
     target: _Target
     word: tuple[int, int] | None = None
-    after: _Target = 0
-
-    def holding(self, word: tuple[int, int]) -> _Target:
-        return self.after if self.word == word else self.target
 
 
 class _Assembler:
@@ -228,13 +219,14 @@ class _Assembler:
     def __init__(self) -> None:
         self.code: list[Instruction] = []
         self._returns: dict[Action, int] = {}
-        self._blocks: dict[_Decision, int] = {}
+        self._blocks: dict[_Decision, _Target] = {}
+        self._loads: dict[_Entry, int] = {}
 
     def program(self) -> bytes:
         return b"".join(_INSTRUCTION.pack(*instruction) for instruction in reversed(self.code))
 
     def prologue(self, audit: int, tree: _Target) -> None:
-        self._near(tree, room=_FAR)  # so near that it is the next instruction
+        self._near(tree, room=_FAR)  # so near that it comes next
         self._emit(LD_ABS, _NUMBER)
         self._return(KILL_PROCESS)
         self._emit(JEQ, audit, 1, 0)
@@ -283,8 +275,7 @@ class _Assembler:
             entry = _Entry(decision[-1][1])
             for conditions, action in reversed(decision[:-1]):
                 entry = self._case(conditions, action, entry)
-            assert isinstance(entry.target, int)
-            self._blocks[decision] = entry.target
+            self._blocks[decision] = self._enter(entry)
         return self._blocks[decision]
 
     def _case(self, conditions: Sequence[Condition], action: Action, otherwise: _Entry) -> _Entry:
@@ -313,23 +304,27 @@ class _Assembler:
             mask, value = condition.mask >> shift & 0xFFFFFFFF, condition.value >> shift & 0xFFFFFFFF
             if mask:
                 word = _word(condition, shift, mask)
-                after = self._jump(JEQ, value, yes.holding(word), no.holding(word))
-                yes = self._load(word, after)
+                yes = _Entry(self._jump(JEQ, value, self._enter(yes, word), self._enter(no, word)), word)
         return yes
 
     def _above(self, condition: Condition, code: int, yes: _Entry, no: _Entry) -> _Entry:
         high, low = _word(condition, 32), _word(condition, 0)
-        last = self._jump(code, condition.value & 0xFFFFFFFF, yes.holding(low), no.holding(low))
-        lower = self._load(low, last).target
-        equal = self._jump(JEQ, condition.value >> 32, lower, no.holding(high))
-        return self._load(high, self._jump(JGT, condition.value >> 32, yes.holding(high), equal))
+        last = self._jump(code, condition.value & 0xFFFFFFFF, self._enter(yes, low), self._enter(no, low))
+        lower = self._enter(_Entry(last, low))
+        equal = self._jump(JEQ, condition.value >> 32, lower, self._enter(no, high))
+        return _Entry(self._jump(JGT, condition.value >> 32, self._enter(yes, high), equal), high)
 
-    def _load(self, word: tuple[int, int], after: int) -> _Entry:
-        """Puts the loading of `word` before the last instruction, which is `after`."""
-        offset, mask = word
-        if mask != 0xFFFFFFFF:
-            self._emit(AND, mask)
-        return _Entry(self._emit(LD_ABS, offset), word, after)
+    def _enter(self, entry: _Entry, word: tuple[int, int] | None = None) -> _Target:
+        """Where to go in for who has loaded `word`: several tests of one word load it once."""
+        if entry.word is None or entry.word == word:
+            return entry.target
+        if entry not in self._loads:
+            offset, mask = entry.word
+            self._near(entry.target, room=_FAR)  # so near that it comes next
+            if mask != 0xFFFFFFFF:
+                self._emit(AND, mask)
+            self._loads[entry] = self._emit(LD_ABS, offset)
+        return self._loads[entry]
 
 
 def _word(condition: Condition, shift: int, mask: int = 0xFFFFFFFF) -> tuple[int, int]:
