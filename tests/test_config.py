@@ -728,7 +728,7 @@ def mounts(draw: st.DrawFn) -> dict[str, Any]:
 
 
 RATES = st.lists(st.tuples(PATHS, POSITIVE), max_size=2).map(tuple)
-SPECS = {
+SPECS: dict[str, st.SearchStrategy[Any]] = {
     "command": st.lists(TEXT, max_size=3).map(lambda rest: ("x$y", *rest)),
     "environment": st.dictionaries(TEXT.filter(lambda key: key and "=" not in key and key != "<<"), TEXT, max_size=3),
     "working_dir": st.none() | PATHS,
