@@ -29,7 +29,7 @@ def good(tmp_path: Path) -> Host:
             (Hierarchy(2, directory, directory, names),), tuple(Controller(name, 2, directory) for name in names), directory
         ),
         calls=frozenset(module._CALLS), namespaces=DEFAULT_NAMESPACES | {"user", "time"},
-        user_namespaces=True, overlay=True, swap=True, swap_accounting=True, pids_peak=True,
+        user_namespaces=True, overlay=True, swap=True, swap_accounting=True, pids_peak=True, seccomp=True,
     )  # fmt: skip
 
 
@@ -105,6 +105,13 @@ def test_a_seccomp_filter_around_us(good: Host) -> None:
     assert found.level == "fail"
     assert "clone3, open_tree can't be used" in found.text
     assert "seccomp" in found.cure
+
+
+def test_filters_are_part_of_the_defaults(good: Host) -> None:
+    assert check(replace(good, seccomp=False), "seccomp").level == "fail"
+    found = check(replace(good, machine="riscv64"), "seccomp")
+    assert (found.level, found.text) == ("fail", "there are no filters for riscv64, only for x86_64, aarch64")
+    assert "seccomp=unconfined" in found.cure
 
 
 def test_not_root(good: Host) -> None:

@@ -800,11 +800,19 @@ def test_problems_name_the_file(tmp_path: Path) -> None:
         filters.filter_for(spec(written(tmp_path, syscalls=5)))
 
 
+def test_a_kernel_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "has_seccomp", lambda: False)
+    filters._compiled.cache_clear()
+    with pytest.raises(HostError, match="this kernel takes no seccomp filters; see `tinyvisor doctor`"):
+        filters.filter_for(spec("default"))
+    assert filters.filter_for(spec("unconfined")) is None
+
+
 def test_a_machine_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "x", "6.1", "x", "riscv64")))
     filters._compiled.cache_clear()
     try:
-        with pytest.raises(HostError, match="seccomp filters for riscv64"):
+        with pytest.raises(HostError, match="no seccomp filters for riscv64; see `tinyvisor doctor`"):
             filters.filter_for(spec("default"))
     finally:
         filters._compiled.cache_clear()

@@ -7,11 +7,11 @@ import os
 
 from tinyvisor.errors import HostError, SpecError
 from tinyvisor.profile import default_profile_text, parse_profile, read_profile_text
-from tinyvisor.runtime.host import kernel_version
+from tinyvisor.runtime.host import has_seccomp, kernel_version
 from tinyvisor.runtime.seccomp import MACHINES, NEEDED, Filter, compile_profile
 from tinyvisor.spec import Spec
 
-_UNCONFINED = 'or take "seccomp=unconfined" in "security_opt"'
+_CURE = 'see `tinyvisor doctor`, or take "seccomp=unconfined" in "security_opt"'
 
 
 def filter_for(spec: Spec) -> Filter | None:
@@ -19,7 +19,7 @@ def filter_for(spec: Spec) -> Filter | None:
 
     Raises:
         SpecError: the profile can't be read, is wrong, or refuses what is needed to start the workload.
-        HostError: there are no filters for this machine.
+        HostError: there are no filters for this machine, or its kernel takes none.
     """
     if spec.seccomp == "unconfined":
         return None
@@ -42,7 +42,9 @@ def filter_for(spec: Spec) -> Filter | None:
 def _compiled(text: str, capabilities: frozenset[str]) -> Filter:
     system = os.uname()
     if system.machine not in MACHINES:
-        raise HostError(f"seccomp filters for {system.machine}", f"use one of {', '.join(MACHINES)}, {_UNCONFINED}")
+        raise HostError(f"there are no seccomp filters for {system.machine}", _CURE)
+    if not has_seccomp():
+        raise HostError("this kernel takes no seccomp filters", _CURE)
     return compile_profile(
         parse_profile(text),
         MACHINES[system.machine],

@@ -22,6 +22,7 @@ from tinyvisor.runtime.cgroup import (
     occupied,
     read_layout,
 )
+from tinyvisor.runtime.seccomp import MACHINES
 from tinyvisor.spec import DEFAULT_NAMESPACES
 
 _NS_FILES: Final = {"pid": "pid", "mount": "mnt", "uts": "uts", "ipc": "ipc", "net": "net", "cgroup": "cgroup", "user": "user"}
@@ -55,6 +56,7 @@ class Host:
         swap: the host swaps.
         swap_accounting: the memory controller counts swap; None where there is no cgroup to look at.
         pids_peak: the pids controller keeps the peak (6.1); None likewise.
+        seccomp: the kernel takes filters (CONFIG_SECCOMP_FILTER).
     """
 
     kernel: tuple[int, int]
@@ -70,6 +72,7 @@ class Host:
     swap: bool
     swap_accounting: bool | None
     pids_peak: bool | None
+    seccomp: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,13 @@ def probe() -> Host:
         swap=_read("/proc/swaps").count("\n") > 1,
         swap_accounting=_swap_accounting(layout),
         pids_peak=_in_a_cgroup(layout, "pids", "pids.peak"),
+        seccomp=has_seccomp(),
     )
+
+
+def has_seccomp() -> bool:
+    """Whether the kernel takes seccomp filters."""
+    return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")  # 4.14
 
 
 def kernel_version(release: str) -> tuple[int, int]:
@@ -192,6 +201,7 @@ def checks(host: Host, launcher: Path | None = None) -> list[Check]:
     """
     found = [_check_kernel(host), _check_root(host), _check_namespaces(host), _check_user_namespaces(host), _check_overlay(host)]
     found += _check_cgroups(host)
+    found.append(_check_seccomp(host))
     found.append(_check_swap(host))
     found.append(_check_peaks(host))
     found.append(_check_files())
@@ -235,6 +245,16 @@ def _check_user_namespaces(host: Host) -> Check:
     else:
         cure = "run as root, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
     return Check("user namespaces", "warn", "not allowed: `namespaces: [user]` can't be had", cure)
+
+
+def _check_seccomp(host: Host) -> Check:
+    if not host.seccomp:
+        cure = 'use a kernel with CONFIG_SECCOMP_FILTER, or "seccomp=unconfined" in "security_opt"'
+        return Check("seccomp", "fail", "the kernel takes no filters", cure)
+    if host.machine not in MACHINES:
+        cure = 'use "seccomp=unconfined" in "security_opt"'
+        return Check("seccomp", "fail", f"there are no filters for {host.machine}, only for {', '.join(MACHINES)}", cure)
+    return Check("seccomp", "ok", "filters")
 
 
 def _check_overlay(host: Host) -> Check:
