@@ -14,10 +14,10 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.kernel.helpers import BOUND, python, run, shell, skip, status, waiting, workload
+from tests.kernel.helpers import BOUND, python, read_until, run, shell, skip, status, waiting, workload
 from tests.kernel.test_attacks import PRELUDE
 from tinyvisor.errors import SpecError
-from tinyvisor.runtime import Runtime
+from tinyvisor.runtime import PIPE, Runtime, open_runtime
 from tinyvisor.runtime.syscall_numbers import NUMBERS
 from tinyvisor.spec import DEFAULT_NAMESPACES, Spec, Volume
 
@@ -170,6 +170,20 @@ async def test_unconfined_means_none_and_init_has_none(shared: Runtime) -> None:
         assert status(workload(container))["Seccomp"] == "2"
         assert status(container.pid)["Seccomp"] == "0", "it reaps and forwards, and runs nothing of the container's"
     assert status(shared._launcher.pid)["Seccomp"] == "0"
+
+
+@pytest.mark.parametrize("seccomp, mode", [("default", "2"), ("unconfined", "0")])
+async def test_one_more_process_in_a_container_is_filtered_likewise(shared: Runtime, seccomp: str, mode: str) -> None:
+    async with waiting(shared, seccomp=seccomp) as container:
+        async with container.open_exec(["grep", "Seccomp:", "/proc/self/status"], stdout=PIPE) as process:
+            assert (await read_until(process.stdout, "\n")).split() == ["Seccomp:", mode]
+
+
+async def test_containers_kept_ready_are_filtered(anyio_backend: str) -> None:
+    async with open_runtime(warm=2) as runtime:
+        for _ in range(6):
+            result = await runtime.run(["grep", "Seccomp:", "/proc/self/status"], capture_stdout=True)
+            assert result.stdout == b"Seccomp:\t2\n"
 
 
 async def test_it_can_not_be_taken_off(shared: Runtime) -> None:
