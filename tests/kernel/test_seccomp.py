@@ -17,7 +17,7 @@ import pytest
 from tests.kernel.helpers import BOUND, python, read_until, run, shell, skip, status, waiting, workload
 from tests.kernel.test_attacks import PRELUDE
 from tinyvisor.errors import SpecError
-from tinyvisor.runtime import PIPE, Runtime, open_runtime
+from tinyvisor.runtime import PIPE, Runtime
 from tinyvisor.runtime.syscall_numbers import NUMBERS
 from tinyvisor.spec import DEFAULT_NAMESPACES, Spec, Volume
 
@@ -179,11 +179,17 @@ async def test_one_more_process_in_a_container_is_filtered_likewise(shared: Runt
             assert (await read_until(process.stdout, "\n")).split() == ["Seccomp:", mode]
 
 
-async def test_containers_kept_ready_are_filtered(anyio_backend: str) -> None:
-    async with open_runtime(warm=2) as runtime:
-        for _ in range(6):
-            result = await runtime.run(["grep", "Seccomp:", "/proc/self/status"], capture_stdout=True)
-            assert result.stdout == b"Seccomp:\t2\n"
+@pytest.mark.parametrize("no_new_privs", [True, False])
+async def test_containers_made_ahead_are_filtered(shared: Runtime, tmp_path: Path, no_new_privs: bool) -> None:
+    """Only once they have their command: a profile need not allow what waiting for it takes."""
+    names = ["recvmsg", "poll", "ppoll", "madvise", "openat2"]
+    path = profile(tmp_path, {"names": names, "action": "SCMP_ACT_KILL_PROCESS"})
+    for seccomp in ("default", path):
+        with anyio.fail_after(BOUND):
+            async with shared.pool(size=2, seccomp=seccomp, no_new_privs=no_new_privs) as pool:
+                for _ in range(4):
+                    result = await pool.run(["grep", "Seccomp:", "/proc/self/status"], capture_stdout=True)
+                    assert result.stdout == b"Seccomp:\t2\n"
 
 
 async def test_it_can_not_be_taken_off(shared: Runtime) -> None:
