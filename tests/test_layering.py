@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
         ("errors", "units", "cron", "pattern"),
         ("spec job", "state"),
         ("profile",),
-        ("config yamlfile", "policy", "health", "runtime"),
+        ("config yamlfile jobs jsonlines digests", "policy", "health", "runtime"),
         ("supervisor runner turns inside", "batch", "view"),
         ("control client",),
         ("cli",),

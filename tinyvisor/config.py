@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, ClassVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import core_schema
@@ -126,7 +126,8 @@ _UNSUPPORTED: Mapping[str, str] = {
 # --- Scalars: every one arrives as text (or None), its field says what it means. ---
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """What was given, short, for messages."""
     if isinstance(value, str):
         return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}..."'
     if value is None:
@@ -134,7 +135,7 @@ def _shown(value: object) -> str:
     return "a list" if isinstance(value, (list, tuple)) else "keys and values" if isinstance(value, dict) else f'"{value}"'
 
 
-def _near(word: str, known: Iterable[str]) -> str:
+def near(word: str, known: Iterable[str]) -> str:
     """`` (did you mean "x"?)`` where there is a near word, else ``""``."""
     spellings = {item.lower(): item for item in known}
     matches = difflib.get_close_matches(word[:64].lower(), spellings, n=1, cutoff=0.65)
@@ -143,7 +144,7 @@ def _near(word: str, known: Iterable[str]) -> str:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"expected text, got {_shown(value)}")
+        raise ValueError(f"expected text, got {shown(value)}")
     return value
 
 
@@ -154,7 +155,7 @@ def _whole(value: Any) -> int:
             return int(text)
         if re.fullmatch(r"0x[0-9a-fA-F]{1,30}|0o[0-7]{1,30}", text):
             return int(text, 0)
-    raise ValueError(f"expected a whole number, got {_shown(value)}")
+    raise ValueError(f"expected a whole number, got {shown(value)}")
 
 
 def _real(value: Any) -> float:
@@ -162,7 +163,7 @@ def _real(value: Any) -> float:
         number = float(value)
         if math.isfinite(number):
             return number
-    raise ValueError(f"expected a number, got {_shown(value)}")
+    raise ValueError(f"expected a number, got {shown(value)}")
 
 
 _TRUE, _FALSE = ("true", "yes", "on", "y"), ("false", "no", "off", "n")  # compose-go interpolation: toBoolean
@@ -171,7 +172,7 @@ _TRUE, _FALSE = ("true", "yes", "on", "y"), ("false", "no", "off", "n")  # compo
 def _flag(value: Any) -> bool:
     if isinstance(value, str) and value.strip().lower() in _TRUE + _FALSE:
         return value.strip().lower() in _TRUE
-    raise ValueError(f"expected true or false, got {_shown(value)}")
+    raise ValueError(f"expected true or false, got {shown(value)}")
 
 
 def _size(value: Any) -> int:
@@ -179,7 +180,7 @@ def _size(value: Any) -> int:
         number: int | str = _whole(value)
     except ValueError:
         if not isinstance(value, str):
-            raise ValueError(f"expected a size such as 64m, got {_shown(value)}") from None
+            raise ValueError(f"expected a size such as 64m, got {shown(value)}") from None
         number = value
     return parse_size(number)
 
@@ -189,7 +190,7 @@ def _duration(value: Any) -> float:
         number: float | str = _real(value)
     except ValueError:
         if not isinstance(value, str):
-            raise ValueError(f"expected a duration such as 1m30s, got {_shown(value)}") from None
+            raise ValueError(f"expected a duration such as 1m30s, got {shown(value)}") from None
         number = value
     return parse_duration(number)
 
@@ -197,7 +198,7 @@ def _duration(value: Any) -> float:
 def _octal(value: Any, highest: int, example: str) -> int:
     text = value.strip() if isinstance(value, str) else ""
     if not re.fullmatch(r"(0o)?[0-7]{1,8}", text) or int(text, 8) > highest:
-        raise ValueError(f"expected an octal number up to {highest:o} such as {example}, got {_shown(value)}")
+        raise ValueError(f"expected an octal number up to {highest:o} such as {example}, got {shown(value)}")
     return int(text, 8)
 
 
@@ -210,15 +211,15 @@ def _capability(value: Any) -> str:
         return words.parse_capability(_text(value))
     except ValueError as error:
         name = str(value).upper().removeprefix("CAP_")
-        raise ValueError(f"{error}{_near(name, words.CAPABILITIES)}") from None
+        raise ValueError(f"{error}{near(name, words.CAPABILITIES)}") from None
 
 
 def _choice(*choices: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if value in choices:
             return str(value)
-        near = _near(value, choices) if isinstance(value, str) else ""
-        raise ValueError(f"expected {_either(choices)}, got {_shown(value)}{near}")
+        hint = near(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"expected {_either(choices)}, got {shown(value)}{hint}")
 
     return check
 
@@ -237,7 +238,7 @@ def parse_cpuset(value: str) -> frozenset[int]:
     for part in value.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", part)
         if match is None or int(match[2] or match[1]) < int(match[1]):
-            raise ValueError(f'expected CPU numbers such as "0-2,4", got {_shown(value)}')
+            raise ValueError(f'expected CPU numbers such as "0-2,4", got {shown(value)}')
         cpus.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return frozenset(cpus)
 
@@ -247,7 +248,7 @@ def _restart(value: Any) -> tuple[str, int | None]:
     condition, colon, attempts = ("no", "", "") if text == "false" else text.partition(":")
     known = ("no", "always", "on-failure", "unless-stopped")
     if condition not in known or (colon and (condition != "on-failure" or not re.fullmatch(r"[0-9]{1,9}", attempts))):
-        raise ValueError(f"expected no, always, on-failure[:N] or unless-stopped, got {_shown(value)}{_near(condition, known)}")
+        raise ValueError(f"expected no, always, on-failure[:N] or unless-stopped, got {shown(value)}{near(condition, known)}")
     return condition, int(attempts) if colon else None
 
 
@@ -260,7 +261,7 @@ def _code(value: Any) -> int | str:
     try:
         return signal_name(words.parse_signal(_text(value)))
     except ValueError:
-        raise ValueError(f"expected an exit code or a signal's name, got {_shown(value)}") from None
+        raise ValueError(f"expected an exit code or a signal's name, got {shown(value)}") from None
 
 
 def _overlap(value: Any) -> str:
@@ -284,7 +285,7 @@ def _init(value: Any) -> bool:
 
 def _driver(value: Any) -> str:
     if value != "file":
-        raise ValueError(f'{_shown(value)} is not supported; expected "file"')
+        raise ValueError(f'{shown(value)} is not supported; expected "file"')
     return "file"
 
 
@@ -296,7 +297,7 @@ def _security(value: Any) -> tuple[str, Any]:
     if name == "seccomp" and argument:
         return "seccomp", argument
     raise ValueError(
-        f"{_shown(value)} is {_LATER}; expected no-new-privileges:true, no-new-privileges:false or "
+        f"{shown(value)} is {_LATER}; expected no-new-privileges:true, no-new-privileges:false or "
         "seccomp=default, seccomp=unconfined, seccomp=FILE"
     )
 
@@ -363,13 +364,14 @@ class Short:
 _STRINGS: dict[str, Any] = {"type": "array", "items": {"type": "string"}}
 
 
-def _split(value: Any) -> Any:
+def split_words(value: Any) -> Any:
+    """Text as shell words; everything else as it is."""
     if not isinstance(value, str):
         return value
     try:
         return shlex.split(value)
     except ValueError:
-        raise ValueError(f"a quote or backslash is not finished in {_shown(value)}") from None
+        raise ValueError(f"a quote or backslash is not finished in {shown(value)}") from None
 
 
 def _listed(value: Any) -> Any:
@@ -413,23 +415,25 @@ def _split_volume(text: str) -> dict[str, str]:
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"patternProperties": {"^x-": {}}})
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Keys that this model lacks and others have, and what to do instead."""
 
     @model_validator(mode="before")
     @classmethod
     def _sort_keys(cls, data: Any) -> Any:
         """Drops x- keys and keys without a value; an unknown key's value becomes the text that says so."""
         if not isinstance(data, dict):
-            raise ValueError(f"expected keys and values, got {_shown(data)}")
+            raise ValueError(f"expected keys and values, got {shown(data)}")
         known = {item.alias or name for name, item in cls.model_fields.items()}
         return {
-            key: value if key in known else _unknown(key, known)
+            key: value if key in known else cls.elsewhere.get(key) or _unknown(key, known)
             for key, value in data.items()
             if not key.startswith("x-") and not (value is None and key in known)
         }
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:
-    return _UNSUPPORTED.get(key) or f"there is no such key{_near(key, known)}"
+    return _UNSUPPORTED.get(key) or f"there is no such key{near(key, known)}"
 
 
 class _EnvFile(_Model):
@@ -497,7 +501,7 @@ class _Healthcheck(_Model):
 
 
 class _Hook(_Model):
-    command: Annotated[tuple[Text, ...], Short(_split, _STRING)]
+    command: Annotated[tuple[Text, ...], Short(split_words, _STRING)]
     user: Text | None = None
     working_dir: Text | None = None
     environment: Annotated[dict[str, Text | None], Short(_pairs, _STRINGS)] | None = None
@@ -562,14 +566,14 @@ class _Deploy(_Model):
     labels: Annotated[Any, WithJsonSchema({})] = None
 
 
-_Words = Annotated[tuple[Text, ...], Short(_split, _STRING)]
+_Words = Annotated[tuple[Text, ...], Short(split_words, _STRING)]
 _Codes = Annotated[tuple[Code, ...], Short(_listed, {"type": ["integer", "string"]})]
 _ILL = get_args(words.OnUnhealthy)
 _List = Annotated[tuple[Text, ...], Short(_listed, _STRING)]
 
 
-class _Service(_Model):
-    """One service: a container and when to start it."""
+class ContainerModel(_Model):
+    """What services and jobs say about their container."""
 
     command: _Words | None = Field(None, description="program and arguments; text is split as shell words")
     entrypoint: _Words | None = Field(None, description="put before command")
@@ -614,6 +618,14 @@ class _Service(_Model):
     tty: Flag | None = None
     stdin_open: Flag | None = None
     timeout: Duration | None = Field(None, description="wall time after which everything is killed")
+    deploy: _Deploy | None = None
+    labels: Annotated[dict[str, Text | None], Short(_pairs, _STRINGS)] | None = None
+    annotations: Annotated[Any, WithJsonSchema({})] = None
+
+
+class _Service(ContainerModel):
+    """One service: a container and when to start it."""
+
     restart: (
         Annotated[tuple[str, int | None], PlainValidator(_restart), WithJsonSchema({"type": ["string", "boolean"]})] | None
     ) = Field(None, description="no, always, on-failure[:N] or unless-stopped")
@@ -636,11 +648,8 @@ class _Service(_Model):
     profiles: (
         Annotated[tuple[Annotated[str, PlainValidator(_profile), WithJsonSchema(_STRING)], ...], Short(_listed, _STRING)] | None
     ) = Field(None, description="only there when one of these is active")
-    deploy: _Deploy | None = None
     depends_on: Annotated[dict[str, _Dependency], Short(_dependencies, _STRINGS)] | None = None
     logging: _Logging | None = None
-    labels: Annotated[dict[str, Text | None], Short(_pairs, _STRINGS)] | None = None
-    annotations: Annotated[Any, WithJsonSchema({})] = None
 
 
 class _ServiceFile(_Service):
@@ -700,7 +709,7 @@ def parse_tmpfs(text: str) -> Tmpfs:
                 found["executable"] = name == "exec"
             elif name not in ("rw", "nosuid", "nodev") or equals:
                 known = ("size", "mode", "inodes", "nr_inodes", "exec", "noexec")
-                raise ValueError(f"not supported; expected size=, mode=, nr_inodes=, exec or noexec{_near(name, known)}")
+                raise ValueError(f"not supported; expected size=, mode=, nr_inodes=, exec or noexec{near(name, known)}")
         except ValueError as error:
             raise ValueError(f'"{option}": {error}') from None
     with _as_text():
@@ -717,7 +726,7 @@ def parse_ulimit(text: str) -> tuple[str, Ulimit]:
     name, equals, value = text.partition("=")
     soft, _, hard = value.partition(":")
     if not equals:
-        raise ValueError(f"expected NAME=SOFT[:HARD] such as nofile=1024:2048, got {_shown(text)}")
+        raise ValueError(f"expected NAME=SOFT[:HARD] such as nofile=1024:2048, got {shown(text)}")
     _check_ulimit(name)
     with _as_text():
         return name, Ulimit(_whole(soft), _whole(hard or soft))
@@ -765,7 +774,7 @@ def _as_text() -> Iterator[None]:
 
 def _check_ulimit(name: str) -> None:
     if name not in words.ULIMITS:
-        raise ValueError(f"there is no such limit{_near(name, words.ULIMITS)}; expected one of {', '.join(words.ULIMITS)}")
+        raise ValueError(f"there is no such limit{near(name, words.ULIMITS)}; expected one of {', '.join(words.ULIMITS)}")
 
 
 def _build_volume(model: _Volume, base_dir: Path) -> Volume:
@@ -807,7 +816,7 @@ def _build_rootfs(text: str, base_dir: Path) -> Path:
 
 
 @dataclass(slots=True)
-class _File:
+class SourceFile:
     """One configuration file while it is read.
 
     Attributes:
@@ -830,7 +839,7 @@ class _File:
 
     def report(self, mark: Mark, key: str, problem: str) -> None:
         if mark not in self.unknown:
-            self.problems.append(ConfigProblem(self.path, mark.line, mark.column, _one_line(key), _one_line(problem)))
+            self.problems.append(ConfigProblem(self.path, mark.line, mark.column, one_line(key), one_line(problem)))
 
     def report_at(self, path: Path_, problem: str) -> None:
         """Reports at the key at `path`, or at the nearest one above it that is in the file."""
@@ -851,25 +860,25 @@ def _dotted(path: Path_) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """`text` with everything escaped that is not printable, so that no file can move the terminal's cursor."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape", "replace").decode() for char in text)
 
 
-def _interpolate(file: _File, node: Node, path: Path_, mark: Mark, variables: Variables) -> Node:
+def interpolate(file: SourceFile, node: Node, path: Path_, mark: Mark, variables: Variables) -> Node:
     """`node` with variables replaced in values; keys, and what is below x- keys, stay."""
     if isinstance(node.value, dict):
         entries = {}
         for key, entry in node.value.items():
             if not key.startswith("x-") or path[-1:] == ("environment",):
-                entry = entry._replace(node=_interpolate(file, entry.node, (*path, key), entry.mark, variables))
+                entry = entry._replace(node=interpolate(file, entry.node, (*path, key), entry.mark, variables))
             entries[key] = entry
         return Node(node.mark, entries)
     if isinstance(node.value, list):
-        return Node(node.mark, [_interpolate(file, item, (*path, i), item.mark, variables) for i, item in enumerate(node.value)])
+        return Node(node.mark, [interpolate(file, item, (*path, i), item.mark, variables) for i, item in enumerate(node.value)])
     if node.value is None:
         return node
-    where = f"{file.path}:{mark.line}:{mark.column}: {_one_line(_dotted(path))}"
+    where = f"{file.path}:{mark.line}:{mark.column}: {one_line(_dotted(path))}"
     try:
         text = variables.expand(
             node.value, lambda name: file.warn(f'{where}: the variable "{name}" is not set; it is replaced by nothing')
@@ -881,7 +890,7 @@ def _interpolate(file: _File, node: Node, path: Path_, mark: Mark, variables: Va
     return Node(node.mark, text)
 
 
-def _read(file: _File) -> bool:
+def _read(file: SourceFile) -> bool:
     """Fills `file.root`; False (and a problem) where the file can't be used."""
     try:
         file.root = parse_yaml(read_text(file.path), lambda mark, problem: file.report(mark, "", problem))
@@ -892,10 +901,10 @@ def _read(file: _File) -> bool:
         file.report(Mark(1, 1), "", f"can't be read: {_os_text(error)}")
         return False
     if not isinstance(file.root.value, dict):
-        found = "the file is empty" if file.root.value is None else f"found {_shown(file.root.plain())}"
+        found = "the file is empty" if file.root.value is None else f"found {shown(file.root.plain())}"
         file.report(file.root.mark, "", f'expected a service\'s keys, or "services:" with several services; {found}')
         return False
-    file.root = _interpolate(file, file.root, (), file.root.mark, Variables(file.environ))
+    file.root = interpolate(file, file.root, (), file.root.mark, Variables(file.environ))
     return True
 
 
@@ -906,14 +915,14 @@ def _read(file: _File) -> bool:
 class _Entry:
     """A service in its file; `service` is None where it could not be built."""
 
-    file: _File
+    file: SourceFile
     path: Path_
     name: str
     model: _Service
     service: Service | None
 
 
-def _validate(file: _File, path: Path_, data: Any, model: type[_Model]) -> tuple[Any, frozenset[Step]]:
+def validate(file: SourceFile, path: Path_, data: Any, model: type[_Model]) -> tuple[Any, frozenset[Step]]:
     """The model of `data` without what is wrong, and the top keys where that was; None where nothing of it can be used."""
     bad: set[Step] = set()
     first = True
@@ -961,9 +970,9 @@ def _problem(error: dict[str, Any]) -> str:
         case "missing":
             return "is required"
         case "tuple_type":
-            return f"expected a list, got {_shown(error['input'])}"
+            return f"expected a list, got {shown(error['input'])}"
         case "dict_type":
-            return f"expected keys and values, got {_shown(error['input'])}"
+            return f"expected keys and values, got {shown(error['input'])}"
         case _:
             return str(error["msg"])
 
@@ -994,77 +1003,17 @@ _ELSEWHERE: Mapping[str, Path_] = {
 """Where else a field's value can have come from."""
 
 
-class _Builder:
-    """Makes a `Service` of a model; what is wrong is reported and left at its default."""
+class SpecBuilder:
+    """Makes a `Spec` of a model; what is wrong is reported and left at its default."""
 
-    def __init__(self, file: _File, path: Path_, model: _Service, name: str, bad: frozenset[Step]) -> None:
+    def __init__(self, file: SourceFile, path: Path_, model: ContainerModel, name: str, bad: frozenset[Step]) -> None:
         self._file, self._path, self._model, self._name, self._bad = file, path, model, name, bad
         self._before = len(file.problems)
-
-    def service(self) -> Service | None:
-        spec = self._checked(Spec, self._spec_fields())
-        logs = self._logs()
-        restart = self._restart()
-        rest = self._supervision()
-        if spec is None or restart is None or len(self._file.problems) > self._before:
-            return None
-        values = {"spec": spec, "restart": restart, "depends_on": self._dependencies(spec), **rest, **logs}
-        service = cast(Service | None, self._checked(Service, values))
-        return service if len(self._file.problems) == self._before else None
-
-    def _supervision(self) -> dict[str, Any]:
-        model = self._model
-        replicas = model.deploy.replicas if model.deploy else None
-        if model.scale is not None and replicas is not None and model.scale != replicas:
-            self._file.report_at((*self._path, "deploy", "replicas"), 'differs from "scale"')
-        found = {
-            "healthcheck": self._healthcheck(),
-            "ready_log": model.ready_log,
-            "on_unhealthy": model.on_unhealthy,
-            "post_start": self._hooks("post_start", model.post_start or ()),
-            "pre_stop": self._hooks("pre_stop", model.pre_stop or ()),
-            "scale": replicas if model.scale is None else model.scale,
-            "labels": {name: value or "" for name, value in (model.labels or {}).items()},
-        }
-        return {name: value for name, value in found.items() if value is not None}
-
-    def _healthcheck(self) -> Healthcheck | None:
-        model = self._model.healthcheck
-        if model is None or model.disable or model.test == ("NONE",) or "healthcheck" in self._bad:
-            return None
-        kind, *rest = model.test or ("",)
-        if not model.test:
-            self._file.report_at((*self._path, "healthcheck", "test"), "is required")
-            return None
-        if kind == "CMD-SHELL" and len(rest) == 1:
-            rest = ["/bin/sh", "-c", rest[0]]
-        elif kind != "CMD" or not rest:
-            what = f"expected NONE, CMD and a program, or CMD-SHELL and one line, got {_shown(' '.join(model.test))}"
-            self._file.report_at((*self._path, "healthcheck", "test"), what)
-            return None
-        values = model.model_dump(exclude_none=True, exclude={"test", "disable"})
-        return cast(Healthcheck | None, self._checked(Healthcheck, {"test": tuple(rest), **values}))
-
-    def _hooks(self, key: str, models: Iterable[_Hook]) -> tuple[Hook, ...]:
-        found: list[Hook] = []
-        for index, model in enumerate(models):
-            values = model.model_dump(exclude_none=True, exclude={"environment"})
-            environment = self._filled_in(model.environment or {})
-            with self._at_field(key, index):
-                found.append(Hook(**values, environment=environment))
-        return tuple(found)
 
     def _filled_in(self, environment: Mapping[str, str | None]) -> dict[str, str]:
         """With our own variables where there is no value."""
         given = {name: self._file.environ.get(name) if value is None else value for name, value in environment.items()}
         return {name: value for name, value in given.items() if value is not None}
-
-    def _dependencies(self, spec: Spec) -> dict[str, Dependency]:
-        needs = {name: Dependency(**item.model_dump()) for name, item in sorted((self._model.depends_on or {}).items())}
-        kind, _, provider = spec.network_mode.partition(":")
-        if kind == "service":
-            needs.setdefault(provider, Dependency())
-        return dict(sorted(needs.items()))
 
     @contextmanager
     def _at(self, *path: Step) -> Iterator[None]:
@@ -1084,7 +1033,7 @@ class _Builder:
         except SpecError as error:
             self._file.report_at((*self._path, *path, *error.field.split(".")), error.problem)
 
-    def _checked(self, kind: type[Any], values: dict[str, Any]) -> Any:
+    def checked(self, kind: type[Any], values: dict[str, Any]) -> Any:
         """``kind(**values)``, where a value that it refuses is reported and left out; None where that does not help."""
         while True:
             try:
@@ -1106,7 +1055,7 @@ class _Builder:
         candidates = (_FIELDS.get(name), name, name.rpartition(".")[2], name.partition(".")[0].removesuffix("_config"))
         return next((item for item in candidates if item in names), "")
 
-    def _spec_fields(self) -> dict[str, Any]:
+    def spec_fields(self) -> dict[str, Any]:
         model, base_dir = self._model, self._file.base_dir
         values = {name: value for name in _PASSED_ON if (value := getattr(model, name)) is not None}
         values |= {"name": self._name, "command": self._command(), "environment": self._environment()}
@@ -1117,7 +1066,7 @@ class _Builder:
             values |= {f"storage_{name}": value for name, value in model.storage_opt.model_dump(exclude_none=True).items()}
         if model.blkio_config:
             with self._at("blkio_config"):
-                values["blkio"] = self._checked(Blkio, _blkio_fields(model.blkio_config))
+                values["blkio"] = self.checked(Blkio, _blkio_fields(model.blkio_config))
         for index, option in enumerate(model.security_opt or ()):
             with self._at("security_opt", index):
                 values |= [_build_security(option, base_dir)]
@@ -1129,7 +1078,7 @@ class _Builder:
         command = (*(self._model.entrypoint or ()), *(self._model.command or ()))
         if not command:
             programs = ("command", "entrypoint")
-            if not any(key in programs or _near(str(key), programs) for key in self._bad):
+            if not any(key in programs or near(str(key), programs) for key in self._bad):
                 self._file.report_at((*self._path, "command"), "expected a program to run")
             return ("-",)
         if self._model.entrypoint and "\0" in "".join(self._model.entrypoint):
@@ -1190,6 +1139,72 @@ class _Builder:
             self._file.report_at((*self._path, "memswap_limit"), 'must equal "mem_limit": containers never get swap')
         return found
 
+
+class _ServiceBuilder(SpecBuilder):
+    """Makes a `Service`."""
+
+    _model: _Service
+
+    def service(self) -> Service | None:
+        spec = self.checked(Spec, self.spec_fields())
+        logs = self._logs()
+        restart = self._restart()
+        rest = self._supervision()
+        if spec is None or restart is None or len(self._file.problems) > self._before:
+            return None
+        values = {"spec": spec, "restart": restart, "depends_on": self._dependencies(spec), **rest, **logs}
+        service = cast(Service | None, self.checked(Service, values))
+        return service if len(self._file.problems) == self._before else None
+
+    def _supervision(self) -> dict[str, Any]:
+        model = self._model
+        replicas = model.deploy.replicas if model.deploy else None
+        if model.scale is not None and replicas is not None and model.scale != replicas:
+            self._file.report_at((*self._path, "deploy", "replicas"), 'differs from "scale"')
+        found = {
+            "healthcheck": self._healthcheck(),
+            "ready_log": model.ready_log,
+            "on_unhealthy": model.on_unhealthy,
+            "post_start": self._hooks("post_start", model.post_start or ()),
+            "pre_stop": self._hooks("pre_stop", model.pre_stop or ()),
+            "scale": replicas if model.scale is None else model.scale,
+            "labels": {name: value or "" for name, value in (model.labels or {}).items()},
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _healthcheck(self) -> Healthcheck | None:
+        model = self._model.healthcheck
+        if model is None or model.disable or model.test == ("NONE",) or "healthcheck" in self._bad:
+            return None
+        kind, *rest = model.test or ("",)
+        if not model.test:
+            self._file.report_at((*self._path, "healthcheck", "test"), "is required")
+            return None
+        if kind == "CMD-SHELL" and len(rest) == 1:
+            rest = ["/bin/sh", "-c", rest[0]]
+        elif kind != "CMD" or not rest:
+            what = f"expected NONE, CMD and a program, or CMD-SHELL and one line, got {shown(' '.join(model.test))}"
+            self._file.report_at((*self._path, "healthcheck", "test"), what)
+            return None
+        values = model.model_dump(exclude_none=True, exclude={"test", "disable"})
+        return cast(Healthcheck | None, self.checked(Healthcheck, {"test": tuple(rest), **values}))
+
+    def _hooks(self, key: str, models: Iterable[_Hook]) -> tuple[Hook, ...]:
+        found: list[Hook] = []
+        for index, model in enumerate(models):
+            values = model.model_dump(exclude_none=True, exclude={"environment"})
+            environment = self._filled_in(model.environment or {})
+            with self._at_field(key, index):
+                found.append(Hook(**values, environment=environment))
+        return tuple(found)
+
+    def _dependencies(self, spec: Spec) -> dict[str, Dependency]:
+        needs = {name: Dependency(**item.model_dump()) for name, item in sorted((self._model.depends_on or {}).items())}
+        kind, _, provider = spec.network_mode.partition(":")
+        if kind == "service":
+            needs.setdefault(provider, Dependency())
+        return dict(sorted(needs.items()))
+
     def _logs(self) -> dict[str, Any]:
         options = (self._model.logging and self._model.logging.options) or _LogOptions.model_construct()
         found: dict[str, Any] = {}
@@ -1223,8 +1238,8 @@ class _Builder:
         if model.schedule is not None and "schedule" not in self._bad:
             with self._at_field():
                 values["schedule"] = Schedule(**model.schedule.model_dump(exclude_none=True))
-        values |= {"backoff": self._checked(Backoff, backoff) or Backoff()}
-        return cast(RestartPolicy | None, self._checked(RestartPolicy, values))
+        values |= {"backoff": self.checked(Backoff, backoff) or Backoff()}
+        return cast(RestartPolicy | None, self.checked(RestartPolicy, values))
 
 
 def _blkio_fields(model: _Blkio) -> dict[str, Any]:
@@ -1234,8 +1249,8 @@ def _blkio_fields(model: _Blkio) -> dict[str, Any]:
     return found
 
 
-def _build(file: _File, path: Path_, name: str, data: Any, kind: type[_Service]) -> _Entry | None:
-    model, bad = _validate(file, path, data, kind)
+def _build(file: SourceFile, path: Path_, name: str, data: Any, kind: type[_Service]) -> _Entry | None:
+    model, bad = validate(file, path, data, kind)
     if model is None:
         return None
     if isinstance(model, _ServiceFile) and model.name is not None:
@@ -1246,7 +1261,7 @@ def _build(file: _File, path: Path_, name: str, data: Any, kind: type[_Service])
     if not words.NAME.fullmatch(name):
         file.report_at(where, f"{name!r} is not a name; expected 1 to 63 letters, digits, dots, dashes or underscores")
     valid = len(file.problems) == before
-    service = _Builder(file, path, model, name if valid else "invalid", bad).service()
+    service = _ServiceBuilder(file, path, model, name if valid else "invalid", bad).service()
     return _Entry(file, path, name, model, service if valid and not bad else None)
 
 
@@ -1283,10 +1298,10 @@ class _Loader:
 
     def _report(self, path: Path, problem: str, line: int = 1) -> None:
         self.complete = False
-        self.problems.append(ConfigProblem(path, line, 1, "", _one_line(problem)))
+        self.problems.append(ConfigProblem(path, line, 1, "", one_line(problem)))
 
     def _add_file(self, path: Path) -> None:
-        file = _File(path, self._variables(path.parent), self.problems, self._warn)
+        file = SourceFile(path, self._variables(path.parent), self.problems, self._warn)
         if not _read(file):
             self.complete = False
             return
@@ -1295,7 +1310,7 @@ class _Loader:
             self._add_entry(_build(file, (), path.stem, data, _ServiceFile))
             return
         services = data["services"]
-        top, _ = _validate(file, (), {**data, "services": {}}, _ServicesFile)
+        top, _ = validate(file, (), {**data, "services": {}}, _ServicesFile)
         if top is not None and top.name is not None:
             self._set_name(file, top.name)
         if not isinstance(services, dict) or not services:
@@ -1321,7 +1336,7 @@ class _Loader:
                 self._report(path, f"can't be read: {_os_text(error)}")
         return ChainMap(dict(self._environ), dict(self._dotenv[directory]))
 
-    def _set_name(self, file: _File, name: str) -> None:
+    def _set_name(self, file: SourceFile, name: str) -> None:
         if not words.NAME.fullmatch(name):
             file.report_at(("name",), f"{name!r} is not a name; expected letters, digits, dots, dashes or underscores")
         elif self.name not in (None, name):
@@ -1344,7 +1359,7 @@ class _Loader:
         known = {profile for entry in self.entries.values() for profile in entry.model.profiles or ()}
         for profile in profiles:
             if profile not in known and profile != "*":
-                self._warn(f'there is no profile "{_one_line(profile)}"{_near(profile, known)}')
+                self._warn(f'there is no profile "{one_line(profile)}"{near(profile, known)}')
         for name, entry in list(self.entries.items()):
             own = entry.model.profiles
             if own and "*" not in profiles and not set(own) & set(profiles):
@@ -1390,7 +1405,7 @@ class _Loader:
                 elif need in self.inactive:
                     pass
                 elif self.complete and (terms is None or terms.required or path[-1] == "network_mode"):
-                    entry.file.report_at(path, f'there is no service "{need}"{_near(need, self.entries)}')
+                    entry.file.report_at(path, f'there is no service "{need}"{near(need, self.entries)}')
         while cycle := _cycle(graph):
             entry = self.entries[cycle[0]]
             path = next(path for need, path in _needs(entry) if need == cycle[1])
@@ -1482,7 +1497,7 @@ def load(
     else:
         name, hint = name if name is not None else loader.name or "project", f"{name!r} is not a project's name"
     if not words.NAME.fullmatch(name):
-        loader.problems.append(ConfigProblem(first, 1, 1, "name", _one_line(hint)))
+        loader.problems.append(ConfigProblem(first, 1, 1, "name", one_line(hint)))
     if loader.problems:
         raise ConfigError(_in_order(loader.problems))
     return Project(name=name, services={key: entry.service for key, entry in loader.entries.items() if entry.service})
