@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -76,8 +76,7 @@ SIZE = Parsed("size", parse_size)
 DURATION = Parsed("duration", parse_duration)
 FILE = click.Path(path_type=Path)
 
-OPTIONS = (
-    click.option("--name", metavar="NAME", help="Default: run-PID."),
+CONTAINER = (
     click.option("--hostname", "-h", metavar="NAME", help="Default: the container's name."),
     click.option("--rootfs", type=FILE, metavar="DIR|TAR", help="Default: /usr and the like of this host, read-only."),
     click.option("--read-only", is_flag=True, help="No writable layer."),
@@ -111,6 +110,12 @@ OPTIONS = (
         help="All to make new (pid,mount,uts), or changes to the default (+user,-ipc).",
     ),
     click.option("--timeout", type=DURATION, help="Kill everything after 90s, 1m30s."),
+)
+"""What the container is; `batch` has these, too."""
+
+OPTIONS = (
+    click.option("--name", metavar="NAME", help="Default: run-PID."),
+    *CONTAINER,
     click.option("--stop-signal", type=Parsed("signal", parse_signal), help="What is passed on for TERM."),
     click.option("--stop-timeout", type=DURATION, help="After TERM, kill when so long has passed. Default: never."),
     click.option("--interactive", "-i", is_flag=True, help="Pass our stdin on; otherwise it is /dev/null."),
@@ -119,14 +124,19 @@ OPTIONS = (
 )
 
 
-def _options(function: _F) -> _F:
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
+def with_options(options: Sequence[Callable[[_F], _F]]) -> Callable[[_F], _F]:
+    """Adds options to a command, in this order."""
+
+    def decorate(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @click.command(cls=RunCommand, context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
-@_options
+@with_options(OPTIONS)
 @click.argument("command", metavar="COMMAND [ARGUMENT]...", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(command: tuple[str, ...], result: Path | None, interactive: bool, tty: bool, **options: Any) -> int:
     """Run one command in a container, like docker run --rm.
@@ -169,23 +179,25 @@ def build_spec(
     Raises:
         SpecError: they make no sense together.
     """
-    fields = {field: options[option] for option, field in RENAMED.items() if options[option] is not None}
+    name = options["name"] or f"run-{os.getpid()}"
+    return Spec(command=command, name=name, tty=tty, stdin_open=stdin_open, **container_fields(options, environ))
+
+
+def container_fields(options: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a `Spec` that the options of `CONTAINER` give."""
+    fields = {field: options[option] for option, field in RENAMED.items() if options.get(option) is not None}
     if options["rootfs"] is not None:
         fields["rootfs"] = options["rootfs"].absolute()
-    return Spec(
-        command=command,
-        name=options["name"] or f"run-{os.getpid()}",
-        environment=_environment(options, environ),
-        volumes=options["volume"],
-        tmpfs=options["tmpfs"],
-        ulimits=dict(options["ulimit"]),
-        capabilities=_capabilities(options["cap_add"], options["cap_drop"]),
-        tty=tty,
-        stdin_open=stdin_open,
+    return {
+        "environment": _environment(options, environ),
+        "volumes": options["volume"],
+        "tmpfs": options["tmpfs"],
+        "ulimits": dict(options["ulimit"]),
+        "capabilities": _capabilities(options["cap_add"], options["cap_drop"]),
         **dict(options["storage_opt"]),
         **dict(options["security_opt"]),
         **fields,
-    )
+    }
 
 
 def _environment(options: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, str]:
