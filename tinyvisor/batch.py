@@ -122,6 +122,7 @@ class Batch:
                     async for result in results:
                         await self._finish(result.job, result)
                 group.cancel_scope.cancel()
+        self.running.clear()  # what `stop` has killed
         if self._failure is not None and not self._scope.cancel_called:
             raise self._failure
 

@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ClassVar
@@ -87,9 +87,14 @@ class NumberedJob(Job):
 
 @dataclass(frozen=True, slots=True)
 class Invalid:
-    """In the place of a job that can't be run: why."""
+    """In the place of a job that can't be run: why.
+
+    Attributes:
+        file: it stands for a whole file, with all the jobs in it.
+    """
 
     problems: tuple[ConfigProblem, ...]
+    file: bool = False
 
 
 Contents = bytes | Path
@@ -427,7 +432,7 @@ class Reader:
                     for number, line in enumerate(_lines(lines), 1):
                         yield from self.line(path, number, line)
         except OSError as error:
-            yield Invalid((ConfigProblem(path, 1, 1, "", f"can't be read: {error.strerror}"),))
+            yield Invalid((ConfigProblem(path, 1, 1, "", f"can't be read: {error.strerror}"),), file=True)
 
     def line(self, path: Path, number: int, line: bytes) -> Iterator[NumberedJob | Invalid]:
         """The jobs of a line of JSON: one, or as many as it repeats; none where the line is blank."""
@@ -473,7 +478,7 @@ class Reader:
             file = SourceFile(path, self._environ, [], self._warn)
             where = self._prepare(file)
             if file.problems:
-                yield Invalid(tuple(file.problems))
+                yield Invalid(tuple(file.problems), file=True)
                 return
             self._roots[path] = file
         else:
@@ -701,20 +706,6 @@ def _decoded(line: bytes, number: int) -> str:
         return line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise TextError(Mark(number, error.start + 1), "the line is not UTF-8 text") from None
-
-
-def problems_of(found: Iterable[NumberedJob | Invalid], most: int) -> tuple[list[ConfigProblem], int]:
-    """Goes through `found`: its problems, the first `most` of them, and how many jobs are good. Stops at `most`."""
-    problems: list[ConfigProblem] = []
-    good = 0
-    for item in found:
-        if isinstance(item, Invalid):
-            problems += item.problems
-            if len(problems) >= most:
-                break
-        else:
-            good += 1
-    return problems, good
 
 
 def describe(job: NumberedJob) -> str:

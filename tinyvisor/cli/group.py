@@ -10,6 +10,7 @@ import click
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("tinyvisor.cli.up:up", "Start the services of a project and watch them until they end."),
     "run": ("tinyvisor.cli.run:run", "Run one command in a container, like docker run --rm."),
+    "batch": ("tinyvisor.cli.batch:batch", "Run many jobs, each in a container of its own."),
     "config": ("tinyvisor.cli.config:config", "Check a project and print it in normal form."),
     "schema": ("tinyvisor.cli.config:schema", "Print the JSON Schema of the configuration files."),
     "plan": ("tinyvisor.cli.config:plan", "Print the launch steps of every service; runs nothing."),
