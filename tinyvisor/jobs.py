@@ -703,7 +703,7 @@ def _decoded(line: bytes, number: int) -> str:
     if len(line) > MAX_LINE:
         raise TextError(Mark(number, 1), f"the line is longer than {MAX_LINE >> 20} MiB")
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise TextError(Mark(number, error.start + 1), "the line is not UTF-8 text") from None
 

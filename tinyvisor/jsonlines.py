@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tinyvisor.yamlfile import Entry, Mark, Node, TextError
+from tinyvisor.yamlfile import MAX_DEPTH, Entry, Mark, Node, TextError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _ATOM = re.compile(r"[^\s,\]}]+")
@@ -33,11 +33,13 @@ def parse_line(text: str, line: int, report: Callable[[Mark, str], None]) -> Any
         value = json.loads(text, object_pairs_hook=_unique, parse_int=str, parse_float=str, parse_constant=_refuse_constant)
         if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
             raise TextError(Mark(line, 1), "not text: it has half of a surrogate pair")
+        if text.count("[") + text.count("{") > MAX_DEPTH and _is_deeper(value, MAX_DEPTH):
+            raise TextError(Mark(line, 1), f"nested deeper than {MAX_DEPTH}")
         return _textual(value)
     except json.JSONDecodeError as error:
         raise TextError(Mark(line, error.pos + 1), f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}") from None
     except RecursionError:
-        raise TextError(Mark(line, 1), "nested too deep") from None
+        raise TextError(Mark(line, 1), f"nested deeper than {MAX_DEPTH}") from None
     except _GivenTwice:
         locate(text, line, report)
         return None
@@ -53,16 +55,27 @@ def locate(text: str, line: int, report: Callable[[Mark, str], None] = lambda ma
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = {key: _textual(value) for key, value in pairs}
+    found = dict(pairs)
     if len(found) != len(pairs):
         raise _GivenTwice
     return found
 
 
 def _textual(value: Any) -> Any:
-    if isinstance(value, bool):
-        return _TEXT[value]
-    return [_textual(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, dict):
+        return {key: _textual(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_textual(item) for item in value]
+    return _TEXT[value] if isinstance(value, bool) else value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Level by level: what is nested too deep for a limit is nested too deep for recursion."""
+    level = [value]
+    for _ in range(depth + 1):
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [item for each in nested for item in (each.values() if isinstance(each, dict) else each)]
+    return bool(level)
 
 
 def _refuse_constant(name: str) -> None:

@@ -228,7 +228,7 @@ def to_markdown(tally: Tally, *, title: str, seconds: float) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|~>:@])")
+_SPECIAL = re.compile(r"([\\`*_\[\]#.|~:@$])")
 
 
 def _plain(text: str) -> str:
