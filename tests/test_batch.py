@@ -301,8 +301,9 @@ class Bare:
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+@pytest.mark.timeout(600)
 async def test_a_million_jobs_take_no_more_memory_than_a_few(tmp_path: Path, anyio_backend: str) -> None:
-    few, many = 5_000, 60_000
+    few, many = 2_000, 20_000
     peaks: dict[int, int] = {}
     spec = Spec(command=("true",))
 
@@ -321,4 +322,4 @@ async def test_a_million_jobs_take_no_more_memory_than_a_few(tmp_path: Path, any
     finally:
         tracemalloc.stop()
     assert batch.tally.by_status() == [("ok", many - many // 10), ("nonzero_exit", many // 10)]
-    assert peaks[many] - peaks[few] < 64 << 10, peaks
+    assert peaks[many] - peaks[few] < 20 << 10, peaks  # a byte per job shows

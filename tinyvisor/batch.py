@@ -92,7 +92,7 @@ class Batch:
         self._runtime, self._jobs, self._policy = runtime, jobs, policy
         self._journal, self._outputs, self._on_finished = journal, outputs, on_finished
         self._scope = anyio.CancelScope()
-        self._changed = anyio.Event()
+        self._taken, self._changed = _Bell(), _Bell()
         self._retries: deque[NumberedJob] = deque()
         self._next: NumberedJob | None = None
         self._ended = False
@@ -138,16 +138,16 @@ class Batch:
                     self.tally.skip(status)
                     continue
                 self._next = job
-                self._notify()
+                self._changed.ring()
                 while self._next is not None:
-                    await self._changed.wait()
+                    await self._taken.wait()
         except TinyvisorError as error:
             self._failure = error
         finally:
             if hasattr(source, "aclose"):  # a generator that is left to the collector would be finished anywhere
                 await source.aclose()
         self._ended = True
-        self._notify()
+        self._changed.ring()
 
     async def take(self) -> NumberedJob | None:
         """The next job to start, when there is memory for it; None when there will be no more."""
@@ -168,14 +168,14 @@ class Batch:
             self._retries.popleft()
         else:
             self._next = None
-            self._notify()
+            self._taken.ring()
         self.running[job.index] = job
         self._memory += job.spec.mem_limit or 0
         return job
 
     def _notify(self) -> None:
         self._changed.set()
-        self._changed = anyio.Event()
+        self._taken, self._changed = _Bell(), _Bell()
 
     # What comes out.
 
@@ -186,7 +186,7 @@ class Batch:
             self.tally.retried += 1
         del self.running[job.index]
         self._memory -= job.spec.mem_limit or 0
-        self._notify()
+        self._changed.ring()
         if again:
             return
         await self._write_down(job, result)
@@ -212,6 +212,23 @@ async def _written(write: Callable[..., Any], *arguments: Any, thread: bool, aba
     if thread:
         return await anyio.to_thread.run_sync(write, *arguments, abandon_on_cancel=abandon)
     return write(*arguments)
+
+
+class _Bell:
+    """Wakes those who wait when it rings; costs nothing where nobody does."""
+
+    def __init__(self) -> None:
+        self._event: anyio.Event | None = None
+
+    def ring(self) -> None:
+        if self._event is not None:
+            self._event.set()
+            self._event = None
+
+    async def wait(self) -> None:
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
 
 
 class _Feed:

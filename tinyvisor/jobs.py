@@ -214,9 +214,18 @@ class _JobModel(ContainerModel):
         "backoff": "a job runs once; see --retries",
         "start_limit": "a job runs once; see --retries",
         "success_exit_codes": 'a job is ok when it exits with 0; let "sh -c" judge others',
+        "restart_prevent_exit_codes": "a job runs once; see --retries",
+        "restart_force_exit_codes": "a job runs once; see --retries",
+        "schedule": "a job runs once; use a service",
         "depends_on": "jobs don't wait for each other",
         "logging": "a job's output is in the results; see --output-dir",
         "healthcheck": "a job has no health; use a service",
+        "on_unhealthy": "a job has no health; use a service",
+        "ready_log": "nobody waits until a job is ready; use a service",
+        "post_start": 'not for jobs; let "sh -c" do it',
+        "pre_stop": 'not for jobs; let "sh -c" do it',
+        "scale": 'use "repeat"',
+        "profiles": "not for jobs; put them into a file of their own",
     }
 
     cpu_time: Duration | None = Field(None, description="CPU seconds after which everything is killed")
@@ -270,8 +279,9 @@ class _DraftBuilder(SpecBuilder):
         for name in ("cpu_time", "output_limit"):
             if getattr(model, name) is not None:
                 fields[name] = getattr(model, name)
-        if model.deploy is not None and model.deploy.restart_policy is not None:
-            self._file.report_at((*self._path, "deploy", "restart_policy"), "a job runs once; see --retries")
+        for name, instead in (("restart_policy", "a job runs once; see --retries"), ("replicas", 'use "repeat"')):
+            if model.deploy is not None and getattr(model.deploy, name) is not None:
+                self._file.report_at((*self._path, "deploy", name), instead)
         for name in ("tty", "stdin_open"):
             if fields.pop(name, False):
                 self._file.report_at((*self._path, name), 'a job has no terminal, and its input is "stdin"')
