@@ -29,7 +29,9 @@ from tinyvisor.state import Exit, ServiceSummary
 # ---- the root command ----
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"], ["up", "--help"], ["plan", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["run", "--help"], ["up", "--help"], ["batch", "--help"], ["plan", "--help"]]
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     heavy = {"trio", "anyio", "pydantic", "ruamel", "rich"}
     code = f"""
