@@ -132,8 +132,13 @@ def test_a_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     calls: list[int] = []
     original = os.write
     line = format_line(result(stdout=b"x" * (1 << 20)), job("a"))
+
+    def write(fd: int, data: bytes) -> int:
+        calls.append(len(data))
+        return original(fd, data)
+
     with Journal(tmp_path / "results") as journal:
-        monkeypatch.setattr(os, "write", lambda fd, data: calls.append(len(data)) or original(fd, data))
+        monkeypatch.setattr(os, "write", write)
         journal.append(line)
     assert calls == [len(line)]
 

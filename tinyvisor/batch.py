@@ -173,10 +173,6 @@ class Batch:
         self._memory += job.spec.mem_limit or 0
         return job
 
-    def _notify(self) -> None:
-        self._changed.set()
-        self._taken, self._changed = _Bell(), _Bell()
-
     # What comes out.
 
     async def _finish(self, job: NumberedJob, result: Result) -> None:
