@@ -63,7 +63,7 @@ async def test_streams_are_apart_and_binary(shared: Runtime) -> None:
 
 
 async def test_what_is_not_captured_is_dev_null(shared: Runtime) -> None:
-    result = await run(shared, "sh", "-c", "stat -Lc %t:%T /proc/$$/fd/0 /proc/$$/fd/1 >&2; true", capture_stderr=True)
+    result = await run(shared, "sh", "-c", "exec 3>&1; stat -Lc %t:%T /proc/$$/fd/0 /proc/$$/fd/3 >&2", capture_stderr=True)
     assert result.stderr == b"1:3\n1:3\n"
     assert result.stdout is None
     assert result.stdout_bytes == 0

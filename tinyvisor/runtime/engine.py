@@ -174,7 +174,8 @@ class Runtime:
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._prepared: dict[int, _Reply] = {}
         self._parked: dict[int, tuple[_Shape, Identity]] = {}
-        self._directories: list[int] = []
+        self._working_directories: set[Workspace] = set()
+        self._directories: list[int] = []  # their numbers that are free again
         self._directory_numbers = itertools.count()
         self._warm = warm
         self._warmed: Pool | None = None
@@ -391,6 +392,8 @@ class Runtime:
             files=files or {}, collect=tuple(collect), collect_limit=collect_limit, directory=working_directory,
             deliver_cancel=deliver_cancel,
         )  # fmt: skip
+        if working_directory is not None and working_directory not in self._working_directories:
+            raise SpecError("working_directory", "has been left, or is another runtime's")
         result = await self._run(one)
         if check and result.status != "ok":
             raise RunFailed(spec.name, result)
@@ -471,9 +474,11 @@ class Runtime:
             steps = (s.Directory("/t/work"), s.Directory(target), s.Bind(0, target, 0, "a working directory"))
             with anyio.CancelScope(shield=True):
                 await self._prepare(steps, fds=[workspace.fd])
+            self._working_directories.add(workspace)
             try:
                 yield workspace
             finally:
+                self._working_directories.remove(workspace)  # first: no more runs get what is below the mount
                 if self._dead is None:
                     with contextlib.suppress(LauncherDied), anyio.CancelScope(shield=True):
                         await self._prepare([s.Unmount(target)])
@@ -630,6 +635,8 @@ class Runtime:
         name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
         if name in self._names:
             raise SpecError("name", f'a container named "{name}" is running already')
+        if workspace is not None and workspace.template and workspace not in self._working_directories:
+            raise SpecError("working_directory", "has been left, or is another runtime's")
         other = self._provider(spec)
         seccomp = filter_for(spec)
         with _as_launch_error(spec), contextlib.ExitStack() as stack:

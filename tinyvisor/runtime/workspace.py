@@ -231,9 +231,10 @@ def _descend(
 @contextlib.contextmanager
 def _open_source(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it might never end, or wait for a writer
+        os.close(fd)
+        raise SpecError("files", f"{path} is not a regular file")
     with open(fd, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):  # it might never end, or wait for a writer
-            raise SpecError("files", f"{path} is not a regular file")
         yield file
 
 
