@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import socket
 import struct
@@ -58,6 +59,7 @@ class Container:
         pid: its init, as the host numbers it; the number is the container's own until `wait` returns.
         stdin, stdout, stderr: our ends of the pipes that were asked for.
         terminal: the master side of its pty, where ``spec.tty``.
+        execs: what was exec'ed in it and has not ended.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Container:
         self._held_up_by: tuple[str, ...] = ()
         self._output_exceeded: int | None = None
         self._waiting = 0
+        self.execs: set[Container] = set()
         self._when_gone: list[Callable[[], None]] = []
 
     @property
@@ -246,7 +249,8 @@ class Container:
         """What runs in the container besides init, as ``"comm[pid]"`` with the host's numbers; `MAX_PROCESSES` at most."""
         self._read_events()  # init's number, where nobody waited for the start
         found: list[str] = []
-        for pid in _descendants(self.pid):
+        # A program that was exec'ed is a child of its own keeper, which is outside.
+        for pid in itertools.chain(*map(_descendants, (self.pid, *(process.pid for process in self.execs)))):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", errors="replace") as file:
                 name = "".join(char if char.isprintable() else "?" for char in file.read().strip())  # it is theirs to choose
                 found.append(f"{name}[{pid}]")

@@ -736,6 +736,8 @@ class Runtime:
             self._send(process, (wire.EMPTY, shape.init, shape.workload), [], container, wire.EXEC)
         process.close_given()
         self.containers[process.id] = process
+        container.execs.add(process)
+        process.call_when_gone(lambda: container.execs.discard(process))
         try:
             await process.wait_started()
             yield process
