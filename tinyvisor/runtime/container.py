@@ -225,7 +225,13 @@ class Container:
             stdin, stdout, stderr: also `PIPE`.
             changes: `Spec` fields of the program: ``user``, ``group_add``, ``working_dir``, ``timeout``, ``umask``, ``ulimits``,
                 ``stop_signal``, ``stop_grace_period``.
+
+        Raises:
+            SpecError: an unknown field; or the container has the capability SYS_PTRACE and no user namespace.
         """
+        if "SYS_PTRACE" in self.spec.capabilities and "user" not in self.spec.namespaces:
+            # Till its last steps it has all rights, in the pid namespace of those who may take it over then.
+            raise SpecError("cap_add", "SYS_PTRACE has power over a program that is exec'ed, before its rights are dropped")
         unknown = changes.keys() - _OF_AN_EXEC
         if unknown:
             raise SpecError(min(unknown), "an exec can't change that of a container")

@@ -720,8 +720,9 @@ class Runtime:
         with _as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self.null)
             try:
+                limits = self._limits(container.spec)  # all of its cgroups are joined, whatever they limit
                 plan = planning.exec_plan(
-                    spec, limits=self._limits(spec), seccomp=filter_for(spec), name=container.name, identity=identity
+                    spec, limits=limits, seccomp=filter_for(spec), name=container.name, identity=identity
                 )
                 shape = _Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
 

@@ -1,0 +1,306 @@
+"""Containers made ahead: each is used once, nothing of one run is in another, and none is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from tests.kernel.helpers import BOUND, cgroups, wait_for_the_end_of
+from tests.kernel.test_capture import no_fd_is_left
+from tinyvisor.errors import LauncherDied, LaunchError, RunFailed, SpecError
+from tinyvisor.runtime import Runtime, open_runtime
+from tinyvisor.runtime.pool import WarmRuns
+from tinyvisor.spec import Limits, Spec
+from tinyvisor.state import Result
+
+pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
+
+WHO = "readlink /proc/self/ns/pid; hostname; ls -A /tmp; cat /proc/self/cgroup | md5sum; touch /tmp/$(hostname) /dev/shm/x; ls /dev/shm"
+
+
+def inits(runtime: Runtime) -> list[int]:
+    launcher = runtime._launcher.pid
+    return [int(child) for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+
+
+async def full(pool: WarmRuns, size: int) -> None:
+    with anyio.fail_after(BOUND):
+        while pool.ready < size:
+            await anyio.lowlevel.checkpoint()
+
+
+async def parked(runtime: Runtime, size: int) -> list[int]:
+    """The inits of so many containers that wait, once they do: their children are before their exec."""
+    with anyio.fail_after(BOUND):
+        while len([pid for pid in inits(runtime) if _has_child(pid)]) < size:
+            await anyio.sleep(0.002)
+    return inits(runtime)
+
+
+def _has_child(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    except OSError:
+        return False
+
+
+async def test_each_is_used_once(shared: Runtime) -> None:
+    """By its namespaces, its name, and what is in its file systems; with more runs than are ready, too."""
+    found: list[str] = []
+
+    async def one(pool: WarmRuns) -> None:
+        with anyio.fail_after(BOUND):
+            result = await pool.run(["sh", "-c", WHO], capture_stdout=True)
+        assert result.status == "ok"
+        found.append((result.stdout or b"").decode())
+
+    with no_fd_is_left():
+        async with shared.pool(["true"], size=3) as pool:
+            for _ in range(5):
+                async with anyio.create_task_group() as group:
+                    for _ in range(6):
+                        group.start_soon(one, pool)
+    assert len(found) == 30
+    assert len({text.split("\n")[0] for text in found}) >= 29, "pid namespaces: a number may be given again once one is gone"
+    assert len({text.split("\n")[1] for text in found}) == 30
+    for text in found:
+        lines = text.splitlines()
+        assert lines[2].endswith("-"), f"something was in /tmp: {lines}"
+        assert lines[3:] == ["x"]
+    assert shared.containers == {}
+
+
+async def test_a_run_is_as_a_cold_one(shared: Runtime) -> None:
+    spec = Spec(command=("cat",), user="1234:5678", pids_limit=5, mem_limit=64 << 20, timeout=BOUND, environment={"A": "spec"})
+    async with shared.pool(spec, size=1) as pool:
+        for _ in range(3):
+            await full(pool, 1)
+            result = await pool.run(stdin=b"x" * 200_000, capture_stdout=True)
+            assert (result.status, result.stdout, result.pids_peak) == ("ok", b"x" * 200_000, 1)
+            assert set(result.limits_enforced) == {"pids_limit", "mem_limit", "timeout"}
+            await full(pool, 1)
+            result = await pool.run(["sh", "-c", "id -u; echo $A $B; echo e >&2; exit 3"], environment={"B": "run"},
+                                    capture_stdout=True, capture_stderr=True)  # fmt: skip
+            assert (result.status, result.exit_code, result.stderr) == ("nonzero_exit", 3, b"e\n")
+            assert result.stdout == b"1234\n run\n"
+            with pytest.raises(RunFailed):
+                await pool.run(["false"], check=True)
+            await full(pool, 1)
+            with pytest.raises(LaunchError, match="exec /no/such: No such file"):
+                await pool.run(["/no/such"])
+
+
+async def test_its_time_begins_with_its_command(shared: Runtime) -> None:
+    async with shared.pool(["true"], size=1, limits=Limits(wall=0.3, cpu_time=0.2)) as pool:
+        await parked(shared, 1)
+        await anyio.sleep(0.4)  # longer than it may run
+        assert (await pool.run(["true"])).status == "ok"
+        await full(pool, 1)
+        assert (await pool.run(["sleep", "60"])).reason == "killed after timeout 300ms"
+        await full(pool, 1)
+        assert (await pool.run(["sh", "-c", "while :; do :; done"])).reason == "killed after cpu_time 200ms"
+
+
+async def test_a_parked_one_holds_nothing_of_earlier_requests(shared: Runtime) -> None:
+    """Neither the pipes of the runs before, nor their files; what its child holds goes at its exec."""
+    (secret, ours) = os.pipe()
+    try:
+        await shared.run(["true"], stdin=secret)
+        async with shared.pool(["true"], size=2):
+            for pid in await parked(shared, 2):
+                child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+                for who in (str(pid), child):
+                    links = {os.readlink(f"/proc/{who}/fd/{fd}") for fd in os.listdir(f"/proc/{who}/fd")}
+                    assert os.readlink(f"/proc/self/fd/{secret}") not in links
+                    assert not [link for link in links if link.startswith("pipe:")], links
+                assert "secret" not in Path(f"/proc/{pid}/environ").read_text()
+        result = await shared.run(["sh", "-c", "ls /proc/self/fd"], capture_stdout=True)
+        assert result.stdout == b"0\n1\n2\n3\n"
+    finally:
+        os.close(secret)
+        os.close(ours)
+
+
+async def test_one_that_is_killed_from_outside_is_passed_over(shared: Runtime) -> None:
+    with no_fd_is_left():
+        async with shared.pool(["true"], size=3) as pool:
+            pids = await parked(shared, 3)
+            for pid in pids[:2]:
+                os.kill(pid, signal.SIGKILL)
+            results = [await pool.run(["echo", str(n)], capture_stdout=True) for n in range(5)]
+            assert [(result.status, result.stdout) for result in results] == [("ok", b"%d\n" % n) for n in range(5)]
+            for pid in await parked(shared, 3):
+                os.kill(pid, signal.SIGKILL)
+            await wait_for_the_end_of(*pids)
+            with anyio.fail_after(BOUND):
+                while pool.ready:
+                    await anyio.lowlevel.checkpoint()
+            assert (await pool.run(["true"])).status == "ok"
+    assert shared.containers == {}
+
+
+async def test_an_init_that_is_killed_in_a_run_ends_it_as_in_a_cold_one(shared: Runtime) -> None:
+    results: dict[str, Result] = {}
+
+    async def run(name: str, how: Any) -> None:
+        results[name] = await how(["sh", "-c", "sleep 1000; true"])
+
+    async with shared.pool(["true"], size=1) as pool:
+        for name, how in (("warm", pool.run), ("cold", shared.run)):
+            await parked(shared, 1)
+            async with anyio.create_task_group() as group:
+                before = set(inits(shared)) if name == "cold" else set()
+                group.start_soon(run, name, how)
+                with anyio.fail_after(BOUND):
+                    while not (pids := [p for p in set(inits(shared)) - before if _runs(p, "sleep")]):
+                        await anyio.sleep(0.005)
+                os.kill(pids[0], signal.SIGKILL)
+    assert (results["warm"].status, results["warm"].signal) == ("signaled", 9)
+    assert (results["cold"].status, results["cold"].signal) == ("signaled", 9)
+
+
+def _runs(init: int, name: str) -> bool:
+    try:
+        (child,) = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+        (grandchild,) = Path(f"/proc/{child}/task/{child}/children").read_text().split()
+        return Path(f"/proc/{grandchild}/comm").read_text().strip() == name
+    except (OSError, ValueError):
+        return False
+
+
+async def test_a_shape_that_fails_says_so_at_each_run(shared: Runtime) -> None:
+    with no_fd_is_left():
+        async with shared.pool(["true"], size=2, working_dir="/proc/no") as pool:
+            for _ in range(3):
+                with pytest.raises(LaunchError, match="/proc/no"):
+                    await pool.run(["true"])
+            with anyio.fail_after(BOUND):
+                while pool.ready:
+                    await anyio.lowlevel.checkpoint()
+    assert shared.containers == {}
+    assert (await shared.run(["true"])).status == "ok"
+
+
+async def test_leaving_ends_them(shared: Runtime) -> None:
+    for wait in (False, True):
+        with no_fd_is_left(), anyio.fail_after(BOUND):
+            async with shared.pool(["true"], size=4) as pool:
+                if wait:
+                    await full(pool, 4)
+        assert shared.containers == {}
+        assert inits(shared) == []
+        assert cgroups(shared) == []
+
+
+async def test_what_the_body_raises_comes_out_as_itself(shared: Runtime) -> None:
+    with pytest.raises(KeyError):
+        async with shared.pool(["true"], size=1):
+            raise KeyError
+    assert shared.containers == {}
+
+
+async def test_cancelled_runs(shared: Runtime) -> None:
+    with no_fd_is_left(), anyio.fail_after(BOUND):
+        async with shared.pool(["true"], size=2) as pool:
+            for delay in (0, 0.0005, 0.001, 0.002, 0.005, 0.02):
+                await full(pool, 1)
+                with anyio.move_on_after(delay) as scope:
+                    await pool.run(["sleep", "1000"], stdin=bytes(1 << 20), capture_stdout=True)
+                assert scope.cancelled_caught
+    assert shared.containers == {}
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"size": 0}, {"size": "8"}, {"network_mode": "service:x"}, {"pids_limit": 0}], ids=lambda item: str(item)
+)
+async def test_wrong_pools(shared: Runtime, arguments: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        async with shared.pool(["true"], **arguments):
+            pass
+    assert caught.value.field in arguments
+
+
+async def test_files_need_a_directory_that_is_made_before(shared: Runtime) -> None:
+    async with shared.pool(["true"], size=1) as pool:
+        for name, value in (("files", {"a": b""}), ("collect", ["a"])):
+            with no_fd_is_left(), pytest.raises(SpecError, match=f"{name}: a pool's containers"):
+                await pool.run(["true"], **{name: value})
+
+
+# ---- a warm runtime ----
+
+
+async def test_equal_runs_warm_up_and_a_new_shape_takes_over(anyio_backend: str) -> None:
+    with anyio.fail_after(BOUND), no_fd_is_left():
+        async with open_runtime(warm=2) as runtime:
+            names = set()
+
+            async def one(**fields: Any) -> None:
+                result = await runtime.run(["hostname"], capture_stdout=True, **fields)
+                assert result.status == "ok"
+                assert result.stdout not in names
+                names.add(result.stdout)
+
+            for _ in range(3):
+                await one()
+            assert len(await parked(runtime, 2)) == 2
+            first = runtime._warmed
+            await one(pids_limit=7)  # once is no habit
+            assert runtime._warmed is first
+            for _ in range(3):
+                await one(pids_limit=7)
+            assert runtime._warmed is not first
+            await parked(runtime, 2)
+            with anyio.fail_after(BOUND):
+                while len(inits(runtime)) != 2:
+                    await anyio.sleep(0.002)
+            assert len((await runtime.run(["ls", "/tmp"], pids_limit=7, capture_stdout=True)).stdout or b"") == 0
+            for n in range(4):
+                result = await runtime.run(["sh", "-c", f"ls; echo {n} > f"], collect=["*"], capture_stdout=True)
+                assert (result.stdout, result.files) == (b"", {"f": b"%d\n" % n})
+
+
+async def test_it_is_left_in_whatever_way(anyio_backend: str) -> None:
+    for number in range(12):
+        with anyio.fail_after(BOUND), no_fd_is_left(), anyio.move_on_after(BOUND if number % 3 else number / 500):
+            async with open_runtime(warm=3) as runtime:
+                for _ in range(number % 5):
+                    await runtime.run(["true"])
+                if number % 2:
+                    await anyio.sleep(0.003 * number)
+
+
+@pytest.mark.parametrize("warm", [-1, "2", True, 1.5])
+async def test_wrong_warmth(anyio_backend: str, warm: Any) -> None:
+    with pytest.raises(SpecError, match="warm: expected a whole number"):
+        async with open_runtime(warm=warm):
+            pass
+
+
+async def test_its_launcher_is_killed(anyio_backend: str) -> None:
+    with anyio.fail_after(BOUND), no_fd_is_left():
+        async with open_runtime(warm=2) as runtime:
+            for _ in range(3):
+                await runtime.run(["true"])
+            pids = await parked(runtime, 2)
+            os.kill(runtime._launcher.pid, signal.SIGKILL)
+            await wait_for_the_end_of(*pids)
+            with pytest.raises(LauncherDied):
+                for _ in range(3):
+                    await runtime.run(["true"])
+
+
+async def test_a_parked_one_has_no_process_in_its_limits(anyio_backend: str) -> None:
+    """Its first is the command's own: a limit of one process is enough, and nothing is charged before."""
+    with anyio.fail_after(BOUND):
+        async with open_runtime() as runtime, runtime.pool(["true"], size=2, limits=Limits(pids=1, memory="32m")) as pool:
+            await full(pool, 2)
+            for _ in range(4):
+                result = await pool.run(["cat", "/proc/self/stat"], capture_stdout=True)
+                assert (result.status, result.pids_peak) == ("ok", 1)
