@@ -121,9 +121,71 @@ async def write(runtime: Runtime) -> None:
         await container.wait()
 
 
+async def run_with_everything(runtime: Runtime) -> None:
+    files: dict[str, bytes | Path] = {"in": b"x", "a/big": bytes(400_000), "host": Path("/etc/passwd")}
+    spec = TRUE.with_(command=("sh", "-c", "cat > out; cat in; cat in >&2"), user="1234", cpu_time=60)
+    result = await runtime.run(
+        spec, stdin=bytes(200_000), files=files, collect=["out", "a/*"], capture_stdout=True, capture_stderr=True
+    )
+    assert (result.stdout, result.stderr, len(result.files["out"])) == (b"x", b"x", 200_000)
+
+
+async def run_from_a_file(runtime: Runtime) -> None:
+    await runtime.run(TRUE.with_(command=("cat",)), stdin=Path("/etc/passwd"), capture_stdout=True, output_limit=5)
+
+
+async def run_to_the_users_end(runtime: Runtime) -> None:
+    with anyio.move_on_after(0.02):
+        await runtime.run(SLEEP, deliver_cancel=lambda container: container.stop(grace=0.01))
+
+
+async def share_a_directory(runtime: Runtime) -> None:
+    async with runtime.working_directory() as directory:
+        for _ in range(2):
+            await runtime.run(TRUE, working_directory=directory, files={"f": b""}, collect=["*"])
+
+
+async def exec_in_it(runtime: Runtime) -> None:
+    async with runtime.start(SLEEP, stdout=PIPE) as container:
+        await container.exec(["true"])
+        async with container.open_exec(["sleep", "1000"], stdin=PIPE, stdout=PIPE) as process:
+            with anyio.move_on_after(0.005):
+                await process.wait()
+
+
+async def fail_to_exec(runtime: Runtime) -> None:
+    async with runtime.start(SLEEP) as container:
+        with contextlib.suppress(LaunchError):
+            await container.exec(["/no/such/program"])
+
+
+async def map_all(runtime: Runtime) -> None:
+    async with runtime.map([TRUE.with_(name=f"job{n}") for n in range(5)], concurrency=2, capture_stdout=True) as results:
+        assert len([result async for result in results]) == 5
+
+
+async def map_some(runtime: Runtime) -> None:
+    async with runtime.map([TRUE.with_(name=f"job{n}") for n in range(5)], concurrency=2) as results:
+        await anext(results)
+
+
+async def use_a_pool(runtime: Runtime) -> None:
+    async with runtime.pool(["true"], size=2) as pool:
+        for _ in range(4):
+            await pool.run(["cat"], stdin=bytes(100_000), capture_stdout=True)
+
+
+async def as_a_task(runtime: Runtime) -> None:
+    async with anyio.create_task_group() as group:
+        container = await group.start(runtime.run_container, SLEEP)
+        await container.stats()
+        container.kill()
+
+
 OPERATIONS: tuple[Operation, ...] = (
     run, run_long, fail_to_start, start, start_with_terminal, start_two, wait, wait_with_others, stop, stop_by_force, signal,
-    read_to_the_end, write,
+    read_to_the_end, write, run_with_everything, run_from_a_file, run_to_the_users_end, share_a_directory, exec_in_it,
+    fail_to_exec, map_all, map_some, use_a_pool, as_a_task,
 )  # fmt: skip
 
 
@@ -154,7 +216,7 @@ def children(pid: int) -> list[int]:
 async def _warm_up(runtime: Runtime) -> dict[str, str]:
     """What is opened once and stays, is open now; threads that were needed once are gone or idle."""
     await runtime.run(TRUE)
-    await runtime.run(TRUE)
+    await run_with_everything(runtime)
     return fds()
 
 
