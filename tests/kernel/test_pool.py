@@ -135,6 +135,7 @@ async def test_one_that_is_killed_from_outside_is_passed_over(shared: Runtime) -
             pids = await parked(shared, 3)
             for pid in pids[:2]:
                 os.kill(pid, signal.SIGKILL)
+            await until(lambda: pool.ready == 1)
             results = [await pool.run(["echo", str(n)], capture_stdout=True) for n in range(5)]
             assert [(result.status, result.stdout) for result in results] == [("ok", b"%d\n" % n) for n in range(5)]
             for pid in await parked(shared, 3):

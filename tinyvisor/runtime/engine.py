@@ -173,7 +173,7 @@ class Runtime:
         self._names: dict[str, Container] = {}
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._prepared: dict[int, _Reply] = {}
-        self._parked: dict[int, tuple[_Shape, Identity]] = {}
+        self._parked: dict[int, tuple[_Shape, Identity, HostView | None, str | None]] = {}
         self._working_directories: set[Workspace] = set()
         self._directories: list[int] = []  # their numbers that are free again
         self._directory_numbers = itertools.count()
@@ -548,9 +548,11 @@ class Runtime:
         return Pool(size, make, self._hand_over, self.end)
 
     def _hand_over(self, container: Container, spec: Spec, streams: Streams) -> bool:
-        shape, identity = self._parked.pop(container.id, (None, None))
-        if shape is None or identity is None:
+        parked = self._parked.pop(container.id, None)
+        if parked is None:
             return False
+        shape, identity, view, template = parked
+        container.describe_with(functools.partial(self._describe, spec, view, identity, template))
         exec_ = wire.encode_step(planning.exec_step(spec, identity, container.name))
         sections = (wire.EMPTY, wire.EMPTY, shape.with_exec(exec_, parked=True))
         return container.unpark(spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
@@ -649,7 +651,7 @@ class Runtime:
             describe = functools.partial(self._describe, spec, view, identity, seccomp, template)
             container = self._container(spec, name, id_, streams, shape, describe, events)
             if park:
-                self._parked[id_] = shape, identity
+                self._parked[id_] = shape, identity, view, template
                 workload = shape.parked
             else:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
