@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
 GUARD: dict[str, Any] = {"pids_limit": 40, "mem_limit": 256 << 20, "timeout": BOUND}
 CPUS = len(os.sched_getaffinity(0))
 LIMIT = 0.3  # s
-SLACK = 0.03 + 0.012 * CPUS
+SLACK = 0.05 + 0.025 * CPUS
 """Seconds: the counters move with the scheduler's ticks, on each CPU, and init has to be given one to look."""
 
 BURN = "while True: pass"
@@ -146,7 +146,7 @@ async def test_init_sleeps_while_nothing_can_have_been_used_up(shared: Runtime) 
 
         before = switches()
         await anyio.sleep(0.3)
-        assert switches() - before <= 1
+        assert switches() - before <= 5
 
 
 async def test_the_counter_is_the_containers_cgroup(shared: Runtime) -> None:

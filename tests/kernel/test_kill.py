@@ -29,7 +29,7 @@ from tests.kernel.helpers import BOUND, cgroups, waiting
 from tinyvisor.errors import ContainerError, LauncherDied, LaunchError
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
 from tinyvisor.runtime.cgroup import default_lock_dir, project_path, read_layout
-from tinyvisor.spec import Spec, Tmpfs, Volume
+from tinyvisor.spec import DEFAULT_NAME, Spec, Tmpfs, Volume
 
 pytestmark = pytest.mark.kernel
 
@@ -54,7 +54,7 @@ def _spec(*command: str, name: str, **fields: Any) -> Spec:
 
 async def _job(runtime: Runtime, luck: random.Random, name: str) -> None:
     """One container of a random kind."""
-    kind = luck.randrange(6)
+    kind = luck.randrange(8)
     if kind == 0:
         await runtime.run(_spec("/bin/true", name=name))
     elif kind == 1:
@@ -76,9 +76,27 @@ async def _job(runtime: Runtime, luck: random.Random, name: str) -> None:
                 for _ in range(luck.randrange(20)):
                     await container.stdout.receive()
             await container.stop(grace=0.01)
+    elif kind == 5:
+        async with runtime.start(_spec("sleep", "1000", name=name)) as container, trio.open_nursery() as nursery:
+            nursery.start_soon(_exec, container, "sh", "-c", STORM)
+            with trio.move_on_after(luck.random() / 20):
+                for _ in range(10):
+                    await _exec(container, "/bin/true")
+            nursery.cancel_scope.cancel()
+    elif kind == 6:
+        spec = _spec("/bin/true", name=name)
+        async with runtime.pool(spec.with_(name=DEFAULT_NAME), size=2) as pool:
+            for _ in range(luck.randrange(6)):
+                with trio.move_on_after(luck.random() / 20):
+                    await pool.run(["sh", "-c", luck.choice(["true", "sleep 1000 & wait"])])
     else:
         with trio.move_on_after(luck.random() / 20):
             await runtime.run(_spec("sh", "-c", "sleep 1000 & sleep 1000 & wait", name=name))
+
+
+async def _exec(container: Container, *command: str) -> None:
+    with contextlib.suppress(ContainerError):  # its container has ended
+        await container.exec(command)
 
 
 async def _work(name: str, luck: random.Random, say: Callable[[str], None]) -> None:
@@ -117,11 +135,29 @@ async def _wait_for_many(name: str, say: Callable[[str], None]) -> None:
 SLEEPERS = 400  # their ends are more than the socket to the supervisor holds
 
 
+async def _hold(name: str, say: Callable[[str], None]) -> None:
+    """Containers that wait for a command, that have been given one, and programs that were exec'ed."""
+    async with open_runtime(name=name, warm=3) as runtime, trio.open_nursery() as nursery:
+        spec = _spec("sleep", "1000", name=name)
+        async with runtime.pool(spec.with_(name=DEFAULT_NAME), size=5) as pool, runtime.start(spec) as container:
+            nursery.start_soon(pool.run)
+            for _ in range(3):
+                nursery.start_soon(container.exec, ["sh", "-c", "setsid sleep 1000 & sleep 1000"])
+                await runtime.run(["true"])
+            say("open")
+            await trio.sleep_forever()
+
+
+HELD = 1 + 3 + 3 + 4  # the container, its execs, the warm runtime's, the pool's and its run: at least
+
+
 def _supervise(kind: str, name: str, seed: int, say: Callable[[str], None]) -> None:
     """In the fork: works until it is killed, or its launcher is."""
     try:
         if kind == "many":
             trio.run(_wait_for_many, name, say)
+        elif kind == "hold":
+            trio.run(_hold, name, say)
         else:
             trio.run(_work, name, random.Random(seed), say)
     except BaseException as exc:
@@ -271,7 +307,7 @@ class Victim:
                 words = _read(f"/proc/{entry}/cmdline").split(b"\0")
                 if self._is_launcher(words):
                     found.append(f"launcher or unborn init {entry}")
-                elif words[0].startswith(b"tinyvisor-init: " + self.name.encode() + b"."):
+                elif words[0].startswith((f"tinyvisor-init: {self.name}.".encode(), f"tinyvisor-exec: {self.name}.".encode())):
                     found.append(f"init {entry}")
                 elif mark in _read(f"/proc/{entry}/environ").split(b"\0"):
                     found.append(f"workload {entry} {words}")
@@ -423,6 +459,47 @@ def test_kill_inits(swept_at_the_end: None, victims: Nursery, luck: random.Rando
             assert victim.said("end") is None
             victim.kill()
             nothing_left(victim)
+
+
+@pytest.mark.parametrize("who", ["supervisor", "launcher", "both"])
+def test_kill_with_parked_containers_and_execs(swept_at_the_end: None, victims: Nursery, luck: random.Random, who: str) -> None:
+    """What waits for a command can't be told by it: all that the launcher has below it is held on to, and must end."""
+    for _ in range(5):
+        with contextlib.ExitStack() as stack:
+            victim = stack.enter_context(contextlib.closing(victims.fork("hold")))
+            victim.said("open", SOON)
+            _wait_for_inits(victim, HELD)
+            time.sleep(luck.uniform(0, 0.02))
+            pidfds = []
+            for pid in [pid for init in victim.inits() for pid in (init, *_descendants(init))]:
+                with contextlib.suppress(ProcessLookupError):
+                    pidfds.append(os.pidfd_open(pid))
+                    stack.callback(os.close, pidfds[-1])
+            launcher = victim.launcher()
+            assert launcher is not None
+            stack.callback(os.close, launcher)
+            if who != "supervisor":
+                signal.pidfd_send_signal(launcher, signal.SIGKILL)
+            if who != "launcher":
+                victim.kill()
+            _wait_for_the_end_of(pidfds)
+            if who == "both":
+                no_processes_left(victim)
+                swept(victim)
+            else:
+                nothing_left(victim)
+
+
+def _wait_for_inits(victim: Victim, count: int) -> None:
+    assert not wait_until_empty(lambda: [] if len(victim.inits()) >= count else ["not all are there"])
+
+
+def _wait_for_the_end_of(pidfds: list[int]) -> None:
+    assert not wait_until_empty(lambda: [str(fd) for fd in pidfds if not select.select([fd], [], [], 0)[0]])
+
+
+def _descendants(pid: int) -> list[int]:
+    return [found for child in _children(pid) for found in (child, *_descendants(child))]
 
 
 def test_kill_a_stopped_supervisor(swept_at_the_end: None, victims: Nursery, luck: random.Random) -> None:

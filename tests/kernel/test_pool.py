@@ -218,7 +218,9 @@ async def test_cancelled_runs(shared: Runtime) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"size": 0}, {"size": "8"}, {"network_mode": "service:x"}, {"pids_limit": 0}], ids=lambda item: str(item)
+    "arguments",
+    [{"size": 0}, {"size": "8"}, {"network_mode": "service:x"}, {"pids_limit": 0}, {"name": "x"}],
+    ids=lambda item: str(item),
 )
 async def test_wrong_pools(shared: Runtime, arguments: Any) -> None:
     with pytest.raises(SpecError) as caught:

@@ -499,6 +499,8 @@ class Runtime:
         """
         _check_count("size", size, 1)
         spec = self._spec(command, changes.pop("limits", None), changes)
+        if spec.name != DEFAULT_NAME:
+            raise SpecError("name", "several containers can't have it at once; leave it out")
         if spec.network_mode.startswith("service:"):
             raise SpecError("network_mode", "a container made ahead can't join another's network")
         pool = self._pool(spec, size, workspace=False)
