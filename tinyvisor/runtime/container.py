@@ -404,6 +404,10 @@ class Container:
         """The fds that become its stdin, stdout, stderr."""
         return self._streams.given
 
+    def describe_with(self, describe: Callable[[int, int], str]) -> None:
+        """How a failed (section, step) is put in words."""
+        self._describe = describe
+
     def abandon(self) -> None:
         """It was never sent: gives back its fds."""
         if self._events is not None:

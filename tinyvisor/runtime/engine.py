@@ -106,6 +106,15 @@ class _Shape:
         return rest if parked else self.parked + rest
 
 
+@dataclass(frozen=True, slots=True)
+class _Parked:
+    """What a container made ahead is given its command with; `describe` puts (spec, section, step) of a failure in words."""
+
+    shape: _Shape
+    identity: Identity
+    describe: Callable[[Spec, int, int], str]
+
+
 @contextlib.asynccontextmanager
 async def open_runtime(*, name: str | None = None, warm: int = 0) -> AsyncIterator[Runtime]:
     """A runtime with a launcher of its own. Leaving it, in whatever way, kills every container in it.
@@ -173,7 +182,7 @@ class Runtime:
         self._names: dict[str, Container] = {}
         self._shapes: dict[tuple[Any, ...], _Shape] = {}
         self._prepared: dict[int, _Reply] = {}
-        self._parked: dict[int, tuple[_Shape, Identity, HostView | None, str | None]] = {}
+        self._parked: dict[int, _Parked] = {}
         self._working_directories: set[Workspace] = set()
         self._directories: list[int] = []  # their numbers that are free again
         self._directory_numbers = itertools.count()
@@ -553,10 +562,9 @@ class Runtime:
         parked = self._parked.pop(container.id, None)
         if parked is None:
             return False
-        shape, identity, view, template = parked
-        container.describe_with(functools.partial(self._describe, spec, view, identity, template))
-        exec_ = wire.encode_step(planning.exec_step(spec, identity, container.name))
-        sections = (wire.EMPTY, wire.EMPTY, shape.with_exec(exec_, parked=True))
+        container.describe_with(functools.partial(parked.describe, spec))
+        exec_ = wire.encode_step(planning.exec_step(spec, parked.identity, container.name))
+        sections = (wire.EMPTY, wire.EMPTY, parked.shape.with_exec(exec_, parked=True))
         return container.unpark(spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
 
     async def end(self, container: Container) -> None:
@@ -653,7 +661,11 @@ class Runtime:
             describe = functools.partial(self._describe, spec, view, identity, seccomp, template)
             container = self._container(spec, name, id_, streams, shape, describe, events)
             if park:
-                self._parked[id_] = shape, identity, view, template
+
+                def describe_another(spec: Spec, section: int, step: int) -> str:
+                    return self._describe(spec, view, identity, seccomp, template, section, step)
+
+                self._parked[id_] = _Parked(shape, identity, describe_another)
                 workload = shape.parked
             else:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
@@ -725,9 +737,7 @@ class Runtime:
             streams = Streams(stdin, stdout, stderr, self.null)
             try:
                 limits = self._limits(container.spec)  # all of its cgroups are joined, whatever they limit
-                plan = planning.exec_plan(
-                    spec, limits=limits, seccomp=filter_for(spec), name=container.name, identity=identity
-                )
+                plan = planning.exec_plan(spec, limits=limits, seccomp=filter_for(spec), name=container.name, identity=identity)
                 shape = _Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
 
                 def describe(section: int, step: int) -> str:
