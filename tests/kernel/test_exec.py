@@ -488,17 +488,20 @@ async def test_a_hostile_proc(shared: Runtime) -> None:
 
 @pytest.mark.parametrize("method", ["pivot", "chroot"])
 async def test_a_hostile_root(shared: Runtime, method: str) -> None:
-    """What is mounted over the root, or over the name that the root has in its mount namespace, changes nothing."""
-    script = """
-        mkdir -p /tmp/r/bin /container /new && mount --bind /tmp/r / && mount -t tmpfs none /container
-        mount -t tmpfs none /new; echo ready; cat
-    """
-    async with waiting(shared, script=script, capabilities={"SYS_ADMIN"}, root_method=method) as container:
-        exit, text = await output(container, "/bin/sh", "-c", "stat -c %d:%i / /usr; echo /*")
-        root = os.stat(f"/proc/{workload(container)}/root")
-        assert text.startswith(f"{root.st_dev}:{root.st_ino}\n")
-        assert "/usr" in text.split()
-        assert exit.status == "ok"
+    """Who may mount can put something over the root, and the newcomer is in that then: the container's own, and nothing that
+    lies under its root. An empty one has nothing to be exec'ed."""
+    for fill, names in ((":", ""), ("cp -a /bin /lib* r; mount --bind /usr r/usr; mount --rbind /dev r/dev", "bin dev lib usr")):
+        script = f"cd /tmp; mkdir -p r/usr r/dev; {fill}; mount --rbind r /; echo ready; cat"
+        async with waiting(shared, script=script, capabilities={"SYS_ADMIN"}, root_method=method) as container:
+            if not names:
+                with no_fd_is_left(), pytest.raises(LaunchError, match="No such file"):
+                    await container.exec(["/bin/sh", "-c", "true"])
+                continue
+            exit, text = await output(container, "/bin/sh", "-c", "ls /; ls /../../t /../../shell /../../container")
+            found = {line for line in text.splitlines() if not line.startswith("ls:")}
+            assert set(names.split()) <= found <= {*names.split(), "lib32", "lib64", "libx32"}
+            assert text.count("No such file") == 3
+            assert exit.exit_code == 2
 
 
 async def test_a_root_without_the_program(shared: Runtime, busybox: Path) -> None:
