@@ -21,8 +21,8 @@ class SpecError(TinyvisorError, ValueError):
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
-        self.field = field
-        self.problem = problem
+        self.field: str = field
+        self.problem: str = problem
 
 
 class ConfigProblem:
@@ -38,7 +38,11 @@ class ConfigProblem:
     __slots__ = ("column", "file", "key", "line", "problem")
 
     def __init__(self, file: Path, line: int, column: int, key: str, problem: str) -> None:
-        self.file, self.line, self.column, self.key, self.problem = file, line, column, key, problem
+        self.file: Path = file
+        self.line: int = line
+        self.column: int = column
+        self.key: str = key
+        self.problem: str = problem
 
     def __str__(self) -> str:
         key = f"{self.key}: " if self.key else ""
@@ -53,7 +57,7 @@ class ConfigError(TinyvisorError):
 
     def __init__(self, problems: list[ConfigProblem]) -> None:
         super().__init__("\n".join(map(str, problems)))
-        self.problems = tuple(problems)
+        self.problems: tuple[ConfigProblem, ...] = tuple(problems)
 
 
 class HostError(TinyvisorError):
@@ -66,8 +70,8 @@ class HostError(TinyvisorError):
 
     def __init__(self, lacks: str, cure: str) -> None:
         super().__init__(f"{lacks}; {cure}")
-        self.lacks = lacks
-        self.cure = cure
+        self.lacks: str = lacks
+        self.cure: str = cure
 
 
 class ContainerError(TinyvisorError):
@@ -89,8 +93,8 @@ class LaunchError(ContainerError):
 
     def __init__(self, name: str, step: str, errno: int) -> None:
         super().__init__(name, f"{step}: {os.strerror(errno)}")
-        self.step = step
-        self.errno = errno
+        self.step: str = step
+        self.errno: int = errno
 
 
 class RunFailed(ContainerError):

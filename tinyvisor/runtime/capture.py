@@ -32,7 +32,7 @@ class Capture:
     """
 
     def __init__(self, pipe: ReceivePipe, limit: int) -> None:
-        self.size = 0
+        self.size: int = 0
         self._pipe = pipe
         self._limit = limit
         self._chunks: list[bytes] = []

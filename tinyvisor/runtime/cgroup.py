@@ -724,9 +724,9 @@ class ProjectLock:
 
     def __init__(self, lock_dir: Path, project: str) -> None:
         check_name("project", project)
-        self.project = project
-        self.path = lock_dir / f"{project}.lock"
-        self.fd = -1
+        self.project: str = project
+        self.path: Path = lock_dir / f"{project}.lock"
+        self.fd: int = -1
         self.keep = False
 
     def __enter__(self) -> Self:

@@ -74,12 +74,12 @@ class Container:
         readback: tuple[tuple[int, str], ...],
         events: tuple[socket.socket, socket.socket] | None,
     ) -> None:
-        self.spec = spec
-        self.name = name
-        self.id = id
-        self.pid = 0
+        self.spec: Spec = spec
+        self.name: str = name
+        self.id: int = id
+        self.pid: int = 0
         self.terminal: int | None = None
-        self.readback = readback
+        self.readback: tuple[tuple[int, str], ...] = readback
         self._streams = streams
         self._host = host
         self._describe = describe

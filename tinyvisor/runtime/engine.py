@@ -176,7 +176,7 @@ class Runtime:
     def __init__(self, name: str, host: Host, warm: int = 0) -> None:
         self.name = name
         self.host = host
-        self.null = -1
+        self.null: int = -1
         self.containers: dict[int, Container] = {}
         self._ids = itertools.count(1)
         self._names: dict[str, Container] = {}

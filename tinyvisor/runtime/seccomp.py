@@ -357,7 +357,7 @@ class Simulator:
         if len(program) % _INSTRUCTION.size or not 0 < len(program) // _INSTRUCTION.size <= MAX_INSTRUCTIONS:
             raise ValueError(f"{len(program)} bytes are no program")
         self.code = [Instruction(*fields) for fields in _INSTRUCTION.iter_unpack(program)]
-        self.steps = 0
+        self.steps: int = 0
         for at, (code, jt, jf, k) in enumerate(self.code):
             if code == LD_ABS:
                 good = k % 4 == 0 and k < _DATA_SIZE

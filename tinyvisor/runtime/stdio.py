@@ -212,7 +212,7 @@ class Streams:
             self.close_given()
             self.close()
             raise
-        self.given = (given_in, given_out, given_err)
+        self.given: tuple[int, int, int] = (given_in, given_out, given_err)
 
     def _open(self, stdio: Stdio, null: int, name: str, ours: int, stream: Callable[[int], Any]) -> int:
         if stdio is None or stdio == subprocess.DEVNULL:

@@ -46,8 +46,8 @@ class Workspace:
 
     def __init__(self, *, size: int, inodes: int, mode: int = 0o755, template: str = "") -> None:
         """Args: bytes and inodes at most; mode of the root; see Attributes. Raises OSError."""
-        self.fd = new_tmpfs(size=size, inodes=inodes, mode=mode)
-        self.template = template
+        self.fd: int = new_tmpfs(size=size, inodes=inodes, mode=mode)
+        self.template: str = template
 
     def close(self) -> None:
         if self.fd >= 0:
