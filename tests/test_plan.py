@@ -305,6 +305,11 @@ def test_the_first_process_of_a_time_namespace_is_forked() -> None:
     assert of(planned(namespaces=DEFAULT_NAMESPACES | {"time"}).init, s.Init)[0].flags & s.INIT_FORK
 
 
+def test_init_has_no_rights_left_when_a_workload_runs_that_may_trace_it() -> None:
+    assert not of(planned().init, s.Init)[0].flags & s.INIT_TRACE
+    assert of(planned(capabilities={"SYS_PTRACE"}).init, s.Init)[0].flags & s.INIT_TRACE
+
+
 def test_what_is_gone_when_it_is_empty() -> None:
     def early(layout: Layout = SEPARATE, **fields: Any) -> bool:
         return bool(of(planned(layout, early=True, **fields).init, s.Init)[0].flags & s.INIT_EARLY)

@@ -12,6 +12,7 @@ import ctypes
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import termios
@@ -23,7 +24,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.kernel.helpers import BOUND, busybox_root, cgroups, python, read_until, run, shell, status, waiting, workload
+from tests.kernel.helpers import BOUND, busybox_root, cgroups, python, read_until, run, shell, skip, status, waiting, workload
 from tinyvisor.errors import LaunchError, SpecError, TinyvisorError
 from tinyvisor.runtime import PIPE, STDOUT, Runtime, open_runtime
 from tinyvisor.spec import Spec, Ulimit, Volume
@@ -164,6 +165,68 @@ print("caps", [line.split()[1] for line in open("/proc/1/status") if line.starts
             capabilities={"SYS_PTRACE"},
         )
     assert out.splitlines() == ["found 0", "exe True", "root True True", "caps ['0000000000000020']"]
+
+
+AT_ONCE = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+#include <unistd.h>
+int main(void)
+{
+	char text[4096] = {0}, *caps;
+	if (ptrace(0x4206, 1, 0, 0) < 0 || ptrace(0x4207, 1, 0, 0) < 0) /* PTRACE_SEIZE, PTRACE_INTERRUPT */
+		return 2;
+	waitpid(1, NULL, __WALL);
+	(void)!read(open("/proc/1/status", O_RDONLY), text, sizeof text - 1);
+	caps = strstr(text, "CapPrm:");
+	return caps && printf("%.24s\n", caps) > 0 ? 0 : 3;
+}
+"""
+
+
+async def test_a_workload_that_ptraces_init_at_once_comes_too_late(shared: Runtime, tmp_path: Path) -> None:
+    """With its first instruction: init was woken by the same exec, and may have got no further."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        skip("needs a C compiler")
+    (tmp_path / "at_once.c").write_text(AT_ONCE)
+    subprocess.run([compiler, "-O2", "-static", "-o", tmp_path / "at_once", tmp_path / "at_once.c"], check=True)
+    volumes = (Volume(tmp_path, "/volume", read_only=True),)
+    spec = Spec(
+        command=("/volume/at_once",), volumes=volumes, capabilities=frozenset({"SYS_PTRACE"}), pids_limit=5, timeout=BOUND
+    )
+    async with shared.map([spec] * 150, concurrency=8, capture_stdout=True) as results:
+        found = {(result.status, result.stdout) async for result in results}
+    assert found == {("ok", b"CapPrm:\t0000000000000020\n")}
+
+
+async def test_a_workload_that_may_ptrace_is_started_as_any_other(shared: Runtime) -> None:
+    """Init traces it till its exec, and no longer."""
+    spec = Spec(command=("true",), capabilities=frozenset({"SYS_PTRACE"}), pids_limit=5)
+    result = await shared.run(spec.with_(command=("cat", "/proc/self/status")), capture_stdout=True)
+    words = dict(line.split(":\t", 1) for line in (result.stdout or b"").decode().splitlines() if ":\t" in line)
+    assert (words["TracerPid"], words["SigBlk"], words["SigPnd"], words["ShdPnd"]) == ("0", "0" * 16, "0" * 16, "0" * 16)
+    for number in (0, 5, 255):
+        assert (await shared.run(spec.with_(command=("sh", "-c", f"exit {number}")))).exit_code == number
+    for number in (5, 9, 15, 19):
+        result = await shared.run(spec.with_(command=("sh", "-c", f"kill -{number} $$; sleep 0.05"), timeout=0.2))
+        assert result.signal == (9 if number == 19 else number)
+    with pytest.raises(LaunchError, match="exec /no/such: No such file"):
+        await shared.run(spec.with_(command=("/no/such",)))
+    with pytest.raises(LaunchError, match="/proc/no"):
+        await shared.run(spec.with_(working_dir="/proc/no"))
+    changes: Any = ({"namespaces": spec.namespaces | {"time"}}, {"user": "1234"}, {"no_new_privs": False})
+    for fields in changes:
+        assert (await shared.run(spec.with_(**fields))).status == "ok"
+    async with shared.pool(spec, size=2) as pool:
+        for _ in range(5):
+            assert (await pool.run(["true"])).status == "ok"
+    for _ in range(20):
+        async with shared.start(spec.with_(command=("sleep", "1000"), tty=True)) as container:
+            assert (await container.stop(signal=9)).signal == 9
 
 
 async def test_signals_to_init_from_inside(shared: Runtime) -> None:

@@ -313,6 +313,8 @@ def _init(spec: Spec, name: str, *, early: bool) -> Step:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
     if early:
         flags |= s.INIT_EARLY
+    if "SYS_PTRACE" in spec.capabilities:
+        flags |= s.INIT_TRACE
     return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, _milliseconds(spec.timeout), name)
 
 

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -357,7 +358,10 @@ static int workload_main(void *argument)
 	struct plan *plan = birth->plan;
 	int fds[MAX_FDS], done = 0, failed = 0, error = 0;
 
-	if (context->park) {
+	/* Before a filter might refuse it. All signals are blocked, but not this one. */
+	if (context->init_flags & INIT_TRACE && (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0 || kill(getpid(), SIGSTOP) < 0))
+		error = -errno;
+	if (!error && context->park) {
 		done = plan->count[SECTION_WORKLOAD];
 		error = run_steps(context, plan->section[SECTION_WORKLOAD], done, &failed);
 		if (!error) {
@@ -431,19 +435,22 @@ static pid_t clone3_vm(struct clone_arguments *arguments, struct birth *birth)
 }
 #endif
 
-/* Sleeps until the child's exec or exit. Sharing memory is what makes it cheap; the first process of a time namespace
+/* Sleeps until the child's exec or exit, unless that is traced. Sharing memory is what makes it cheap; the first process of a time namespace
  * can't, and the sanitizers don't know how. */
 static pid_t give_birth(struct birth *birth)
 {
 	struct clone_arguments arguments = {.flags = 0x4000 /* CLONE_VFORK */, .exit_signal = SIGCHLD};
 	pid_t child;
 
+	if (birth->context->init_flags & INIT_TRACE)
+		arguments.flags = 0; /* we are its tracer and have to answer */
+
 	if (birth->context->cgroup >= 0) {
 		arguments.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP, 5.7 */
 		arguments.cgroup = (uint64_t)birth->context->cgroup;
 	}
 #ifdef HAVE_CLONE3_VM
-	if (!(birth->context->init_flags & INIT_FORK)) {
+	if (!(birth->context->init_flags & (INIT_FORK | INIT_TRACE))) {
 		arguments.flags |= 0x100; /* CLONE_VM */
 		arguments.stack = (uint64_t)(uintptr_t)scratch->stack;
 		arguments.stack_size = sizeof scratch->stack;
@@ -454,6 +461,24 @@ static pid_t give_birth(struct birth *birth)
 	if (child == 0)
 		workload_main(birth);
 	return child;
+}
+
+/* Till the child's exec, where it stops before its first instruction, or its end, which is left to be reaped. CAP_SYS_PTRACE is
+ * power over us, too, and the exec is what wakes us: a workload that is quick would find us with all our rights. */
+static void wait_for_exec(pid_t child)
+{
+	const int at_exec = SIGTRAP | PTRACE_EVENT_EXEC << 8;
+	siginfo_t info = {0};
+	bool first = true;
+
+	while (waitid(P_PID, (id_t)child, &info, WEXITED | WSTOPPED | WNOWAIT | __WALL) == 0 && info.si_code == CLD_TRAPPED &&
+	       info.si_status != at_exec) {
+		int signal = first ? 0 : info.si_status & 0xff; /* its own SIGSTOP, or somebody else's signal on its way */
+		if (first && ptrace(PTRACE_SETOPTIONS, child, NULL, (void *)PTRACE_O_TRACEEXEC) < 0)
+			_exit(125);
+		first = false;
+		(void)ptrace(PTRACE_CONT, child, NULL, (void *)(intptr_t)signal);
+	}
 }
 
 static _Noreturn void fail(struct report *report, enum section section, int step, int error)
@@ -534,6 +559,8 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	init.workload = give_birth(&birth);
 	if (init.workload < 0)
 		fail(report, SECTION_WORKLOAD, 0, errno);
+	if (context->init_flags & INIT_TRACE)
+		wait_for_exec(init.workload);
 	if (report->error)
 		fail(report, SECTION_WORKLOAD, report->step, report->error);
 	init.started = birth.started ? birth.started : now(); /* 0: the child had a memory of its own */
@@ -551,6 +578,8 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended}, 4);
 	drop_rights();
 	forget_request();
+	if (context->init_flags & INIT_TRACE)
+		(void)ptrace(PTRACE_DETACH, init.workload, NULL, NULL);
 	started.a = report->pid;
 	send_event(init.event, &started, NULL, 0, -1);
 	run(&init);

@@ -172,6 +172,7 @@ enum {
 	INIT_SIGNAL_GROUP = 1,
 	INIT_FORK = 2,
 	INIT_EARLY = 4, /* the container is gone when it is empty and its cgroups are: what is mounted in it is nobody else's */
+	INIT_TRACE = 8, /* the workload may trace init: it does not run before init has nothing left to be had */
 };
 
 struct plan { /* a decoded request */
