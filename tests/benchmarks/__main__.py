@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from tests.benchmarks.contenders import Contender, Sample, open_contenders
+from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, open_contenders
 from tests.benchmarks.floor import EVERYTHING, PARTS, Floor, open_floor
 from tests.benchmarks.memory import idle_memory
 
@@ -48,8 +48,10 @@ async def compare(contenders: list[Contender], *, count: int, concurrency: int, 
 
     Returns:
         dicts of ``name``, ``concurrency``, ``wall`` (seconds per container), ``rate`` (containers per second),
-        ``ratio`` (of wall, to the floor), ``cpu`` (seconds of Python per container, or None), ``walls`` (each round's).
+        ``ratio`` (of wall, to the floor), ``process_ratio`` (to `trio.run_process`, or None), ``cpu`` (seconds of Python per
+        container, or None), ``walls`` (each round's).
     """
+    contenders = [contender for contender in contenders if contender.takes_part(concurrency)]
     await _round(contenders, max(1, count // 10), concurrency)  # warms caches
     order, taken = list(contenders), []
     for number in range(rounds):
@@ -61,12 +63,29 @@ async def compare(contenders: list[Contender], *, count: int, concurrency: int, 
         walls = [samples[name].wall for samples in taken]
         wall = statistics.median(walls)
         cpus = [cpu for samples in taken if (cpu := samples[name].cpu) is not None]
-        ratio = statistics.median(samples[name].wall / samples["floor"].wall for samples in taken)
-        cpu = statistics.median(cpus) if cpus else None
+        ratios = [ratio for samples in taken if (ratio := process_ratio(samples, name)) is not None]
         rows.append(
-            {"name": name, "concurrency": concurrency, "wall": wall, "rate": 1 / wall, "ratio": ratio, "cpu": cpu, "walls": walls}
+            {
+                "name": name,
+                "concurrency": concurrency,
+                "wall": wall,
+                "rate": 1 / wall,
+                "ratio": statistics.median(samples[name].wall / samples["floor"].wall for samples in taken),
+                "process_ratio": statistics.median(ratios) if ratios else None,
+                "cpu": statistics.median(cpus) if cpus else None,
+                "walls": walls,
+            }
         )
     return rows
+
+
+def process_ratio(samples: dict[str, Sample], name: str) -> float | None:
+    """Of a contender's wall in one round to that of `trio.run_process`: of its own turns with it, or else of the round's."""
+    sample = samples[name]
+    process = sample.process
+    if process is None and RUN_PROCESS in samples:
+        process = samples[RUN_PROCESS].wall
+    return None if process is None else sample.wall / process
 
 
 def break_down(floor: Floor, *, count: int, rounds: int) -> Rows:
@@ -92,10 +111,11 @@ def break_down(floor: Floor, *, count: int, rounds: int) -> Rows:
 def print_rows(rows: Rows) -> None:
     """The table of `compare`, slowest last."""
     title = "one at a time" if rows[0]["concurrency"] == 1 else f"{rows[0]['concurrency']} at once"
-    print(f"\n{title:<20}{'ms each':>10}{'per second':>12}{'x floor':>10}{'Python ms':>11}")
+    print(f"\n{title:<20}{'ms each':>10}{'per second':>12}{'x floor':>10}{'x process':>11}{'Python ms':>11}")
     for row in rows:
         cpu = "" if row["cpu"] is None else f"{row['cpu'] * 1e3:.3f}"
-        print(f"{row['name']:<20}{row['wall'] * 1e3:>10.3f}{row['rate']:>12.0f}{row['ratio']:>10.2f}{cpu:>11}")
+        process = "" if row["process_ratio"] is None else f"{row['process_ratio']:.2f}"
+        print(f"{row['name']:<20}{row['wall'] * 1e3:>10.3f}{row['rate']:>12.0f}{row['ratio']:>10.2f}{process:>11}{cpu:>11}")
 
 
 def print_parts(rows: Rows) -> None:
@@ -117,7 +137,7 @@ def plot(rows: Rows, file: Path) -> None:
     for axis, concurrency in zip(axes, AT_ONCE, strict=True):
         shown = [row for row in rows if row["concurrency"] == concurrency]
         names = [row["name"] for row in shown]
-        colours = ["#999999" if name == "floor" else "#1f77b4" if name == "tinyvisor" else "#d0d0d0" for name in names]
+        colours = ["#999999" if name == "floor" else "#1f77b4" if name.startswith("tinyvisor") else "#d0d0d0" for name in names]
         one = concurrency == 1
         values = [row["wall"] * 1e3 if one else row["rate"] for row in shown]
         bars = axis.barh(names, values, color=colours)

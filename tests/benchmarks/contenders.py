@@ -1,28 +1,38 @@
 """What is measured: the floor, tinyvisor, `trio.run_process`, and other programs where they are installed.
 
 Each makes `count` short-lived things, `concurrency` at a time, and says how long it took. Other programs are started by
-the floor's C loop, so that they pay for no Python. All of them run /bin/true.
+the floor's C loop, so that they pay for no Python, or by xargs. All of them run /bin/true.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import trio
 
+from tests.benchmarks.counts import children, parent, state
 from tests.benchmarks.floor import Floor
-from tinyvisor.runtime import open_runtime
+from tinyvisor.runtime import Runtime, open_runtime
 from tinyvisor.spec import Spec
+from tinyvisor.state import Exit
+
+Action: TypeAlias = "Callable[[], Awaitable[object]]"
 
 COMMAND = ("/bin/true",)
+RUN_PROCESS = "trio.run_process"
+POOL = 2  # one that is used, and the one that is made meanwhile
+POLL = 0.001  # seconds: nobody is told that a container has been parked
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +42,31 @@ class Sample:
     Attributes:
         wall: seconds per container.
         cpu: seconds of this Python process per container; None where Python has no part in it.
+        process: `wall` of `trio.run_process` where it was measured in turns with this one; None where it was not.
     """
 
     wall: float
     cpu: float | None = None
+    process: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One line of the table. `share`: of the asked count, for slow ones."""
+    """One line of the table.
+
+    Attributes:
+        share: of the asked count, for slow ones.
+        alone, together: whether it is measured one at a time, and several at once.
+    """
 
     name: str
     measure: Callable[[int, int], Awaitable[Sample]]
     share: float = 1.0
+    alone: bool = True
+    together: bool = True
+
+    def takes_part(self, concurrency: int) -> bool:
+        return self.alone if concurrency == 1 else self.together
 
 
 async def _in_workers(count: int, concurrency: int, one: Callable[[int], Awaitable[object]]) -> Sample:
@@ -60,6 +82,81 @@ async def _in_workers(count: int, concurrency: int, one: Callable[[int], Awaitab
         for worker in range(concurrency):
             nursery.start_soon(work, worker)
     return Sample((time.perf_counter() - wall) / count, (time.process_time() - cpu) / count)
+
+
+def _check(ended: Exit) -> None:
+    if ended.exit_code != 0:
+        raise RuntimeError(f"tinyvisor: {ended}")
+
+
+async def _launcher_of(runtime: Runtime) -> int:
+    async with runtime.start(["sleep", "1000"]) as container:
+        return parent(container.pid)
+
+
+def _is_parked(init: int) -> bool:
+    """Whether it has come as far as to sleep until somebody gives it a command."""
+    try:
+        below = children(init)
+        return len(below) == 1 and state(below[0]) == "S"
+    except (FileNotFoundError, ProcessLookupError):
+        return False  # the one before it, on its way out
+
+
+async def _in_turns(count: int, ready: Action, first: Action, second: Action) -> Sample:
+    """Calls both `count` times, one after the other and each first as often, when all is `ready`.
+
+    Returns:
+        `first`'s median wall and mean CPU time; `second`'s median wall as ``process``.
+    """
+    walls: tuple[list[float], list[float]] = ([], [])
+    cpu = 0.0
+    for number in range(count):
+        for which in ((0, 1), (1, 0))[number % 2]:
+            await ready()
+            begin, began = time.perf_counter(), time.process_time()
+            await (first, second)[which]()
+            walls[which].append(time.perf_counter() - begin)
+            cpu += 0.0 if which else time.process_time() - began
+    return Sample(statistics.median(walls[0]), cpu / count, statistics.median(walls[1]))
+
+
+async def _measure_warm(runtime: Runtime, launcher: int, count: int) -> Sample:
+    """The latency of runs that find a container parked, in turns with `trio.run_process`."""
+    async with runtime.pool(Spec(command=COMMAND), size=POOL) as pool:
+
+        async def wait_full() -> None:
+            while True:
+                inits = children(launcher)
+                if pool.ready == POOL == len(inits) and all(map(_is_parked, inits)):
+                    return
+                await trio.sleep(POLL)
+
+        async def run_warm() -> None:
+            _check(await pool.run(COMMAND))
+
+        async def run_process() -> None:
+            await trio.run_process(COMMAND)
+
+        return await _in_turns(count, wait_full, run_warm, run_process)
+
+
+async def _measure_map(runtime: Runtime, count: int, concurrency: int) -> Sample:
+    wall, cpu = time.perf_counter(), time.process_time()
+    async with runtime.map(itertools.repeat(Spec(command=COMMAND), count), concurrency=concurrency) as results:
+        async for result in results:
+            _check(result)
+    return Sample((time.perf_counter() - wall) / count, (time.process_time() - cpu) / count)
+
+
+def _by_xargs(command: tuple[str, ...]) -> Callable[[int, int], Awaitable[Sample]]:
+    async def measure(count: int, concurrency: int) -> Sample:
+        numbers = "".join(f"{number}\n" for number in range(count)).encode()
+        wall = time.perf_counter()
+        await trio.run_process(["xargs", "-P", str(concurrency), "-n", "1", *command], stdin=numbers)
+        return Sample((time.perf_counter() - wall) / count)
+
+    return measure
 
 
 def _by_floor(floor: Floor, command: tuple[str, ...]) -> Callable[[int, int], Awaitable[Sample]]:
@@ -146,16 +243,23 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
             specs = [Spec(command=COMMAND, name=f"worker-{worker:04}") for worker in range(concurrency)]
 
             async def one(worker: int) -> None:
-                exit = await runtime.run(specs[worker])
-                if exit.exit_code != 0:
-                    raise RuntimeError(f"tinyvisor: {exit}")
+                _check(await runtime.run(specs[worker]))
 
             return await _in_workers(count, concurrency, one)
 
+        async def measure_warm(count: int, concurrency: int) -> Sample:
+            return await _measure_warm(runtime, launcher, count)
+
+        async def measure_map(count: int, concurrency: int) -> Sample:
+            return await _measure_map(runtime, count, concurrency)
+
+        launcher = await _launcher_of(runtime)
         contenders = [
             Contender("floor", measure_floor),
             Contender("tinyvisor", measure_tinyvisor),
-            Contender("trio.run_process", measure_run_process),
+            Contender("tinyvisor map", measure_map),
+            Contender("tinyvisor warm", measure_warm, 0.5, together=False),
+            Contender(RUN_PROCESS, measure_run_process),
         ]
         for name, command, share in _others(scratch):
             try:
@@ -164,4 +268,6 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
                 print(f"{name} is left out: {exc}", file=sys.stderr)
             else:
                 contenders.append(Contender(name, _by_floor(floor, command), share))
+                if name == "bwrap":
+                    contenders.append(Contender("xargs -P bwrap", _by_xargs(command), share, alone=False))
         yield contenders

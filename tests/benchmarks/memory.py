@@ -1,66 +1,82 @@
-"""Own memory per idle container: the launcher and the inits, without the workloads."""
+"""Many containers that do nothing, and their own memory: the launcher and the inits, without the workloads."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import trio
 
+from tests.benchmarks.counts import parent, pss
 from tinyvisor.runtime import open_runtime
 from tinyvisor.spec import Spec
 
 SLEEP = ("sleep", "1000000")
+AT_ONCE = 16
 
 
-def _kilobytes(file: str, field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path(file).read_text(), re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Containers that sleep.
 
+    Attributes:
+        pids: of their inits.
+        launcher: its pid.
+        begin: when the first start was asked for, and `started`, when each was over: `time.perf_counter`.
+        python: bytes by which this process has grown.
+    """
 
-def pss(pid: int | str) -> int:
-    """Proportional set size in bytes: shared pages are shared out among those who have them."""
-    return _kilobytes(f"/proc/{pid}/smaps_rollup", "Pss")
+    pids: tuple[int, ...]
+    launcher: int
+    begin: float
+    started: tuple[float, ...]
+    python: int
 
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-async def idle_memory(count: int) -> dict[str, float]:
-    """Starts `count` sleeping containers and weighs them.
-
-    Returns:
+    def weigh(self) -> dict[str, float]:
+        """Returns:
         ``containers``; bytes: ``launcher`` (the process), ``per_container`` (all of launcher and inits, divided),
         ``python_per_container`` (growth of this process).
-    """
-    started = trio.Semaphore(0)
+        """
+        own, count = pss(self.launcher), len(self.pids)
+        total = own + sum(map(pss, self.pids))
+        return {
+            "containers": count,
+            "launcher": own,
+            "per_container": total / count,
+            "python_per_container": self.python / count,
+        }
 
+
+@contextlib.asynccontextmanager
+async def open_idle(count: int) -> AsyncIterator[Idle]:
+    """`count` sleeping containers, started `AT_ONCE` at a time. Left, everything of them is gone."""
     async with open_runtime(name="benchmark-memory") as runtime, trio.open_nursery() as nursery:
         pids: list[int] = []
-        limiter = trio.CapacityLimiter(16)
+        times: list[float] = []
+        started = trio.Semaphore(0)
+        limiter = trio.CapacityLimiter(AT_ONCE)
 
         async def hold(number: int) -> None:
             await limiter.acquire()
             async with runtime.start(Spec(command=SLEEP, name=f"idle-{number:06}")) as container:
                 limiter.release()
+                times.append(time.perf_counter())
                 pids.append(container.pid)
                 started.release()
                 await trio.sleep_forever()
 
-        before = pss("self")
+        before, begin = pss("self"), time.perf_counter()
         for number in range(count):
             nursery.start_soon(hold, number)
         for _ in range(count):
             await started.acquire()
-        grown = pss("self") - before
-        launcher = _parent(pids[0])
-        own = pss(launcher)
-        total = own + sum(map(pss, pids))
+        yield Idle(tuple(pids), parent(pids[0]), begin, tuple(times), pss("self") - before)
         nursery.cancel_scope.cancel()
-    return {
-        "containers": count,
-        "launcher": own,
-        "per_container": total / count,
-        "python_per_container": grown / count,
-    }
+
+
+async def idle_memory(count: int) -> dict[str, float]:
+    """Starts `count` sleeping containers and weighs them: see `Idle.weigh`."""
+    async with open_idle(count) as idle:
+        return idle.weigh()
