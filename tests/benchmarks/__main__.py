@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks``: the table, and on request JSON, a plot, the floor's parts.
+"""``python -m tests.benchmarks``: the table, and on request JSON, a plot, the floor's parts, or how it scales.
 
 Rounds are interleaved: every contender once in each round, in turning order, so that a busy moment of the machine hits
 all alike. Ratios are taken within a round; everything printed is a median over the rounds.
@@ -7,6 +7,7 @@ all alike. Ratios are taken within a round; everything printed is a median over 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import trio
 from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, open_contenders
 from tests.benchmarks.floor import EVERYTHING, PARTS, Floor, open_floor
 from tests.benchmarks.memory import idle_memory
+from tests.benchmarks.scale import add_options, chosen_sizes, measure_scale
 
 AT_ONCE = (1, 16)
 SETTLE = 0.2  # seconds: the kernel takes network namespaces down in the background, on the next one's account
@@ -161,7 +163,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAMES", help="contenders besides the floor, by commas: tinyvisor,bwrap")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
+    add_options(parser)
     options = parser.parse_args()
+    try:
+        options.sizes = chosen_sizes(options)
+    except ValueError as exc:
+        parser.error(str(exc))
     if options.rounds < 1 or options.count < 10 or options.memory < 0:
         parser.error("expected --rounds of 1 or more, --count of 10 or more, --memory of 0 or more")
     return options
@@ -190,6 +197,14 @@ async def _measure(options: argparse.Namespace, floor: Floor, scratch: Path) -> 
     return found
 
 
+def _against_floor(options: argparse.Namespace, floor: Floor, scratch: Path) -> dict[str, Any]:
+    if not options.breakdown:
+        return trio.run(_measure, options, floor, scratch)
+    parts = break_down(floor, count=options.count, rounds=options.rounds)
+    print_parts(parts)
+    return {"parts": parts}
+
+
 def main() -> int:
     """Returns the exit status: 2 where this host can't do it."""
     options = _parse()
@@ -204,12 +219,13 @@ def main() -> int:
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     found: dict[str, Any] = {"machine": machine}
-    with open_floor() as floor, tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
-        if options.breakdown:
-            found["parts"] = break_down(floor, count=options.count, rounds=options.rounds)
-            print_parts(found["parts"])
+    with tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
+        if options.scale:
+            measure = functools.partial(measure_scale, options.sizes, rounds=options.rounds, scratch=Path(scratch))
+            found["scale"] = trio.run(measure)
         else:
-            found |= trio.run(_measure, options, floor, Path(scratch))
+            with open_floor() as floor:
+                found |= _against_floor(options, floor, Path(scratch))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
     if options.plot and "results" in found:

@@ -46,9 +46,8 @@ def parse_cgroups(cgroups: str) -> int:
 
 def parse_descendants(stat: str) -> int:
     """The same for the v2 hierarchy, from the cgroup.stat of its root."""
-    return sum(
-        int(line.split()[1]) for line in stat.splitlines() if line.startswith(("nr_descendants ", "nr_dying_descendants "))
-    )
+    counts = dict(line.split() for line in stat.splitlines())
+    return int(counts["nr_descendants"]) + int(counts["nr_dying_descendants"])
 
 
 def pss(pid: int | str) -> int:
