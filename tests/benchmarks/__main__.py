@@ -197,14 +197,6 @@ async def _measure(options: argparse.Namespace, floor: Floor, scratch: Path) -> 
     return found
 
 
-def _against_floor(options: argparse.Namespace, floor: Floor, scratch: Path) -> dict[str, Any]:
-    if not options.breakdown:
-        return trio.run(_measure, options, floor, scratch)
-    parts = break_down(floor, count=options.count, rounds=options.rounds)
-    print_parts(parts)
-    return {"parts": parts}
-
-
 def main() -> int:
     """Returns the exit status: 2 where this host can't do it."""
     options = _parse()
@@ -219,13 +211,15 @@ def main() -> int:
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     found: dict[str, Any] = {"machine": machine}
-    with tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
+    with open_floor() as floor, tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
         if options.scale:
-            measure = functools.partial(measure_scale, options.sizes, rounds=options.rounds, scratch=Path(scratch))
-            found["scale"] = trio.run(measure)
+            measure = functools.partial(measure_scale, floor=floor, rounds=options.rounds, scratch=Path(scratch))
+            found["scale"] = trio.run(measure, options.sizes)
+        elif options.breakdown:
+            found["parts"] = break_down(floor, count=options.count, rounds=options.rounds)
+            print_parts(found["parts"])
         else:
-            with open_floor() as floor:
-                found |= _against_floor(options, floor, Path(scratch))
+            found |= trio.run(_measure, options, floor, Path(scratch))
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
     if options.plot and "results" in found:

@@ -23,6 +23,7 @@ import trio
 
 from tests.benchmarks.contenders import COMMAND
 from tests.benchmarks.counts import Census, activity, parent
+from tests.benchmarks.floor import Floor
 from tests.benchmarks.memory import AT_ONCE, open_idle
 from tinyvisor.batch import Batch, Policy
 from tinyvisor.job import Job
@@ -41,6 +42,7 @@ REST = 2.0  # seconds after which what has ended is no longer on its way out
 LINE = "0123456789" * 9 + "012345678"  # and its newline: 100 bytes
 CHUNK = 256 << 10
 LIMIT = 3600.0  # seconds for one measure
+FLOOR_COUNT = 400
 FDS = 64  # besides one for each container
 
 
@@ -136,14 +138,16 @@ def _check(ended: Exit) -> None:
 # --- Many at once. ---
 
 
-async def measure_idle(count: int) -> Found:
+async def measure_idle(count: int, floor: Floor) -> Found:
     """`count` sleeping containers at once.
 
     Returns:
         what `memory.Idle.weigh` does; ``rate`` and those of the first and last tenth of the starts; what `WINDOW` seconds
         with nothing going on took: ``idle_cpu`` (seconds), and ``idle_wakeups`` of ``inits``, ``launcher`` and ``python``,
-        which wakes up once to end them; ``stop``: seconds until nothing was left of any of them.
+        which wakes up once to end them; ``stop``: seconds until nothing was left of any of them; ``floor`` and
+        ``floor_beside``: seconds that the kernel alone takes for a container, before, and beside all of them.
     """
+    before_all = floor.containers(FLOOR_COUNT, AT_ONCE)
     async with open_idle(count) as idle:
         found: Found = idle.weigh() | _rates(idle.started, idle.begin)
         await trio.sleep(REST)
@@ -154,6 +158,7 @@ async def measure_idle(count: int) -> Found:
         spent = {name: activity(groups[name]) - before[name] for name in reversed(groups)}
         found["idle_cpu"] = {name: spent[name].cpu for name in groups}
         found["idle_wakeups"] = {name: spent[name].wakeups for name in groups}
+        found |= {"floor": before_all, "floor_beside": floor.containers(FLOOR_COUNT, AT_ONCE)}
         begin = time.perf_counter()
     found["stop"] = time.perf_counter() - begin
     return found
@@ -170,6 +175,8 @@ def print_idle(rows: Sequence[Found]) -> None:
         ("  first tenth", lambda row: f"{row['first_rate']:.0f}"),
         ("  last tenth", lambda row: f"{row['last_rate']:.0f}"),
         ("  last to first", lambda row: f"{row['last_to_first']:.2f}"),
+        ("the floor's ms each, before", lambda row: f"{row['floor'] * 1e3:.2f}"),
+        ("  beside them", lambda row: f"{row['floor_beside'] * 1e3:.2f}"),
         ("KB each", lambda row: f"{(row['per_container'] + row['python_per_container']) / 1024:.1f}"),
         ("  launcher and init", lambda row: f"{row['per_container'] / 1024:.1f}"),
         ("  Python", lambda row: f"{row['python_per_container'] / 1024:.1f}"),
@@ -459,7 +466,7 @@ def _allow_fds(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
-async def measure_scale(sizes: Sizes, *, rounds: int, scratch: Path) -> Found:
+async def measure_scale(sizes: Sizes, *, floor: Floor, rounds: int, scratch: Path) -> Found:
     """All measures that have a size, each told as soon as it is there.
 
     Returns:
@@ -467,7 +474,7 @@ async def measure_scale(sizes: Sizes, *, rounds: int, scratch: Path) -> Found:
     """
     _allow_fds(sizes.idle + FDS)
     measures: tuple[tuple[str, int, Callable[[int], Awaitable[Found]], Callable[[Sequence[Found]], None]], ...] = (
-        ("idle", sizes.idle, measure_idle, print_idle),
+        ("idle", sizes.idle, lambda size: measure_idle(size, floor), print_idle),
         ("runs", sizes.runs, measure_runs, print_runs),
         ("output", sizes.output, lambda size: measure_output(size, rounds, scratch), print_output),
         ("jobs", sizes.jobs, lambda size: measure_jobs(size, rounds if size < sizes.jobs else 1, scratch), print_jobs),
