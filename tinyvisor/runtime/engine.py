@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import operator
 import os
 import socket
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,12 @@ from tinyvisor.runtime.filters import filter_for
 from tinyvisor.runtime.host import Host, probe
 from tinyvisor.runtime.identity import Identity, read_in_root, resolve
 from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
+from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.pool import Pool, WarmRuns
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
-from tinyvisor.runtime.run import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.seccomp import Filter
+from tinyvisor.runtime.shape import HOLE, MIN_PLACEHOLDER, PLACEHOLDER, Shape, shape_of
 from tinyvisor.runtime.stdio import Stdio, Streams
 from tinyvisor.runtime.steps import Step
 from tinyvisor.runtime.syscalls import new_tmpfs, open_tree
@@ -58,13 +58,6 @@ from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_name
 from tinyvisor.state import Exit, Result, Stats
 from tinyvisor.units import parse_size
 
-# What a plan depends on, but for the name and the exec step; `ulimits` is a mapping and is added by its items.
-_shape_of = operator.attrgetter(
-    *(item.name for item in fields(Spec) if item.name not in ("command", "environment", "name", "ulimits"))
-)
-_PLACEHOLDER = "\udcf7"  # one byte, 0xf7, that is in no UTF-8 text and, four in a row, in no number of a plan
-_MIN_PLACEHOLDER = 4
-_HOLE = _PLACEHOLDER.encode("utf-8", "surrogateescape") * _MIN_PLACEHOLDER  # a number of a filter's can be that
 _runs = itertools.count()
 
 
@@ -76,41 +69,10 @@ def cache_directory() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shape:
-    """An encoded plan but for the name and the exec step.
-
-    Attributes:
-        parked: the workload's steps that a container made ahead has behind it.
-        workload: the others.
-    """
-
-    init: Section
-    parked: Section
-    workload: Section
-    cleanup: Section
-    trees: tuple[planning.Tree, ...]
-    readback: tuple[tuple[int, str], ...]
-
-    def named(self, name: str) -> _Shape:
-        raw, holes = name.encode(), _PLACEHOLDER.encode("utf-8", "surrogateescape") * len(name)
-
-        def fill(section: Section) -> Section:
-            return Section(section.count, section.body.replace(holes, raw))
-
-        init, parked, workload, cleanup = map(fill, (self.init, self.parked, self.workload, self.cleanup))
-        return _Shape(init, parked, workload, cleanup, self.trees, self.readback)
-
-    def with_exec(self, exec_: bytes, *, parked: bool = False) -> Section:
-        """The workload's section, or what is left of it for a container that was parked."""
-        rest = Section(self.workload.count + 1, self.workload.body + exec_)
-        return rest if parked else self.parked + rest
-
-
-@dataclass(frozen=True, slots=True)
 class _Parked:
     """What a container made ahead is given its command with; `describe` puts (spec, section, step) of a failure in words."""
 
-    shape: _Shape
+    shape: Shape
     identity: Identity
     describe: Callable[[Spec, int, int], str]
 
@@ -180,7 +142,7 @@ class Runtime:
         self.containers: dict[int, Container] = {}
         self._ids = itertools.count(1)
         self._names: dict[str, Container] = {}
-        self._shapes: dict[tuple[Any, ...], _Shape] = {}
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._prepared: dict[int, _Reply] = {}
         self._parked: dict[int, _Parked] = {}
         self._working_directories: set[Workspace] = set()
@@ -524,7 +486,7 @@ class Runtime:
         spec = run.spec
         if run.directory is not None or run.files or spec.name != DEFAULT_NAME or spec.network_mode != "none":
             return None
-        key = (run.needs_workspace, _shape_of(spec), *spec.ulimits.items())
+        key = (run.needs_workspace, shape_of(spec), *spec.ulimits.items())
         if key == self._warm_key:
             if self._warmed is None and self._tasks is not None:
                 self._warmed = self._pool(spec, self._warm, workspace=run.needs_workspace)
@@ -679,7 +641,7 @@ class Runtime:
         name: str,
         id_: int,
         streams: Streams,
-        shape: _Shape,
+        shape: Shape,
         describe: Callable[[int, int], str],
         events: bool,
     ) -> Container:
@@ -738,7 +700,7 @@ class Runtime:
             try:
                 limits = self._limits(container.spec)  # all of its cgroups are joined, whatever they limit
                 plan = planning.exec_plan(spec, limits=limits, seccomp=filter_for(spec), name=container.name, identity=identity)
-                shape = _Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
+                shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
 
                 def describe(section: int, step: int) -> str:
                     return _step_in((plan.init, plan.workload)[section - 1], step)
@@ -822,25 +784,25 @@ class Runtime:
         workspace: str | None,
         early: bool,
         name: str,
-    ) -> _Shape:
+    ) -> Shape:
         program = seccomp.program if seccomp else b""
-        if len(name) < _MIN_PLACEHOLDER or spec.network_mode == "host" or _HOLE in program:
+        if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program:
             return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early))
         # The program, too: a profile's file may have changed.
-        key = (len(name), identity, terminal, workspace, early, program, _shape_of(spec), *spec.ulimits.items())
+        key = (len(name), identity, terminal, workspace, early, program, shape_of(spec), *spec.ulimits.items())
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= 256:
                 self._shapes.clear()
-            placeholder = _PLACEHOLDER * len(name)
+            placeholder = PLACEHOLDER * len(name)
             plan = self._plan(spec, view, identity, seccomp, placeholder, terminal, workspace, early)
             shape = self._shapes[key] = self._encode(spec, plan)
         return shape.named(name)
 
-    def _encode(self, spec: Spec, plan: planning.Plan) -> _Shape:
+    def _encode(self, spec: Spec, plan: planning.Plan) -> Shape:
         split = planning.parked_steps(plan)
         workload = (wire.encode(plan.workload[:split]), wire.encode(plan.workload[split:-1]))
-        return _Shape(wire.encode(plan.init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback())
+        return Shape(wire.encode(plan.init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback())
 
     def _plan(
         self,

@@ -13,7 +13,7 @@ import anyio.lowlevel
 
 from tinyvisor.errors import RunFailed, SpecError, TinyvisorError
 from tinyvisor.runtime.container import Container
-from tinyvisor.runtime.run import Run
+from tinyvisor.runtime.oneshot import Run
 from tinyvisor.runtime.stdio import Streams
 from tinyvisor.runtime.workspace import Workspace
 from tinyvisor.spec import Spec

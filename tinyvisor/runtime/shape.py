@@ -1,0 +1,49 @@
+"""A launch as bytes, cached: containers whose specs differ in nothing but name, command and environment share it. Pure."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, fields
+
+from tinyvisor.runtime.launcher import Section
+from tinyvisor.runtime.plan import Tree
+from tinyvisor.spec import Spec
+
+# What a plan depends on, but for the name and the exec step; `ulimits` is a mapping and is added by its items.
+shape_of = operator.attrgetter(
+    *(item.name for item in fields(Spec) if item.name not in ("command", "environment", "name", "ulimits"))
+)
+PLACEHOLDER = "\udcf7"  # one byte, 0xf7, that is in no UTF-8 text and, four in a row, in no number of a plan
+MIN_PLACEHOLDER = 4
+HOLE = PLACEHOLDER.encode("utf-8", "surrogateescape") * MIN_PLACEHOLDER  # a number of a filter's can be that
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An encoded plan but for the name and the exec step.
+
+    Attributes:
+        parked: the workload's steps that a container made ahead has behind it.
+        workload: the others.
+    """
+
+    init: Section
+    parked: Section
+    workload: Section
+    cleanup: Section
+    trees: tuple[Tree, ...]
+    readback: tuple[tuple[int, str], ...]
+
+    def named(self, name: str) -> Shape:
+        raw, holes = name.encode(), PLACEHOLDER.encode("utf-8", "surrogateescape") * len(name)
+
+        def fill(section: Section) -> Section:
+            return Section(section.count, section.body.replace(holes, raw))
+
+        init, parked, workload, cleanup = map(fill, (self.init, self.parked, self.workload, self.cleanup))
+        return Shape(init, parked, workload, cleanup, self.trees, self.readback)
+
+    def with_exec(self, exec_: bytes, *, parked: bool = False) -> Section:
+        """The workload's section, or what is left of it for a container that was parked."""
+        rest = Section(self.workload.count + 1, self.workload.body + exec_)
+        return rest if parked else self.parked + rest
