@@ -13,7 +13,7 @@ import trio
 
 from tinyvisor.errors import ContainerError, TinyvisorError
 from tinyvisor.spec import Spec
-from tinyvisor.state import Exit
+from tinyvisor.state import Exit, Stats
 
 OK = Exit(status="ok", exit_code=0)
 KILLED = Exit(status="stopped", signal=9)
@@ -161,6 +161,13 @@ class FakeContainer:
         return (
             exit if timeout is None or seconds < timeout else Exit(status="time_limit", signal=9, reason="killed after timeout")
         )
+
+    async def stats(self) -> Stats:
+        await trio.lowlevel.checkpoint()
+        return Stats(cpu_user=1.5, cpu_system=0.5, memory=4096, memory_peak=8192, pids=2, pids_peak=3)
+
+    def processes(self) -> tuple[str, ...]:
+        return (f"{self.name}[{self.pid}]",)
 
     def kill(self) -> None:
         if not self._gone.is_set():

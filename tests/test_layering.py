@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
         ("profile",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "runtime", "view"),
         ("supervisor runner turns inside", "batch journal outputs report"),
-        ("control client",),
+        ("control client logs",),
         ("cli",),
         ("__main__", "__init__"),
     )

@@ -66,6 +66,7 @@ from tinyvisor.state import (
     ServiceStopped,
     ServiceStopping,
     ServiceSummary,
+    Stats,
     StopHeldUp,
 )
 from tinyvisor.turns import Turn, Turns
@@ -118,6 +119,10 @@ class Container(Executor, Protocol):
     async def stop(self) -> Exit: ...
 
     async def signal(self, number: int) -> None: ...
+
+    async def stats(self) -> Stats: ...
+
+    def processes(self) -> tuple[str, ...]: ...
 
     def kill(self) -> None: ...
 
@@ -250,6 +255,11 @@ class Runner:
             return False
         self._pumps.start_soon(self._container.signal, number)
         return True
+
+    @property
+    def container(self) -> Container | None:
+        """What runs; None between two containers, and at the end as soon as it is gone."""
+        return self._container
 
     @property
     def is_up(self) -> bool:

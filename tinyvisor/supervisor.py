@@ -46,7 +46,7 @@ from tinyvisor.policy import (
     StopRequested,
     is_lost,
 )
-from tinyvisor.runner import Events, Need, OnEvent, OnOutput, Runner, Runtime, Surroundings
+from tinyvisor.runner import Container, Events, Need, OnEvent, OnOutput, Runner, Runtime, Surroundings
 from tinyvisor.spec import Project, Service, instances
 from tinyvisor.state import CommandResult, Probe, ServiceSummary
 from tinyvisor.turns import Turns
@@ -228,6 +228,19 @@ class Supervisor:
                 runner.name for runner in self._runners.values() if runner.stop_wanted and not runner.leaving
             )
         return self._by_hand
+
+    @property
+    def services(self) -> Mapping[str, Service]:
+        """What the project consists of now, by name."""
+        return dict(self._services)
+
+    def containers(self, names: Iterable[str] = ()) -> dict[str, Container | None]:
+        """The container of every instance that `names` mean (none: of all); None where nothing runs.
+
+        Raises:
+            SpecError: there is no such service.
+        """
+        return {runner.name: runner.container for runner in self._select(names)}
 
     def probes(self, name: str) -> tuple[Probe, ...]:
         """The latest runs of the healthcheck of instance `name`'s container, oldest first.
