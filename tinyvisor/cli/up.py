@@ -9,12 +9,15 @@ from pathlib import Path
 
 import click
 
-from tinyvisor.cli.project import load_project, paths_argument, project_options
+from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
+from tinyvisor.spec import Project
 
 
 @click.command()
 @paths_argument
 @project_options
+@click.option("-d", "--detach", is_flag=True, help="In the background: see ps, logs, down.")
+@click.option("--daemon-fd", type=int, hidden=True)
 @click.option("--exit-code-from", metavar="SERVICE", help="Stop everything when SERVICE ends, and exit with its code.")
 @click.option("--abort-on-container-failure", is_flag=True, help="Stop everything when a service fails for good.")
 @click.option("--no-color", is_flag=True, help="No colours; the same as NO_COLOR=1.")
@@ -31,6 +34,8 @@ def up(
     project_name: str | None,
     env_file: Path | None,
     profiles: Sequence[str],
+    detach: bool,
+    daemon_fd: int | None,
     exit_code_from: str | None,
     abort_on_container_failure: bool,
     no_color: bool,
@@ -43,9 +48,18 @@ def up(
     PATH is a file or a directory of YAML files; without one configs/, else tinyvisor.yaml. Ends by itself when nothing
     is left to run. Ctrl-C stops everything in order, a second one kills.
 
+    With -d it returns when all services run, and goes on until tinyvisor down, or a SIGTERM. Should the daemon be killed,
+    its containers are killed with it.
+
     Exits with 0 when all went well, 1 when a service failed for good, 2 when the configuration or this host is at fault.
     """
+    if detach and (exit_code_from or abort_on_container_failure):
+        raise click.UsageError("-d does not go with --exit-code-from and --abort-on-container-failure")
+    if daemon_fd is not None:
+        return _be_daemon(daemon_fd, paths, project_name, env_file, profiles, log_dir)
     project = load_project(paths, project_name, env_file, profiles)
+    if detach:
+        return _detach(project, paths, env_file, profiles, log_dir)
 
     from tinyvisor.cli.session import run_project
     from tinyvisor.cli.summary import print_summary
@@ -53,7 +67,7 @@ def up(
     from tinyvisor.view import Style, View
 
     colour = wants_colour(no_color)
-    log_dir = log_dir.absolute() if log_dir is not None else log_directory() / project.name
+    log_dir = _logs_of(project, log_dir)
     style = Style(colour=colour, prefix=not no_log_prefix, timestamps=timestamps)
     sys.stdout.flush()
     with View(1, project.instances, log_dir=log_dir, style=style) as view:
@@ -67,6 +81,33 @@ def up(
     if not view.deaf:
         print_summary(summaries, colour=colour)
     return exit_code(summaries, exit_code_from)
+
+
+def _logs_of(project: Project, log_dir: Path | None) -> Path:
+    return log_dir.absolute() if log_dir is not None else log_directory() / project.name
+
+
+def _detach(project: Project, paths: Sequence[Path], env_file: Path | None, profiles: Sequence[str], log_dir: Path | None) -> int:
+    """The same project once more, in a process of its own."""
+    from tinyvisor.cli.daemon import start_daemon
+
+    arguments = ["-p", project.name, "--log-dir", str(_logs_of(project, log_dir))]
+    arguments += [] if env_file is None else ["--env-file", str(env_file.absolute())]
+    arguments += [word for profile in profiles for word in ("--profile", profile)]
+    arguments += ["--", *(str(path.absolute()) for path in paths or default_paths())]
+    return start_daemon(arguments, project, _logs_of(project, log_dir))
+
+
+def _be_daemon(
+    fd: int, paths: Sequence[Path], name: str | None, env_file: Path | None, profiles: Sequence[str], log_dir: Path | None
+) -> int:
+    def load() -> Project:
+        return load_project(paths, name, env_file, profiles)
+
+    from tinyvisor.cli.daemon import run_daemon
+
+    project = load()
+    return run_daemon(project, log_dir=_logs_of(project, log_dir), word_fd=fd, reread=load, paths=paths)
 
 
 def wants_colour(no_color: bool) -> bool:

@@ -1,0 +1,198 @@
+"""`up -d`: the parent, which starts the daemon and waits for its word, and the daemon itself, on trio.
+
+The daemon is a new process, not a fork of this one: no state of an event loop or of threads is shared. What it has to say
+about its start goes to its parent through a pipe, one JSON object; everything later is in its own log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from tinyvisor.errors import TinyvisorError
+from tinyvisor.spec import Project
+
+LOG: Final = "_daemon.log"
+"""Its own log, beside the services': no service can be called so."""
+
+LOG_SIZE: Final = 1 << 20
+LOG_FILES: Final = 3
+DRAIN_PATIENCE: Final = 2.0
+
+
+def start_daemon(arguments: Sequence[str], project: Project, log_dir: Path) -> int:
+    """Starts ``tinyvisor up`` with `arguments` in the background.
+
+    Returns:
+        0 when all services run, or have ended well; 1 when one has failed (the others go on); 2 when nothing was started.
+    """
+    from tinyvisor.client import is_running
+
+    if is_running(project.name):
+        raise TinyvisorError(f'the project "{project.name}" is running already; change it with tinyvisor reload')
+    try:
+        log_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        log = os.open(log_dir / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise TinyvisorError(f"{log_dir / LOG}: {error.strerror}") from None
+    reading, writing = os.pipe()
+    try:
+        subprocess.Popen(
+            [sys.executable, "-m", "tinyvisor", "up", "--daemon-fd", str(writing), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writing,),
+            start_new_session=True,
+        ).returncode = 0  # it outlives us: there is nothing to wait for
+    finally:
+        os.close(writing)
+        os.close(log)
+    with open(reading, "rb") as pipe:
+        word = pipe.read()
+    if not word:
+        raise TinyvisorError(f"the daemon ended before it had started; {log_dir / LOG} may say why")
+    told = json.loads(word)
+    for line in told["lines"]:
+        print(line, file=sys.stderr)
+    if told["code"] != 2:
+        print(f'"{project.name}" runs in the background (pid {told["pid"]}); its logs are in {log_dir}')
+    return int(told["code"])
+
+
+def run_daemon(project: Project, *, log_dir: Path, word_fd: int, reread: Callable[[], Project], paths: Sequence[Path]) -> int:
+    """Runs `project` until somebody ends it: the daemon's whole life.
+
+    Args:
+        word_fd: where the outcome of the start goes; closed then.
+    """
+    import trio
+
+    from tinyvisor.cli.failures import ExitCodes, expected, lines
+
+    word = _Word(word_fd)
+    try:
+        trio.run(_Daemon(project, log_dir, word, reread, paths).run)
+    except Exception as error:
+        problems = expected(error)
+        word.say(2, lines(problems, ExitCodes()) if problems else [f"tinyvisor: a bug; {log_dir / LOG} has the traceback"])
+        raise
+    return 0
+
+
+class _Word:
+    """What the parent waits for; said once."""
+
+    def __init__(self, fd: int) -> None:
+        os.set_inheritable(fd, False)
+        self._fd = fd
+
+    def say(self, code: int, lines: Any) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            with open(fd, "wb") as pipe, suppress(BrokenPipeError):
+                pipe.write(json.dumps({"code": code, "pid": os.getpid(), "lines": list(lines)}).encode())
+
+
+class _Daemon:
+    def __init__(
+        self, project: Project, log_dir: Path, word: _Word, reread: Callable[[], Project], paths: Sequence[Path]
+    ) -> None:
+        from tinyvisor.runtime.logfile import LogFile
+
+        self._project = project
+        self._log_dir = log_dir
+        self._word = word
+        self._reread = reread
+        self._paths = [os.path.normpath(path.absolute()) for path in paths]
+        self._log = LogFile(log_dir / LOG, max_size=LOG_SIZE, max_files=LOG_FILES)
+        self._exits: dict[str, Any] = {}
+
+    async def run(self) -> None:
+        import trio
+
+        from tinyvisor.client import run_directory
+        from tinyvisor.control import Control, Feed, listening
+        from tinyvisor.runtime import open_runtime
+        from tinyvisor.supervisor import Supervisor
+
+        name, feed = self._project.name, Feed()
+
+        def on_event(event: Any) -> None:
+            feed.event(event)
+            self._note(event)
+
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            async with open_runtime(name=name) as runtime:  # holds the project's lock
+                supervisor = Supervisor(
+                    runtime, self._project, log_dir=self._log_dir, on_event=on_event, on_output=feed.output, linger=True
+                )
+                control = Control(
+                    supervisor,
+                    name,
+                    feed=feed,
+                    reread=self._reread,
+                    log_dir=self._log_dir,
+                    about={"paths": self._paths, "log_dir": str(self._log_dir)},
+                    on_problem=self._say,
+                )
+                with listening(run_directory() / f"{name}.sock") as listener:
+                    record = run_directory() / f"{name}.json"
+                    _write(record, {"name": name, "pid": os.getpid(), "paths": self._paths})
+                    try:
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(self._heed, signals, supervisor)
+                            nursery.start_soon(control.serve, listener)
+                            nursery.start_soon(self._report, supervisor)
+                            control.finish(await supervisor.run())
+                            with trio.move_on_after(DRAIN_PATIENCE):
+                                await control.drained()
+                            nursery.cancel_scope.cancel()
+                    finally:
+                        record.unlink(missing_ok=True)
+        self._say("ended")
+        self._log.close()
+
+    async def _report(self, supervisor: Any) -> None:
+        summaries = await supervisor.wait(until="running")
+        failed = [summary for summary in summaries if summary.state == "failed"]
+        self._word.say(int(bool(failed)), [f"tinyvisor: {it.name} failed: {it.reason}" for it in failed])
+
+    async def _heed(self, signals: AsyncIterator[int], supervisor: Any) -> None:
+        """The first signal stops, every other one kills."""
+        first = True
+        async for number in signals:
+            self._say(f"{signal.Signals(number).name}: {'stopping in order' if first else 'killing everything'}")
+            supervisor.request_stop() if first else supervisor.request_kill()
+            first = False
+
+    def _note(self, event: Any) -> None:
+        from tinyvisor.state import ServiceExited
+        from tinyvisor.view import describe_event
+
+        if isinstance(event, ServiceExited):
+            self._exits[event.name] = event.exit
+            return
+        text = describe_event(event, self._exits.pop(event.name, None))
+        if text is not None:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        from tinyvisor.runtime.logfile import Piece
+
+        self._log.write("stderr", [Piece(line.encode("utf-8", "replace"), True) for line in text.splitlines()])
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f"{path.name}.new")
+    temporary.write_text(json.dumps(content) + "\n")
+    temporary.replace(path)

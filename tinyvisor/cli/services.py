@@ -1,0 +1,217 @@
+"""The commands that ask a project's daemon about its services, or change them."""
+
+from __future__ import annotations
+
+import json
+import select
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tinyvisor.cli.failures import ExitCodes
+from tinyvisor.cli.summary import format_plain, summary_rows
+from tinyvisor.client import Client, Refusal, find_project
+from tinyvisor.state import Exit, ServiceSummary
+
+UNPROCESSABLE = 422
+
+project_option = click.option("-p", "--project-name", metavar="NAME", help="Default: the one that runs from this directory.")
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
+services_argument = click.argument("services", metavar="[SERVICE]...", nargs=-1)
+
+
+def client_for(project_name: str | None) -> Client:
+    """The daemon that is meant. What it refuses exits with 1."""
+    context = click.get_current_context(silent=True)
+    if context is not None and isinstance(context.obj, ExitCodes):
+        context.obj.ours = 1
+    return Client(find_project(project_name, Path.cwd()))
+
+
+def show(rows: Sequence[Sequence[str]]) -> None:
+    """A table for people."""
+    click.echo(format_plain(rows))
+
+
+def show_json(values: Any) -> None:
+    click.echo(json.dumps(values, indent=2))
+
+
+def summary_of(found: Mapping[str, Any]) -> ServiceSummary:
+    """Back from JSON."""
+    fields = {key: value for key, value in found.items() if key in ServiceSummary.__slots__}
+    exit = fields["exit"]
+    fields["exit"] = None if exit is None else Exit(**exit | {"held_up_by": tuple(exit["held_up_by"])})
+    return ServiceSummary(**fields | {"held_up_by": tuple(fields["held_up_by"])})
+
+
+@click.command()
+@project_option
+@json_option
+@services_argument
+def ps(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
+    """List the services of a running project."""
+    found = client_for(project_name).get("/v1/services", {"service": list(services)})
+    if as_json:
+        return show_json(found)
+    pids = ["pid", *("-" if item["pid"] is None else str(item["pid"]) for item in found)]
+    rows = summary_rows([summary_of(item) for item in found])
+    return show([(*row[:2], pid, *row[2:]) for row, pid in zip(rows, pids, strict=True)])
+
+
+@click.command()
+@project_option
+@click.argument("service")
+def inspect(project_name: str | None, service: str) -> None:
+    """Print all there is to know of a service, as JSON."""
+    show_json(client_for(project_name).get(f"/v1/services/{service}"))
+
+
+@click.command()
+@project_option
+@json_option
+@services_argument
+def start(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
+    """Start services that are down, and what they depend on."""
+    _command(client_for(project_name), "start", services, as_json)
+
+
+@click.command()
+@project_option
+@json_option
+@services_argument
+def stop(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
+    """Stop services, and wait until they are down."""
+    client = client_for(project_name)
+    _command(client, "stop", services, as_json)
+    _wait_down(client, services, quiet=as_json)
+
+
+@click.command()
+@project_option
+@json_option
+@services_argument
+def restart(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
+    """Give services new containers."""
+    _command(client_for(project_name), "restart", services, as_json)
+
+
+@click.command()
+@project_option
+@json_option
+@click.option("-s", "--signal", default="KILL", metavar="SIGNAL", help="Default: KILL, which also keeps them down.")
+@services_argument
+def kill(project_name: str | None, as_json: bool, signal: str, services: Sequence[str]) -> None:
+    """Send services a signal."""
+    client = client_for(project_name)
+    _command(client, "kill", services, as_json, signal=signal)
+    if signal.upper().removeprefix("SIG") in ("KILL", "9"):
+        _wait_down(client, services, quiet=as_json)
+
+
+@click.command("reset-failed")
+@project_option
+@json_option
+@services_argument
+def reset_failed(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
+    """Forget past failures and restarts."""
+    _command(client_for(project_name), "reset-failed", services, as_json)
+
+
+def _command(client: Client, verb: str, services: Sequence[str], as_json: bool, **more: Any) -> None:
+    _show_results(client.post(f"/v1/services/{verb}", {"services": services, **more}), as_json)
+
+
+def _show_results(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    if as_json:
+        show_json(results)
+    else:
+        for result in results:
+            click.echo(result["text"])
+
+
+def _wait_down(client: Client, services: Sequence[str], *, quiet: bool) -> None:
+    for item in client.get("/v1/wait", {"service": list(services)}):
+        if item["held_up_by"] and not quiet:
+            click.echo(f"{item['name']}: killed, still there after its grace period: {', '.join(item['held_up_by'])}")
+
+
+@click.command()
+@project_option
+@json_option
+@click.argument("counts", metavar="SERVICE=N...", nargs=-1, required=True)
+def scale(project_name: str | None, as_json: bool, counts: Sequence[str]) -> None:
+    """Set how many instances of a service run."""
+    wanted = []
+    for item in counts:
+        name, _, number = item.rpartition("=")
+        if not name or not (number.isascii() and number.isdecimal()):
+            raise click.UsageError(f'"{item}": expected SERVICE=N')
+        wanted.append((name, int(number)))
+    client = client_for(project_name)
+    results = [result for name, count in wanted for result in client.post("/v1/scale", {"service": name, "count": count})]
+    _show_results([result for result in results if result["did"] != "nothing"], as_json)
+
+
+@click.command()
+@project_option
+@json_option
+def reload(project_name: str | None, as_json: bool) -> int:
+    """Read the configuration anew and change what has changed.
+
+    Exits with 2 when the configuration is at fault, and then changes nothing.
+    """
+    try:
+        found = client_for(project_name).post("/v1/reload")
+    except Refusal as refusal:
+        if refusal.status != UNPROCESSABLE:
+            raise
+        click.echo(str(refusal), err=True)  # file, line and column, as `up` has them
+        return 2
+    if as_json:
+        show_json(found)
+        return 0
+    for what, sign in (("added", "+"), ("removed", "-"), ("changed", "~")):
+        for name in found["difference"][what]:
+            click.echo(f"{sign} {name}")
+    if not any(found["difference"][what] for what in ("added", "removed", "changed")):
+        click.echo("nothing has changed")
+    return 0
+
+
+@click.command()
+@project_option
+@json_option
+@click.option("--until", type=click.Choice(["down", "running", "healthy"]), default="down", help="Default: down.")
+@services_argument
+def wait(project_name: str | None, as_json: bool, until: str, services: Sequence[str]) -> int:
+    """Wait until services are down, running or healthy.
+
+    Exits with 1 when one has failed, or is down though it was to run.
+    """
+    found = client_for(project_name).get("/v1/wait", {"service": list(services), "until": until})
+    if as_json:
+        show_json(found)
+    else:
+        show(summary_rows([summary_of(item) for item in found]))
+    bad = ("failed",) if until == "down" else ("failed", "stopped", "exited")
+    return int(any(item["state"] in bad for item in found))
+
+
+@click.command()
+@project_option
+@json_option
+def down(project_name: str | None, as_json: bool) -> None:
+    """Stop a project and its daemon; returns when everything is gone."""
+    client = client_for(project_name)
+    with open(client.pidfd(), "rb") as daemon:
+        found = client.post("/v1/down")
+        waiting = select.poll()
+        waiting.register(daemon, select.POLLIN)
+        waiting.poll()
+    if as_json:
+        show_json(found)
+    else:
+        show(summary_rows([summary_of(item) for item in found]))

@@ -1,0 +1,162 @@
+"""Talks to a project's daemon over its control socket (`control` has the table of requests). Standard library only.
+
+Which daemon is meant is looked up in the run directory: each has a socket NAME.sock, and a NAME.json that says which
+files it was started with. Whether it lives is known by connecting, and by nothing else.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, urlencode
+
+from tinyvisor.errors import TinyvisorError
+
+HERE: Final = ("configs", "tinyvisor.yaml", "")
+"""What of the current directory a project may have been started with."""
+
+
+class Refusal(TinyvisorError):
+    """The daemon said no.
+
+    Attributes:
+        status: of HTTP.
+        problems: a line each.
+    """
+
+    def __init__(self, status: int, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.status = status
+        self.problems = tuple(problems)
+
+
+def run_directory() -> Path:
+    """/run/tinyvisor for root, else $XDG_RUNTIME_DIR/tinyvisor."""
+    if os.geteuid() == 0:
+        return Path("/run/tinyvisor")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "tinyvisor"
+
+
+def find_project(name: str | None, here: Path) -> str:
+    """The project called `name`, or the one that runs from the files in the directory `here`.
+
+    Raises:
+        TinyvisorError: none or several run from there.
+    """
+    if name is not None:
+        return name
+    wanted = {os.path.normpath(here / part) for part in HERE}
+    found = []
+    for file in sorted(run_directory().glob("*.json")):
+        try:
+            record = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        if wanted & set(record["paths"]):
+            found.append(file.stem)
+    if len(found) > 1:
+        found = [project for project in found if is_running(project)] or found[:1]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TinyvisorError(f"several projects run from here: {', '.join(found)}; choose one with -p NAME")
+    raise TinyvisorError("no project runs from this directory; start it with tinyvisor up -d, or name another with -p NAME")
+
+
+def is_running(project: str) -> bool:
+    """Whether its daemon takes connections."""
+    try:
+        _connect(project).close()
+    except TinyvisorError:
+        return False
+    return True
+
+
+def _connect(project: str) -> socket.socket:
+    path = run_directory() / f"{project}.sock"
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(os.fspath(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        raise TinyvisorError(f'no daemon runs the project "{project}"; start it with tinyvisor up -d') from None
+    except OSError as error:
+        connection.close()
+        raise TinyvisorError(f"{path}: {error.strerror or error}") from None
+    return connection
+
+
+class Client:
+    """One project's daemon. Every request has a connection of its own.
+
+    All methods raise:
+        TinyvisorError: there is no such daemon, or it went away.
+        Refusal: it could not do what was asked.
+    """
+
+    def __init__(self, project: str) -> None:
+        self.project = project
+
+    def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
+        """The answer's JSON."""
+        with self._request("GET", path, query) as response:
+            return json.loads(response.read())
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None, fds: Sequence[int] = ()) -> Any:
+        """The answer's JSON.
+
+        Args:
+            fds: sent along.
+        """
+        with self._request("POST", path, body=body, fds=fds) as response:
+            return json.loads(response.read())
+
+    def stream(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        """JSON values as they come, from JSON Lines or Server-Sent Events, until the daemon ends the stream."""
+        with self._request("GET", path, query) as response:
+            while line := response.readline():
+                text = line.removeprefix(b"data: ")
+                if text.startswith(b"{"):
+                    yield json.loads(text)
+
+    def pidfd(self) -> int:
+        """The daemon's process, as an fd that polls readable when it has ended."""
+        try:
+            return os.pidfd_open(self.get("/v1/project")["pid"])
+        except ProcessLookupError:
+            raise TinyvisorError(f'the daemon of "{self.project}" has just ended') from None
+
+    @contextmanager
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+        fds: Sequence[int] = (),
+    ) -> Iterator[http.client.HTTPResponse]:
+        target = quote(path) + (f"?{urlencode(query, doseq=True)}" if query else "")
+        content = json.dumps(body or {}).encode() if method == "POST" else b""
+        head = f"{method} {target} HTTP/1.1\r\nHost: tinyvisor\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        with _connect(self.project) as connection:
+            try:
+                _send(connection, head + content, fds)
+                response = http.client.HTTPResponse(connection, method=method)
+                response.begin()
+                if response.status != 200:
+                    raise Refusal(response.status, json.loads(response.read())["problems"])
+                yield response
+            except (ConnectionError, http.client.HTTPException) as error:
+                problem = str(error) or type(error).__name__
+                raise TinyvisorError(f'the daemon of "{self.project}" went away ({problem})') from None
+
+
+def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    sent = socket.send_fds(connection, [data], list(fds)) if fds else 0
+    connection.sendall(data[sent:])
