@@ -1,0 +1,208 @@
+"""`tinyvisor up -d` and the commands that go with it, on the real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.command import BOUND, Running, arguments, environment, tinyvisor
+
+pytestmark = pytest.mark.kernel
+
+WAIT = "trap 'echo bye; exit 0' TERM; echo ready; while :; do sleep 1 & wait; done"
+
+
+class Directory:
+    """A directory with a project; its daemon is gone when the block is left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = f"daemon-{os.getpid()}"
+        (path / "configs").mkdir()
+
+    def write(self, name: str, script: str, *more: str) -> None:
+        lines = [f"command: [sh, -c, {json.dumps(script)}]", *more]
+        (self.path / "configs" / f"{name}.yaml").write_text("\n".join(lines) + "\n")
+
+    def run(self, *words: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        return tinyvisor(*words, input=input, cwd=self.path)
+
+    def up(self) -> subprocess.CompletedProcess[str]:
+        return self.run("up", "-d", "-p", self.name, "--log-dir", str(self.path / "logs"))
+
+    def ps(self) -> dict[str, Any]:
+        ended = self.run("ps", "--json")
+        assert ended.returncode == 0, ended.stderr
+        return {item["name"]: item for item in json.loads(ended.stdout)}
+
+    def daemon(self) -> int:
+        return int(json.loads(Path("/run/tinyvisor", f"{self.name}.json").read_text())["pid"])
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Directory]:
+    found = Directory(tmp_path)
+    yield found
+    found.run("down", "-p", found.name)
+
+
+def started(directory: Directory) -> None:
+    ended = directory.up()
+    assert ended.returncode == 0, ended.stderr
+
+
+def wait_gone(pid: int) -> None:
+    fd = os.pidfd_open(pid)
+    try:
+        waiting = select.poll()
+        waiting.register(fd, select.POLLIN)
+        assert waiting.poll(BOUND * 1000)
+    finally:
+        os.close(fd)
+
+
+def test_a_day_in_its_life(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    daemon, pid = directory.daemon(), directory.ps()["web"]["pid"]
+    assert os.getsid(daemon) == daemon
+    assert os.readlink(f"/proc/{daemon}/fd/0") == "/dev/null"
+    assert Path(f"/proc/{pid}/comm").read_text().startswith("tinyvisor-init")
+
+    assert directory.run("exec", "web", "sh", "-c", "cat; exit 7", input="through").stdout == "through"
+    assert directory.run("exec", "web", "sh", "-c", "exit 7").returncode == 7
+    assert directory.run("exec", "web", "no-such-command").returncode == 127
+
+    assert directory.run("stop", "web").returncode == 0
+    assert (directory.ps()["web"]["state"], directory.ps()["web"]["exit"]["exit_code"]) == ("stopped", 0)
+    assert not Path(f"/proc/{pid}").exists()
+    assert "ready" in directory.run("logs", "-n", "2").stdout
+    assert directory.run("start", "web").returncode == 0
+    assert directory.run("wait", "--until", "running", "web").returncode == 0
+
+    assert directory.run("scale", "web=2").returncode == 0
+    assert directory.run("wait", "--until", "running").returncode == 0
+    assert set(directory.ps()) == {"web", "web-2"}
+    assert {item["name"] for item in json.loads(directory.run("stats", "--json").stdout)} == {"web", "web-2"}
+    assert "sh[" in directory.run("top").stdout
+
+    assert directory.run("down").returncode == 0
+    assert not Path(f"/proc/{daemon}").exists()
+    ended = directory.run("ps", "-p", directory.name)
+    assert ended.returncode == 1
+    assert ended.stderr == f'tinyvisor: no daemon runs the project "{directory.name}"; start it with tinyvisor up -d\n'
+
+
+def test_reload_changes_what_has_changed(directory: Directory) -> None:
+    directory.write("same", WAIT)
+    directory.write("other", WAIT)
+    started(directory)
+    before = directory.ps()
+    directory.write("other", WAIT + " # changed")
+    directory.write("new", WAIT)
+    ended = directory.run("reload")
+    assert (ended.returncode, ended.stdout) == (0, "+ new\n~ other\n")
+    assert directory.run("wait", "--until", "running").returncode == 0
+    after = directory.ps()
+    assert after["same"]["pid"] == before["same"]["pid"]
+    assert after["new"]["state"] == "running"
+
+    (directory.path / "configs" / "new.yaml").write_text("comand: [x]\n")
+    ended = directory.run("reload")
+    assert ended.returncode == 2
+    assert ":1:1: comand: there is no such key" in ended.stderr
+    assert directory.ps()["new"]["pid"] == after["new"]["pid"]
+
+
+def test_logs_follow_until_the_end(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    with Running(["logs", "-f", "-p", directory.name]) as running:
+        running.expect(r"^web \| ready")
+        assert directory.run("down").returncode == 0
+        running.expect(r"^web \| bye")
+        assert running.process.wait(BOUND) == 0
+
+
+def test_two_of_one_project_are_refused(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    second = directory.up()
+    assert second.returncode == 2
+    assert "is running already" in second.stderr
+    in_front = directory.run("up", "-p", directory.name, "--log-dir", str(directory.path / "logs"))
+    assert in_front.returncode == 2
+    assert directory.ps()["web"]["state"] == "running"
+
+
+def test_bad_configuration_starts_nothing(directory: Directory) -> None:
+    (directory.path / "configs" / "web.yaml").write_text("comand: [x]\n")
+    ended = directory.up()
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("configs/web.yaml:1:1: comand: ")
+    assert not (directory.path / "logs").exists()
+    assert directory.run("ps").returncode == 1
+
+
+def test_service_that_fails_is_1_and_the_others_go_on(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    (directory.path / "configs" / "bad.yaml").write_text("command: [no-such-command]\n")
+    ended = directory.up()
+    assert ended.returncode == 1
+    assert "bad failed: exec no-such-command: No such file or directory" in ended.stderr
+    assert directory.ps()["web"]["state"] == "running"
+
+
+def test_kill_9_takes_the_containers_along_and_the_next_one_starts(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    daemon, pid = directory.daemon(), directory.ps()["web"]["pid"]
+    container = os.pidfd_open(pid)
+    os.kill(daemon, signal.SIGKILL)
+    waiting = select.poll()
+    waiting.register(container, select.POLLIN)
+    assert waiting.poll(BOUND * 1000)
+    os.close(container)
+    assert Path("/run/tinyvisor", f"{directory.name}.sock").exists()
+    ended = directory.run("ps")
+    assert ended.returncode == 1
+    assert "no daemon runs" in ended.stderr
+    started(directory)
+    assert directory.ps()["web"]["state"] == "running"
+
+
+def test_sigterm_stops_in_order(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    daemon = directory.daemon()
+    os.kill(daemon, signal.SIGTERM)
+    wait_gone(daemon)
+    assert " stdout F bye\n" in (directory.path / "logs" / "web.log").read_text()
+
+
+def test_exec_ends_with_who_asked(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    words = arguments("exec", "-p", directory.name, "web", "sh", "-c", "echo started; exec sleep 1000")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env=environment()) as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.readline() == b"started\n"
+        asking.kill()
+        assert asking.stdout.read() == b""  # nobody holds the other end any more: the command is gone
+    assert directory.ps()["web"]["state"] == "running"
+
+
+def test_a_container_can_not_reach_the_socket(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    look = "ls -A /run/tinyvisor 2>/dev/null; ls -l /proc/*/fd 2>/dev/null | grep socket"
+    ended = directory.run("exec", "web", "sh", "-c", look)
+    assert ended.stdout == ""
