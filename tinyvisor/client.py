@@ -1,4 +1,5 @@
-"""Talks to a project's daemon over its control socket (`control` has the table of requests). Standard library only.
+"""Talks to a project's daemon over its control socket (`control` has the table of requests). Standard library only, and
+without http.client, whose import (email, ssl) is felt at every ``ps``: the answers are our own daemon's, one per connection.
 
 Which daemon is meant is looked up in the run directory: each has a socket NAME.sock, and a NAME.json that says which
 files it was started with. Whether it lives is known by connecting, and by nothing else.
@@ -6,14 +7,13 @@ files it was started with. Whether it lives is known by connecting, and by nothi
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 from urllib.parse import quote, urlencode
 
 from tinyvisor.errors import TinyvisorError
@@ -106,7 +106,7 @@ class Client:
     def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
         """The answer's JSON."""
         with self._request("GET", path, query) as response:
-            return json.loads(response.read())
+            return json.loads(b"".join(response))
 
     def post(self, path: str, body: Mapping[str, Any] | None = None, fds: Sequence[int] = ()) -> Any:
         """The answer's JSON.
@@ -115,15 +115,18 @@ class Client:
             fds: sent along.
         """
         with self._request("POST", path, body=body, fds=fds) as response:
-            return json.loads(response.read())
+            return json.loads(b"".join(response))
 
     def stream(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
         """JSON values as they come, from JSON Lines or Server-Sent Events, until the daemon ends the stream."""
         with self._request("GET", path, query) as response:
-            while line := response.readline():
-                text = line.removeprefix(b"data: ")
-                if text.startswith(b"{"):
-                    yield json.loads(text)
+            rest = b""
+            for data in response:
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    text = line.removeprefix(b"data: ")
+                    if text.startswith(b"{"):
+                        yield json.loads(text)
 
     def pidfd(self) -> int:
         """The daemon's process, as an fd that polls readable when it has ended."""
@@ -140,21 +143,59 @@ class Client:
         query: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
         fds: Sequence[int] = (),
-    ) -> Iterator[http.client.HTTPResponse]:
+    ) -> Iterator[Iterator[bytes]]:
         target = quote(path) + (f"?{urlencode(query, doseq=True)}" if query else "")
-        content = json.dumps(body or {}).encode() if method == "POST" else b""
-        head = f"{method} {target} HTTP/1.1\r\nHost: tinyvisor\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        asked = json.dumps(body or {}).encode() if method == "POST" else b""
+        head = f"{method} {target} HTTP/1.1\r\nHost: tinyvisor\r\nContent-Length: {len(asked)}\r\n\r\n".encode()
         with _connect(self.project) as connection:
             try:
-                _send(connection, head + content, fds)
-                response = http.client.HTTPResponse(connection, method=method)
-                response.begin()
-                if response.status != 200:
-                    raise Refusal(response.status, json.loads(response.read())["problems"])
-                yield response
-            except (ConnectionError, http.client.HTTPException) as error:
+                _send(connection, head + asked, fds)
+                with connection.makefile("rb") as answer:
+                    status, content = _receive(answer)
+                    if status != 200:
+                        raise Refusal(status, json.loads(b"".join(content))["problems"])
+                    yield content
+            except (ConnectionError, ValueError) as error:
                 problem = str(error) or type(error).__name__
                 raise TinyvisorError(f'the daemon of "{self.project}" went away ({problem})') from None
+
+
+def _receive(answer: IO[bytes]) -> tuple[int, Iterator[bytes]]:
+    """The status, and the body as it comes: our daemon says how long it is, or sends it in chunks.
+
+    Raises:
+        ValueError: it broke off.
+    """
+    status = _line(answer).split()
+    if len(status) < 2:
+        raise ValueError("it gave no answer")
+    headers = {}
+    while line := _line(answer).strip():
+        name, _, value = line.partition(b":")
+        headers[name.lower()] = value.strip()
+    if b"content-length" in headers:
+        return int(status[1]), iter((_exactly(answer, int(headers[b"content-length"])),))
+    return int(status[1]), _chunks(answer)
+
+
+def _chunks(answer: IO[bytes]) -> Iterator[bytes]:
+    while size := int(_line(answer), 16):
+        yield _exactly(answer, size)
+        _line(answer)
+
+
+def _line(answer: IO[bytes]) -> bytes:
+    line = answer.readline(65536)
+    if not line.endswith(b"\n"):
+        raise ValueError("the answer broke off")
+    return line
+
+
+def _exactly(answer: IO[bytes], size: int) -> bytes:
+    data = answer.read(size)
+    if len(data) != size:
+        raise ValueError("the answer broke off")
+    return data
 
 
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
