@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-BUDGET = 420.0
+BUDGET = 270.0
 """Seconds from the start of the emulator to the end of the tests."""
 
 OUT_OF_TIME = 75
