@@ -414,10 +414,12 @@ while True:
                 pass
             if libc.ptrace(0x4206, pid, 0, 0) == 0:  # PTRACE_SEIZE: after its exec it is one of us, and we may
                 libc.ptrace(0x4207, pid, 0, 0)  # PTRACE_INTERRUPT
-                os.waitpid(pid, 0x40000000)  # __WALL
-                if not os.path.exists(f'/proc/{pid}/comm'): continue
-                name = open(f'/proc/{pid}/comm').read().strip()
-                rights = open(f'/proc/{pid}/status').read().split('CapEff:')[1].split()[0]
+                try:
+                    os.waitpid(pid, 0x40000000)  # __WALL
+                    name = open(f'/proc/{pid}/comm').read().strip()
+                    rights = open(f'/proc/{pid}/status').read().split('CapEff:')[1].split()[0]
+                except OSError:  # it has ended meanwhile
+                    continue
                 if name.startswith('tinyvisor'): got.add(f'ptrace {name} {rights}')
                 libc.ptrace(17, pid, 0, 0)
 print('seen', len(seen))
