@@ -50,8 +50,12 @@ def newest_kernel(boot: Path = Path("/boot")) -> Path | None:
     return max(boot.glob("vmlinuz-*[0-9]-amd64"), key=lambda path: list(map(int, re.findall(r"\d+", path.name))), default=None)
 
 
+# Not only for vng itself: it calls virtme-run, which pip has put beside it.
+PATH = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+
+
 def vng() -> str | None:
-    return shutil.which("vng", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}")
+    return shutil.which("vng", path=PATH)
 
 
 def command(kernel: Path, arguments: list[str]) -> list[str]:
@@ -101,7 +105,7 @@ def run(arguments: list[str]) -> int:
     ours, theirs = pty.openpty()  # virtme-ng wants a terminal
     start, text, ended = time.monotonic(), b"", None
     with tempfile.TemporaryDirectory(prefix="tinyvisor-vm-") as scratch, subprocess.Popen(
-        command(kernel, arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TMPDIR": scratch},
+        command(kernel, arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TMPDIR": scratch, "PATH": PATH},
         start_new_session=True, preexec_fn=take_terminal,
     ) as process:  # fmt: skip
         os.close(theirs)
