@@ -105,8 +105,8 @@ def run(arguments: list[str]) -> int:
     ours, theirs = pty.openpty()  # virtme-ng wants a terminal
     start, text, ended = time.monotonic(), b"", None
     with tempfile.TemporaryDirectory(prefix="tinyvisor-vm-") as scratch, subprocess.Popen(
-        command(kernel, arguments), stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TMPDIR": scratch, "PATH": PATH},
-        start_new_session=True, preexec_fn=take_terminal,
+        command(kernel, arguments), stdin=theirs, stdout=theirs, stderr=theirs,
+        env=os.environ | {"TMPDIR": scratch, "PATH": PATH}, start_new_session=True, preexec_fn=take_terminal,
     ) as process:  # fmt: skip
         os.close(theirs)
         try:
