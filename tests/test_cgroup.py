@@ -518,7 +518,8 @@ def hand_down(hierarchy: Hierarchy) -> list[str]:
     """Enables the controllers below the top; returns those that were not."""
     file = Path(hierarchy.directory, "cgroup.subtree_control")
     enabled = file.read_text().split()
-    new: list[str] = [name for name in USED if name in hierarchy.controllers and name not in enabled]
+    offered = Path(hierarchy.directory, "cgroup.controllers").read_text().split()  # cpuacct is none of them, and always there
+    new: list[str] = [name for name in USED if name in offered and name not in enabled]
     for name in new:
         file.write_text(f"+{name}")
     return new
