@@ -634,7 +634,8 @@ def _make(hierarchy: Hierarchy, project: str) -> _Failed:
                     with suppress(FileExistsError):
                         os.mkdir(path, 0o755)
                 if hierarchy.version == 2:
-                    names: list[str] = [name for name in USED if name in hierarchy.controllers and name not in failed]
+                    wanted = (name for name in USED if name in hierarchy.controllers and name not in _V2_ALWAYS)
+                    names: list[str] = [name for name in wanted if name not in failed]
                     failed |= _enable(path, names, ours=level > 0)
                 elif level and "cpuset" in hierarchy.controllers:
                     _init_cpuset(path)
