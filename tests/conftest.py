@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import time
@@ -22,6 +23,9 @@ from hypothesis import settings
 
 settings.register_profile("tinyvisor", deadline=None)  # a busy machine is no failure
 settings.load_profile("tinyvisor")
+
+# A shell starts a job in the background with SIGINT ignored, and what the tests start would go by that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SLOWNESS = 5 if "QEMU" in Path("/proc/cpuinfo").read_text() else 1  # of an emulated processor: it stretches every bound
 SETTLE = 5.0 * SLOWNESS  # seconds at most for what the kernel or another process takes away in the background

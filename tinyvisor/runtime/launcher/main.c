@@ -549,6 +549,9 @@ static int serve_main(char **argv, bool has_title)
 	reset_dispositions();
 	(void)prctl(PR_SET_NAME, "tinyvisor-launcher", 0, 0, 0);
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+	/* A process exec'ed into a container may outlive the one that waits for it. Unreaped it would keep the container's PID 1
+	 * from ending, and the host's PID 1 may take its time. */
+	(void)prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	(void)umask(0); /* modes are the plan's; the workload sets its own */
 	if (has_title) {
 		title_start = argv[0];
