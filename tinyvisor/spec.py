@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from tinyvisor.cron import parse as parse_cron
 from tinyvisor.cron import zone as time_zone
@@ -27,6 +27,7 @@ RestartCondition = Literal["no", "always", "on-failure", "unless-stopped"]
 Condition = Literal["service_started", "service_healthy", "service_completed_successfully"]
 OnUnhealthy = Literal["none", "restart", "stop"]
 Overlap = Literal["skip", "queue"]
+UsernsMode = Literal["auto", "host", "keep-id"]
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 """A container's, service's or project's name: it becomes a cgroup directory and a log file."""
@@ -35,7 +36,7 @@ DEFAULT_NAME = "container"
 """What a spec is called that was given no name; each of its containers is then called after its number, too."""
 
 NAMESPACES = frozenset({"pid", "mount", "uts", "ipc", "net", "cgroup", "user", "time"})
-DEFAULT_NAMESPACES = frozenset({"pid", "mount", "uts", "ipc", "net", "cgroup"})
+DEFAULT_NAMESPACES = frozenset({"pid", "mount", "uts", "ipc", "net", "cgroup", "user"})
 
 ULIMITS: Mapping[str, int] = MappingProxyType(
     {
@@ -205,6 +206,10 @@ class Spec:
         storage_size, storage_inodes: bound of the writable layer, bytes and inodes.
         volumes, tmpfs: mounted in the order of their depth.
         namespaces: those to make new; ``pid`` and ``mount`` can't be left out (nothing could be cleaned up for sure).
+        userns_mode: which ids of the host the container's are. ``"auto"``: 0 to 65535 are a range of its own, and its root is
+            nobody outside; ``"host"``: the same, without a user namespace; ``"keep-id"``: as auto, but the user who started us
+            (not root: the one behind sudo) is the same inside, and the default `user`. None: ``auto`` where `namespaces` has
+            ``user``, else ``host``.
         network_mode: ``"none"``: loopback only; ``"host"``: no isolation; ``"service:NAME"``: NAME's namespace.
         pids_limit: processes and threads at most, > 0; None unlimited.
         mem_limit: bytes, > 0, with no swap on top; None unlimited.
@@ -247,6 +252,7 @@ class Spec:
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     namespaces: frozenset[str] = DEFAULT_NAMESPACES
+    userns_mode: str | None = None
     network_mode: str = "none"
     pids_limit: int | None = None
     mem_limit: int | None = None
@@ -386,12 +392,28 @@ class Spec:
         missing = {"pid", "mount"} - self.namespaces
         if missing:
             raise SpecError("namespaces", f"{min(missing)} can't be left out: nothing could be ended for sure")
+        self._check_userns()
         if self.network_mode not in ("none", "host") and not re.fullmatch(rf"service:{NAME.pattern}", self.network_mode):
             raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
         _no_nul("security_opt", str(self.seccomp))
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise SpecError("cap_add", f'"{capability}" is not a capability; see capabilities(7)')
+
+    def _check_userns(self) -> None:
+        if self.userns_mode is not None and self.userns_mode not in get_args(UsernsMode):
+            raise SpecError("userns_mode", f'"{self.userns_mode}" is not known; expected auto, host or keep-id')
+        if self.userns_mode in ("auto", "keep-id") and "user" not in self.namespaces:
+            raise SpecError("userns_mode", f'{self.userns_mode} needs a user namespace, which "namespaces" leaves out')
+        if self.userns_mode == "host" and "user" in self.namespaces and self.namespaces != DEFAULT_NAMESPACES:
+            raise SpecError("userns_mode", 'host is without the user namespace that "namespaces" asks for')
+
+    @property
+    def userns(self) -> UsernsMode:
+        """`userns_mode`, or what `namespaces` says where it is not given."""
+        if self.userns_mode is None:
+            return "auto" if "user" in self.namespaces else "host"
+        return cast(UsernsMode, self.userns_mode)
 
 
 # The slots' own functions: an eighth of what dataclasses.replace costs, whose checks of every field are not needed again.

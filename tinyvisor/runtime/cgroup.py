@@ -731,7 +731,7 @@ class ProjectLock:
         self.keep = False
 
     def __enter__(self) -> Self:
-        _private_directory(self.path.parent)
+        private_directory(self.path.parent)
         deadline = time.monotonic() + 5.0
         grace = time.monotonic() + 0.05  # a sweeper may not have written yet that it is one
         while (fd := _lock(self.path, create=True)) is None:
@@ -791,7 +791,8 @@ def _stale(path: Path) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _private_directory(path: Path) -> None:
+def private_directory(path: Path) -> None:
+    """Makes it where it is missing. Raises `HostError` where others could write to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)

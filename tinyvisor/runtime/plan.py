@@ -1,8 +1,9 @@
 """`Spec` + what the host offers → the list of launch steps. Pure: the same input gives the same plan, on any machine.
 
 The order is the security argument, so read it top down:
-  init      namespaces, cgroup with its limits, root, mounts, masks, then pivot_root: all with full rights, none of the
-            container's code running yet
+  init      a mount namespace, cgroup with its limits, root, mounts, masks, then pivot_root: all with full rights, none of
+            the container's code running yet. Then the user namespace and the others, which belong to it: the mount
+            namespace is made anew, as a copy whose mounts nobody inside can change any more
   workload  joins the cgroup, takes its limits, closes every fd, drops capabilities, becomes the user, execs
   cleanup   run by the launcher when the last process is gone: read the counters, remove the cgroup
 """
@@ -16,14 +17,14 @@ from pathlib import Path
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
 from tinyvisor.runtime.identity import Identity
+from tinyvisor.runtime.idmap import IdMap, map_text
 from tinyvisor.runtime.rootfs import HostView, hosts_file
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import CAPABILITIES, DEFAULT_PATH, ULIMITS, Spec, Tmpfs, Volume
 
-USER_ID_BASE, USER_ID_COUNT = 0x70000000, 65536
-"""Host ids that `namespaces: [user]` maps the container's ids to: 1879048192 and up, above systemd's ranges
-(systemd UIDS-GIDS.md), which no distribution gives out."""
+TTY_GROUP = 5
+"""Owns pseudo-terminals: the same in all distributions."""
 
 ROOT_USER = Identity(uid=0, gid=0, groups=(), home="/root")
 
@@ -105,6 +106,8 @@ def plan(
     terminal: tuple[int, int] = (24, 80),
     workspace: str | None = None,
     early: bool = False,
+    ids: IdMap | None = None,
+    idmapped: frozenset[str] = frozenset(),
 ) -> Plan:
     """The launch steps for `spec`.
 
@@ -118,25 +121,34 @@ def plan(
         workspace: what is mounted on the working directory: a path in the launcher's world, or "" for a tree that comes as the
             last fd.
         early: its end is told as soon as it is empty, while its PID 1 and its mounts are still on their way out.
+        ids: of the user namespace; given where ``spec.userns`` is not ``host``. They are in the first step of init and in no
+            other.
+        idmapped: targets of the shared trees that can be idmapped. A user namespace for that comes as the last fd.
     """
+    assert (ids is None) == (spec.userns == "host")
     name = name if name is not None else spec.name
     trees = [Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
     trees += [Tree(volume.source, volume.read_only) for volume in spec.volumes]
+    maps = _Maps(s.FIRST_TREE + len(trees) + (workspace == ""), idmapped) if ids else _Maps()
     # Cgroups prove that it is empty; a host directory in it would still be mounted for a moment, and could not be unmounted.
     early = early and bool(limits.used()) and spec.rootfs is None and not spec.volumes
     init = [
+        *([ids_step(ids, identity)] if ids else []),
         *_namespaces(spec),
-        *_make_cgroups(limits, name),
-        *_root(spec, view, name, resolv_conf),
+        *_make_cgroups(limits, name),  # before their owner changes: a container that had its cgroups could lift its limits
+        *([s.Owner(root=True)] if ids else []),
+        *_root(spec, view, name, resolv_conf, maps),
         *_mounts(spec),
-        *_workspace(spec, workspace, s.FIRST_TREE + len(trees)),
+        *_workspace(spec, workspace, s.FIRST_TREE + len(trees), maps),
         *(s.Mask(path) for path in spec.masked_paths),
         *(s.ReadOnly(path) for path in spec.readonly_paths),
         *(_working_directory(spec, identity) if workspace is None else ()),
         *_seal(spec),
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
-        *_user_namespace(spec),
+        *([s.Owner(root=False)] if ids else []),
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
+        *_user_namespace(spec),
+        s.Enter(CONTAINER_ROOT[spec.root_method]),
         *_identity_of_host(spec, name),
         *_cpu_time(spec, limits, name),
         _init(spec, name, early=early),
@@ -173,12 +185,42 @@ def dev_template(path: str, *, console: bool) -> tuple[Step, ...]:
 # ---- init ----
 
 
+@dataclass(frozen=True, slots=True)
+class _Maps:
+    """Slot of the user namespace for idmapped mounts, and for which shared trees."""
+
+    slot: int = 0
+    trees: frozenset[str] = frozenset()
+
+    def of(self, target: str) -> int:
+        return self.slot if target in self.trees else 0
+
+
+def ids_step(ids: IdMap, identity: Identity) -> s.Ids:
+    """The first step of a container with a user namespace.
+
+    Raises:
+        SpecError: its user, or one of the groups, is not mapped.
+    """
+    for group in identity.groups:
+        ids.gid(group)
+    user = ids.uid(identity.uid), ids.gid(identity.gid)
+    maps = map_text(ids.uids), map_text(ids.gids)
+    return s.Ids((ids.uid(0), ids.gid(0)), user, ids.gid(TTY_GROUP), *maps)
+
+
+def _own_namespaces(spec: Spec) -> frozenset[str]:
+    """Those that init has of its own. The pid namespace comes with the clone, the cgroup namespace after the cgroup."""
+    shared = {"net"} if spec.network_mode != "none" else set()
+    return spec.namespaces - {"pid", "cgroup", "user"} - shared
+
+
+def _flags(names: Iterable[str]) -> int:
+    return sum(NAMESPACE_FLAGS[name] for name in names)
+
+
 def _namespaces(spec: Spec) -> Iterator[Step]:
-    # The pid namespace comes with the clone, the cgroup namespace after the cgroup, the user namespace last.
-    wanted = spec.namespaces - {"pid", "cgroup", "user"}
-    if spec.network_mode != "none":
-        wanted -= {"net"}
-    yield s.Unshare(sum(NAMESPACE_FLAGS[name] for name in wanted))
+    yield s.Unshare(_flags(_own_namespaces(spec) if spec.userns == "host" else {"mount"}))
     if spec.network_mode.startswith("service:"):
         yield s.Join(NAMESPACE_FLAGS["net"], spec.network_mode.removeprefix("service:"))
 
@@ -198,20 +240,20 @@ def _no_suid(spec: Spec) -> int:
     return NOSUID if spec.no_new_privs else 0
 
 
-def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | None) -> Iterator[Step]:
+def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | None, maps: _Maps) -> Iterator[Step]:
     attributes = NODEV | _no_suid(spec)
     if spec.rootfs is None:
         assert view is not None
         yield s.RootTmpfs(spec.storage_size, spec.storage_inodes, attributes)
-        yield from _host_view(spec, view)
+        yield from _host_view(spec, view, maps)
     elif spec.read_only:
         # Made read-only at the end (_seal): mount points may have to be made first, where the file system lets us.
         yield s.RootTree(s.FIRST_TREE, attributes, str(spec.rootfs))
     else:
         yield s.RootOverlay(s.FIRST_TREE, spec.storage_size, spec.storage_inodes, attributes, str(spec.rootfs))
     yield s.Mount("proc", "/proc", "", NOSUID | NOEXEC | NODEV)
-    yield s.BindTemplate("/t/dev-tty" if spec.tty else "/t/dev", "/dev", RDONLY | NOSUID | NOEXEC)
-    yield s.Mount("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620,gid=5", NOSUID | NOEXEC)
+    yield s.BindTemplate("/t/dev-tty" if spec.tty else "/t/dev", "/dev", RDONLY | NOSUID | NOEXEC, maps.of("/dev"))
+    yield s.Devpts(TTY_GROUP)
     yield s.Mount("tmpfs", "/dev/shm", f"mode=1777,size={spec.shm_size},nr_inodes=16384", NOSUID | NOEXEC | NODEV)
     if spec.read_only:
         for target, mode in (("/tmp", 0o1777), ("/run", 0o755)):
@@ -219,16 +261,16 @@ def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | Non
     yield from _generated_files(spec, name, resolv_conf)
 
 
-def _host_view(spec: Spec, view: HostView) -> Iterator[Step]:
+def _host_view(spec: Spec, view: HostView, maps: _Maps) -> Iterator[Step]:
     for path, mode in (("/root", 0o700), ("/home", 0o755), ("/var", 0o755), ("/var/tmp", 0o1777), ("/opt", 0o755)):
         yield s.Directory(path, mode)
     yield s.Directory("/tmp", 0o1777)
     yield s.Directory("/run")
     for path in view.binds:
-        yield s.BindTemplate(f"/t{path}", path, RDONLY | NODEV | _no_suid(spec))
+        yield s.BindTemplate(f"/t{path}", path, RDONLY | NODEV | _no_suid(spec), maps.of(path))
     for path, to in view.links:
         yield s.Link(path, to)
-    yield s.BindTemplate("/t/etc", "/etc", RDONLY | NODEV | NOSUID | NOEXEC)
+    yield s.BindTemplate("/t/etc", "/etc", RDONLY | NODEV | NOSUID | NOEXEC, maps.of("/etc"))
 
 
 def _generated_files(spec: Spec, name: str, resolv_conf: bytes | None) -> Iterator[Step]:
@@ -253,13 +295,19 @@ def _mounts(spec: Spec) -> Iterator[Step]:
             yield _tmpfs(mount)
         else:
             attributes = NODEV | _no_suid(spec) | (RDONLY if mount.read_only else 0)
-            yield s.Bind(slot, mount.target, attributes, str(mount.source))
+            yield s.Bind(slot, mount.target, attributes, str(mount.source), maps_volumes(spec))
 
 
-def _workspace(spec: Spec, workspace: str | None, slot: int) -> Iterator[Step]:
+def maps_volumes(spec: Spec) -> bool:
+    """Whether a file's owner is the same number in a volume and on the host. With ``keep-id``, as with Podman's, volumes are as
+    they are: only the kept user's files are somebody's inside."""
+    return spec.userns == "auto"
+
+
+def _workspace(spec: Spec, workspace: str | None, slot: int, maps: _Maps) -> Iterator[Step]:
     target = spec.working_dir or "/"
     if workspace:
-        yield s.BindTemplate(workspace, target, NODEV | NOSUID)
+        yield s.BindTemplate(workspace, target, NODEV | NOSUID, maps.slot)
     elif workspace is not None:
         yield s.Bind(slot, target, NODEV | NOSUID, "the job's files")
 
@@ -270,9 +318,8 @@ def _tmpfs(tmpfs: Tmpfs) -> Step:
 
 
 def _owner(spec: Spec, identity: Identity) -> tuple[int, int]:
-    """The workload's uid and gid as the host numbers them; ids past the mapped range stay unmapped."""
-    base = USER_ID_BASE if "user" in spec.namespaces else 0
-    return base + identity.uid, base + identity.gid
+    """The workload's uid and gid as the host numbers them."""
+    return (identity.uid, identity.gid) if spec.userns == "host" else (s.MAPPED, s.MAPPED)
 
 
 def _working_directory(spec: Spec, identity: Identity) -> Iterator[Step]:
@@ -286,9 +333,11 @@ def _seal(spec: Spec) -> Iterator[Step]:
 
 
 def _user_namespace(spec: Spec) -> Iterator[Step]:
-    if "user" in spec.namespaces:
-        ids = f"0 {USER_ID_BASE} {USER_ID_COUNT}"
-        yield s.UserNamespace(ids, ids)
+    if spec.userns != "host":
+        wanted = _own_namespaces(spec)
+        yield s.UserNamespace(_flags(wanted - {"time"}))
+        if "time" in wanted:
+            yield s.Unshare(_flags({"time"}))
 
 
 def _identity_of_host(spec: Spec, name: str) -> Iterator[Step]:
@@ -313,7 +362,7 @@ def _init(spec: Spec, name: str, *, early: bool) -> Step:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
     if early:
         flags |= s.INIT_EARLY
-    if "SYS_PTRACE" in spec.capabilities:
+    if "SYS_PTRACE" in spec.capabilities and spec.userns == "host":
         flags |= s.INIT_TRACE
     return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, _milliseconds(spec.timeout), name)
 
@@ -336,7 +385,7 @@ def exec_plan(spec: Spec, *, limits: Limits, seccomp: Filter | None, name: str, 
 
     ``spec`` is the container's with the command, user, environment, working_dir and timeout of the process.
     """
-    joined = sum(NAMESPACE_FLAGS[namespace] for namespace in ("pid", "mount", "uts", "ipc", "net"))
+    joined = _flags(("pid", "mount", "uts", "ipc", "net", *(["user"] if spec.userns != "host" else [])))
     init = [
         *(s.CgroupInto(s.KEPT | index, name, item.label) for index, item in limits.used() if item.version == 2),
         s.Join(joined, name),
@@ -359,8 +408,9 @@ def _workload(spec: Spec, limits: Limits, name: str, identity: Identity, seccomp
     for index, hierarchy in limits.used():
         if hierarchy.version == 1:
             yield s.CgroupJoin(s.KEPT | index, f"{name}/tasks", hierarchy.label)
-    if "cgroup" in spec.namespaces:
-        yield s.Unshare(NAMESPACE_FLAGS["cgroup"])  # its root is the cgroup that was just joined
+    cgroup = [s.Unshare(NAMESPACE_FLAGS["cgroup"])] if "cgroup" in spec.namespaces else []  # its root: what was just joined
+    if spec.userns == "host":
+        yield from cgroup
     if spec.oom_score_adj is not None:
         yield s.OomScoreAdj(spec.oom_score_adj)
     for limit, value in sorted(spec.ulimits.items()):
@@ -368,8 +418,9 @@ def _workload(spec: Spec, limits: Limits, name: str, identity: Identity, seccomp
     if spec.cpuset:
         yield s.Affinity(spec.cpuset)
     yield s.Session()
-    if "user" in spec.namespaces:
+    if spec.userns != "host":  # what comes before takes rights of the host's: limits may be raised
         yield s.EnterUser()
+        yield from cgroup
     yield s.Umask(spec.umask)
     kept = capability_mask(spec.capabilities)
     yield s.BoundingSet(kept)

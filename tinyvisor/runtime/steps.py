@@ -30,6 +30,9 @@ KEPT = 0x100
 FIRST_TREE = 4
 """Slots 0..3 of a launch are the event socket, stdin, stdout, stderr; detached trees follow."""
 
+MAPPED = 0xFFFFFFFF
+"""As an owner: the container's user, whom the step `Ids` names."""
+
 INIT_SIGNAL_GROUP, INIT_FORK, INIT_EARLY, INIT_TRACE = 1, 2, 4, 8
 
 
@@ -75,7 +78,7 @@ class Unshare(Step):
 
 @dataclass(frozen=True, slots=True)
 class Join(Step):
-    """Joins namespaces of the container that the request names."""
+    """Joins namespaces of the container that the request names. Its user namespace is only opened: `EnterUser` enters it."""
 
     op = 2
     flags: int
@@ -220,13 +223,14 @@ class Mount(Step):
 
 @dataclass(frozen=True, slots=True)
 class Bind(Step):
-    """Attaches a detached tree that the supervisor opened in the host's mount namespace."""
+    """Attaches a detached tree that the supervisor opened in the host's mount namespace, and idmapped where it says so."""
 
     op = 11
     slot: int
     target: str
     attributes: int
     source: str
+    idmapped: bool = False
 
     def numbers(self) -> tuple[int, ...]:
         return self.slot, self.attributes
@@ -235,26 +239,33 @@ class Bind(Step):
         return (self.target,)
 
     def describe(self) -> str:
-        return f"bind {self.source} on {self.target}{_with_attributes(self.attributes)}"
+        idmapped = ("idmapped",) if self.idmapped else ()
+        return f"bind {self.source} on {self.target}{_with_attributes(self.attributes, *idmapped)}"
 
 
 @dataclass(frozen=True, slots=True)
 class BindTemplate(Step):
-    """Attaches a copy of a tree in the launcher's own mount namespace."""
+    """Attaches a copy of a tree in the launcher's own mount namespace.
+
+    Attributes:
+        ids: slot of a user namespace through whose map its owners are seen; 0: as they are.
+    """
 
     op = 12
     template: str
     target: str
     attributes: int
+    ids: int = 0
 
     def numbers(self) -> tuple[int, ...]:
-        return (self.attributes,)
+        return self.attributes, self.ids
 
     def strings(self) -> tuple[str | bytes, ...]:
         return self.template, self.target
 
     def describe(self) -> str:
-        return f"bind the shared {self.template.removeprefix('/t')} on {self.target}{_with_attributes(self.attributes)}"
+        idmapped = ("idmapped",) if self.ids else ()
+        return f"bind the shared {self.template.removeprefix('/t')} on {self.target}{_with_attributes(self.attributes, *idmapped)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,15 +313,17 @@ class PivotRoot(Step):
     op = 16
 
     def describe(self) -> str:
-        return "pivot_root into the new root, detach the old one"
+        return "pivot_root into a shell around the new root, detach the old one"
 
 
 @dataclass(frozen=True, slots=True)
 class Chroot(Step):
+    """What the container's root is to be entered from, without leaving a mount namespace's own root."""
+
     op = 17
 
     def describe(self) -> str:
-        return "chroot into the new root"
+        return "make the launcher's world an empty, read-only one around the new root"
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,8 +417,63 @@ class Pty(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class UserNamespace(Step):
-    op = 24
+class Devpts(Step):
+    """Pseudo-terminals of the container's own; `gid` is inside."""
+
+    op = 36
+    gid: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.gid,)
+
+    def describe(self) -> str:
+        return f"mount devpts on /dev/pts (newinstance, ptmxmode=0666, mode=0620, gid={self.gid}, nosuid, noexec)"
+
+
+@dataclass(frozen=True, slots=True)
+class Ids(Step):
+    """What the container's ids are on the host: the only step in which two of one shape differ.
+
+    Attributes:
+        root, user, tty: (uid, gid) of root and of the workload, and the gid of the group tty.
+        uid_map, gid_map: as in /proc/PID/uid_map.
+    """
+
+    op = 33
+    root: tuple[int, int]
+    user: tuple[int, int]
+    tty: int
+    uid_map: str
+    gid_map: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return *self.root, *self.user, self.tty
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return self.uid_map, self.gid_map
+
+    def describe(self) -> str:
+        uids, gids = (" and ".join(text.split("\n")) for text in (self.uid_map, self.gid_map))
+        return f"ids of the host: uids {uids}; gids {gids}"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner(Step):
+    op = 34
+    root: bool
+
+    def numbers(self) -> tuple[int, ...]:
+        return (int(self.root),)
+
+    def describe(self) -> str:
+        return f"what is made from here on belongs to {'the container' if self.root else 'the host'}'s root"
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap(Step):
+    """Makes a user namespace for idmapped mounts; its fd comes with the answer."""
+
+    op = 35
     uid_map: str
     gid_map: str
 
@@ -413,7 +481,21 @@ class UserNamespace(Step):
         return self.uid_map, self.gid_map
 
     def describe(self) -> str:
-        return f"new user namespace (uids {self.uid_map}, gids {self.gid_map})"
+        return "make a user namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class UserNamespace(Step):
+    """A user namespace with the maps of `Ids`, and others that belong to it. All but the user namespace are joined."""
+
+    op = 24
+    flags: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.flags,)
+
+    def describe(self) -> str:
+        return f"new user namespace, and owned by it: {_namespaces(self.flags)}; join these"
 
 
 @dataclass(frozen=True, slots=True)

@@ -385,19 +385,17 @@ static int workload_main(void *argument)
 	__builtin_trap(); /* a seccomp filter may refuse to let us go: libc's _exit would try for ever */
 }
 
-struct clone_arguments { /* linux/sched.h struct clone_args */
-	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
-};
-
-/* Calls workload_main in a child that shares our memory and has a stack of its own. libc's clone() does that, too, but can't
- * say CLONE_INTO_CGROUP; and clone3 by syscall(2) would return into a frame of the parent's. */
+/* Calls `main` in a child that shares our memory where it can, on the scratch's stack: one such child at a time. libc's clone()
+ * does that, too, but can't say CLONE_INTO_CGROUP; and clone3 by syscall(2) would return into a frame of the parent's. */
 #if (defined(__x86_64__) || defined(__aarch64__)) && !defined(__SANITIZE_ADDRESS__)
-#define HAVE_CLONE3_VM
-static pid_t clone3_vm(struct clone_arguments *arguments, struct birth *birth)
+pid_t clone3_vm(struct clone_arguments *arguments, int (*main)(void *), void *data)
 {
+	arguments->flags |= 0x100; /* CLONE_VM */
+	arguments->stack = (uint64_t)(uintptr_t)scratch->stack;
+	arguments->stack_size = sizeof scratch->stack;
 #if defined(__x86_64__)
-	register int (*entry)(void *) __asm__("r8") = workload_main;
-	register void *argument __asm__("r9") = birth;
+	register int (*entry)(void *) __asm__("r8") = main;
+	register void *argument __asm__("r9") = data;
 	long result = NR_clone3;
 	__asm__ volatile("syscall\n\t"
 			 "test %%rax, %%rax\n\t"
@@ -414,8 +412,8 @@ static pid_t clone3_vm(struct clone_arguments *arguments, struct birth *birth)
 	register long result __asm__("x0") = (long)arguments;
 	register size_t size __asm__("x1") = sizeof *arguments;
 	register long number __asm__("x8") = NR_clone3;
-	register int (*entry)(void *) __asm__("x9") = workload_main;
-	register void *argument __asm__("x10") = birth;
+	register int (*entry)(void *) __asm__("x9") = main;
+	register void *argument __asm__("x10") = data;
 	__asm__ volatile("svc #0\n\t"
 			 "cbnz x0, 1f\n\t"
 			 "mov x29, #0\n\t"
@@ -433,6 +431,15 @@ static pid_t clone3_vm(struct clone_arguments *arguments, struct birth *birth)
 	}
 	return (pid_t)result;
 }
+#else
+pid_t clone3_vm(struct clone_arguments *arguments, int (*main)(void *), void *data)
+{
+	pid_t child = (pid_t)syscall(NR_clone3, arguments, sizeof *arguments);
+
+	if (child == 0)
+		_exit(main(data));
+	return child;
+}
 #endif
 
 /* Sleeps until the child's exec or exit, unless that is traced. Sharing memory is what makes it cheap; the first process of a time namespace
@@ -449,14 +456,8 @@ static pid_t give_birth(struct birth *birth)
 		arguments.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP, 5.7 */
 		arguments.cgroup = (uint64_t)birth->context->cgroup;
 	}
-#ifdef HAVE_CLONE3_VM
-	if (!(birth->context->init_flags & (INIT_FORK | INIT_TRACE))) {
-		arguments.flags |= 0x100; /* CLONE_VM */
-		arguments.stack = (uint64_t)(uintptr_t)scratch->stack;
-		arguments.stack_size = sizeof scratch->stack;
-		return clone3_vm(&arguments, birth);
-	}
-#endif
+	if (!(birth->context->init_flags & (INIT_FORK | INIT_TRACE)))
+		return clone3_vm(&arguments, workload_main, birth);
 	child = (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
 	if (child == 0)
 		workload_main(birth);
@@ -507,7 +508,7 @@ static void keep_only(int *const *fds, int count)
 /* The parent may have died before PDEATHSIG was set; getppid() can't tell from inside a new pid namespace. An exiting parent
  * first signals its children and then looks dead, both under the lock that waitpid takes: behind it, either we were
  * signalled or the pidfd says so. */
-static void die_with_launcher(void)
+void die_with_launcher(void)
 {
 	struct pollfd launcher = {launcher_pidfd, POLLIN, 0};
 

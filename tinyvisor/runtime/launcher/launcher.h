@@ -39,7 +39,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 2
+#define VERSION 3
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -49,6 +49,7 @@
 #define PAGE 4096
 #define MAX_ARGUMENTS 32768
 #define MAX_INTS 6
+#define MAPPED (~0u) /* as an owner: the workload's user, see step_ids */
 #define MAX_STRINGS 3
 #define KEPT 0x100 /* a slot number with this bit names a kept fd, else one that came with the request */
 
@@ -146,15 +147,23 @@ struct container { /* what the launcher keeps of a running container: no fd at a
 	int tries;
 };
 
+struct ids { /* by step_ids; who the container's root, its workload and its group tty are on the host */
+	uid_t root_uid, uid;
+	gid_t root_gid, gid, tty;
+	const struct step *maps; /* its strings: uid_map, gid_map; NULL: no user namespace */
+};
+
 struct context {
 	int event;          /* the container's socket */
 	int stdio[3];
 	const int *fds;     /* fds of this request */
 	int fd_count;
 	int joined;         /* pidfd of the container whose namespaces are joined, or -1 */
+	pid_t joined_pid;   /* of its init */
 	int root;           /* O_PATH fd of the new root, or -1 */
 	int cgroup;         /* v2: where the workload is born, or -1 */
-	int user_namespace; /* fd, or -1 */
+	int user_namespace; /* fd of the one that the workload enters, or -1 */
+	struct ids ids;     /* of the host, where there is a user namespace */
 	int tty;            /* slave side of the container's pty, or -1 */
 	uint64_t id;
 	int slot; /* of the report */
@@ -211,12 +220,13 @@ void print_steps(void);
 int run_steps(struct context *context, const struct step *step, int count, int *failed);
 int slot_fd(const struct context *context, uint64_t slot);
 int keep_fds(const int *fds, int count);
-extern int launcher_pidfd, supervisor_pidfd, reports_fd, ended_fd;
+extern int launcher_pidfd, supervisor_pidfd, reports_fd, ended_fd, proc_fd;
 
 /* mounts.c */
 step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory, step_link, step_file, step_node,
-	step_mount, step_unmount, step_enter, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_pivot_root, step_chroot, step_pty;
+	step_mount, step_unmount, step_enter, step_devpts, step_owner, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_pivot_root, step_chroot, step_pty;
 int enter_own_world(void);
+int open_proc(void);
 int open_in_root(const struct context *context, const char *path, int flags);
 
 /* workload.c */
@@ -227,7 +237,16 @@ step_function step_cgroup_join, step_session, step_rlimit, step_oom_score, step_
 /* main.c */
 void forget_request(void);
 
+/* userns.c */
+step_function step_ids, step_id_map, step_user_namespace;
+int owner_of(pid_t pid);
+
 /* init.c */
+struct clone_arguments { /* linux/sched.h struct clone_args */
+	uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+};
+pid_t clone3_vm(struct clone_arguments *arguments, int (*entry)(void *), void *argument);
+void die_with_launcher(void);
 _Noreturn void init_main(struct context *context, struct plan *plan);
 int init_standalone(int argc, char **argv);
 void block_all_signals(uint64_t *old);

@@ -16,6 +16,7 @@
  *   is killed, PDEATHSIG kills every init.
  * Files
  *   wire.c requests and events   steps.c the table of steps   mounts.c root and mounts   workload.c before exec   init.c PID 1
+ *   userns.c user namespaces
  * No fd is kept per container, so that a clone copies a handful of them however many containers run. */
 #define _GNU_SOURCE
 #include "launcher.h"
@@ -33,7 +34,7 @@
 #define RETRY_MS 5
 #define MAX_READ 4096 /* bytes of each file that is read back */
 
-int launcher_pidfd = -1, supervisor_pidfd = -1, reports_fd = -1, ended_fd = -1;
+int launcher_pidfd = -1, supervisor_pidfd = -1, reports_fd = -1, ended_fd = -1, proc_fd = -1;
 
 static int control = -1, signals = -1, ended = -1; /* ended: what inits write to ended_fd */
 struct scratch *scratch;
@@ -261,9 +262,10 @@ static void reap_inits(void)
 
 /* ---- requests ---- */
 
-static int prepare(const int *fds, int count, int *failed)
+/* `made`: a user namespace's fd, or -1. */
+static int prepare(const int *fds, int count, int *failed, int *made)
 {
-	struct context context = {.root = -1, .fds = fds, .fd_count = count};
+	struct context context = {.root = -1, .user_namespace = -1, .fds = fds, .fd_count = count};
 	int error;
 
 	if (scratch->plan.count[SECTION_CLEANUP]) { /* run when the launcher ends */
@@ -278,6 +280,7 @@ static int prepare(const int *fds, int count, int *failed)
 	context.root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	error = run_steps(&context, scratch->plan.section[SECTION_LAUNCHER], scratch->plan.count[SECTION_LAUNCHER], failed);
 	close(context.root);
+	*made = context.user_namespace;
 	return error;
 }
 
@@ -329,6 +332,7 @@ static int launch(const struct request *request, int *fds, int count)
 
 	if (!container)
 		return free_count ? -ENOMEM : -EAGAIN;
+	context.joined_pid = (pid_t)request->pid;
 	if (request->other && find_id((pid_t)request->pid, request->other))
 		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
 	context.slot = container->slot = ledger->free_slots[free_count - 1];
@@ -362,7 +366,7 @@ static void kill_container(const struct container *container)
 static void serve_request(const struct request *request, int *fds, int count)
 {
 	struct event prepared = {.type = EVENT_PREPARED, .id = request->id};
-	int error = 0, failed = 0;
+	int error = 0, failed = 0, made = -1;
 
 	switch (request->type) {
 	case REQUEST_LAUNCH:
@@ -371,9 +375,11 @@ static void serve_request(const struct request *request, int *fds, int count)
 			refuse(request->id, error, 0);
 		break;
 	case REQUEST_PREPARE:
-		prepared.a = -prepare(fds, count, &failed);
+		prepared.a = -prepare(fds, count, &failed, &made);
 		prepared.b = failed;
-		send_event(control, &prepared, NULL, 0, -1);
+		send_event(control, &prepared, NULL, 0, made);
+		if (made >= 0)
+			close(made);
 		break;
 	case REQUEST_KILL:
 		kill_container(find_id((pid_t)request->pid, request->id));
@@ -571,6 +577,9 @@ static int serve_main(char **argv, bool has_title)
 	error = enter_own_world();
 	if (error)
 		return fail("leaving the host's mounts", -error);
+	proc_fd = open_proc();
+	if (proc_fd < 0)
+		return fail("mount proc", -proc_fd);
 	send_event(control, &ready, NULL, 0, -1);
 	serve_for_ever();
 	return 0;

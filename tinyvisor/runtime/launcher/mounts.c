@@ -11,8 +11,10 @@
 #include "launcher.h"
 
 #include <sched.h>
+#include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
@@ -22,13 +24,14 @@ enum { /* linux/mount.h */
 	MOVE_F_EMPTY = 0x04, MOVE_T_EMPTY = 0x40,
 	FSCONFIG_FLAG = 0, FSCONFIG_STRING = 1, FSCONFIG_CREATE_FS = 6,
 	FS_CLOEXEC = 1,
-	ATTR_RDONLY = 1, ATTR_NOSUID = 2, ATTR_NODEV = 4, ATTR_NOEXEC = 8,
+	ATTR_RDONLY = 1, ATTR_NOSUID = 2, ATTR_NODEV = 4, ATTR_NOEXEC = 8, ATTR_IDMAP = 0x100000,
 	EMPTY_PATH = 0x1000, RECURSIVE = 0x8000,
 };
 
 enum { RESOLVE_MAGICLINKS_REFUSED = 0x02, RESOLVE_ROOT = 0x10 }; /* linux/openat2.h */
 
 #define DEVPTS_MAGIC 0x1cd1
+#define NO_SETUID_FIXUP 4 /* linux/securebits.h SECBIT_NO_SETUID_FIXUP */
 
 struct mount_attr_ { /* linux/mount.h struct mount_attr */
 	uint64_t set, clear, propagation, userns_fd;
@@ -41,17 +44,18 @@ static int tree_of(int dir, const char *path, unsigned flags)
 	return fd < 0 ? -errno : fd;
 }
 
-static int set_attributes(int tree, uint64_t set, uint64_t clear, unsigned flags)
+/* With `ids`, the fd of a user namespace or -1, the tree's owners are seen through that one's maps. */
+static int set_attributes(int tree, uint64_t set, int ids, unsigned flags)
 {
-	struct mount_attr_ attr = {.set = set, .clear = clear};
+	struct mount_attr_ attr = {.set = ids < 0 ? set : set | ATTR_IDMAP, .userns_fd = ids < 0 ? 0 : (uint64_t)ids};
 
 	return syscall(NR_mount_setattr, tree, "", (unsigned)EMPTY_PATH | flags, &attr, sizeof attr) < 0 ? -errno : 0;
 }
 
 /* The tree with more attributes on every mount of it; closed, and -errno, where that fails. */
-static int with_attributes(int tree, uint64_t set)
+static int with_attributes(int tree, uint64_t set, int ids)
 {
-	int error = tree < 0 || !set ? 0 : set_attributes(tree, set, 0, RECURSIVE);
+	int error = tree < 0 || (!set && ids < 0) ? 0 : set_attributes(tree, set, ids, RECURSIVE);
 
 	if (error)
 		close(tree);
@@ -132,6 +136,12 @@ int enter_own_world(void)
 	if (!error)
 		error = make_directories(templates);
 	return error ? error : mknod("/t/null", S_IFCHR | 0666, makedev(1, 3)) < 0 ? -errno : 0;
+}
+
+/* The pid namespace's /proc, mounted nowhere. */
+int open_proc(void)
+{
+	return new_mount("proc", "", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
 }
 
 int open_in_root(const struct context *context, const char *path, int flags)
@@ -261,7 +271,7 @@ int step_root_tmpfs(struct context *context, const struct step *step)
 
 int step_root_tree(struct context *context, const struct step *step)
 {
-	int tree = slot_fd(context, step->number[0]), error = set_attributes(tree, step->number[1], 0, 0);
+	int tree = slot_fd(context, step->number[0]), error = set_attributes(tree, step->number[1], -1, 0);
 
 	return error ? error : put_root(context, fcntl(tree, F_DUPFD_CLOEXEC, 0));
 }
@@ -287,7 +297,7 @@ int step_root_overlay(struct context *context, const struct step *step)
 int step_pivot_root(struct context *context, const struct step *step)
 {
 	const unsigned sealed = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
-	int place, error = attach_and_close(with_attributes(tree_of(AT_FDCWD, "/t/shell", 0), sealed), open("/shell", O_PATH | O_CLOEXEC));
+	int place, error = attach_and_close(with_attributes(tree_of(AT_FDCWD, "/t/shell", 0), sealed, -1), open("/shell", O_PATH | O_CLOEXEC));
 
 	(void)step;
 	if (error)
@@ -299,31 +309,42 @@ int step_pivot_root(struct context *context, const struct step *step)
 	if (error)
 		return error;
 	/* pivot_root(2) NOTES: old root on top of the new one, then detached; nothing of the launcher's world stays. */
-	if (chdir("/shell") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
-	    fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0)
-		return -errno;
-	return 0;
+	return chdir("/shell") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ? -errno : 0;
 }
 
-/* Who may chroot can come back out. So nothing stays there that is shared with other containers, nothing that can be
- * written. */
+/* What is to be chrooted from stays as it is. Who may chroot can come back out: so nothing is left there that is shared with
+ * other containers, nothing that can be written. */
 int step_chroot(struct context *context, const struct step *step)
 {
 	int error, world = open("/", O_PATH | O_CLOEXEC);
 
+	(void)context;
 	(void)step;
 	if (world < 0 || umount2("/t", MNT_DETACH) < 0)
 		return -errno;
 	(void)umount2("/lower", MNT_DETACH); /* EINVAL: no overlay */
 	(void)umount2("/upper", MNT_DETACH);
-	error = set_attributes(world, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, 0, 0);
+	error = set_attributes(world, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, -1, 0);
 	close(world);
-	if (error)
-		return error;
-	return fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
+	return error;
 }
 
 /* ---- what is put into the root ---- */
+
+/* What is made from here on belongs to these ids, of the host. The rights to override what modes say stay, for the set-up's
+ * sake: uid 0 would lose them by becoming another, without the secure bit. */
+int step_owner(struct context *context, const struct step *step)
+{
+	const bool root = step->number[0];
+
+	if (prctl(PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0) < 0)
+		return -errno;
+	/* These two say what was, not whether they did it. */
+	(void)setfsgid(root ? context->ids.root_gid : 0);
+	(void)setfsuid(root ? context->ids.root_uid : 0);
+	return (uid_t)setfsuid((uid_t)-1) == (root ? context->ids.root_uid : 0) &&
+	       (gid_t)setfsgid((gid_t)-1) == (root ? context->ids.root_gid : 0) ? 0 : -EPERM;
+}
 
 int step_directory(struct context *context, const struct step *step)
 {
@@ -332,10 +353,11 @@ int step_directory(struct context *context, const struct step *step)
 
 	if (parent < 0)
 		return parent;
+	uid_t uid = step->number[1] == MAPPED ? context->ids.uid : (uid_t)step->number[1];
+	gid_t gid = step->number[2] == MAPPED ? context->ids.gid : (gid_t)step->number[2];
 	if (mkdirat(parent, name, (mode_t)step->number[0]) < 0) /* the umask is 0 until the workload sets its own */
 		error = errno == EEXIST ? 0 : -errno;
-	else if ((step->number[1] || step->number[2]) &&
-		 fchownat(parent, name, (uid_t)step->number[1], (gid_t)step->number[2], AT_SYMLINK_NOFOLLOW) < 0)
+	else if ((uid || gid) && fchownat(parent, name, uid, gid, AT_SYMLINK_NOFOLLOW) < 0)
 		error = -errno;
 	close_parent(context, parent);
 	return error;
@@ -395,15 +417,37 @@ int step_mount(struct context *context, const struct step *step)
 				open_target(context, step->string[1], true));
 }
 
+/* The container's own pseudo-terminals. Number: the group that owns them, in the container. */
+int step_devpts(struct context *context, const struct step *step)
+{
+	char options[128];
+	gid_t gid = context->ids.maps ? context->ids.tty : (gid_t)step->number[0];
+	int error = 0, tree;
+
+	snprintf(options, sizeof options, "newinstance,ptmxmode=0666,mode=0620,gid=%u", (unsigned)gid);
+	tree = new_mount("devpts", options, ATTR_NOSUID | ATTR_NOEXEC);
+	if (tree >= 0 && context->ids.maps &&
+	    (fchownat(tree, "", context->ids.root_uid, context->ids.root_gid, AT_EMPTY_PATH) < 0 ||
+	     fchownat(tree, "ptmx", context->ids.root_uid, context->ids.root_gid, AT_SYMLINK_NOFOLLOW) < 0))
+		error = -errno;
+	if (error) {
+		close(tree);
+		return error;
+	}
+	return attach_and_close(tree, open_target(context, "/dev/pts", true));
+}
+
 int step_unmount(struct context *context, const struct step *step)
 {
 	(void)context;
 	return umount2(step->string[0], MNT_DETACH | UMOUNT_NOFOLLOW) < 0 ? -errno : 0;
 }
 
-/* The root of a container whose mount namespace was joined: what its init made of it, see step_pivot_root. */
+/* The container's root in its mount namespace: see step_pivot_root and step_chroot. */
 int step_enter(struct context *context, const struct step *step)
 {
+	if (context->root >= 0) /* as it was in the namespace that this one is a copy of */
+		close(context->root);
 	context->root = open(step->string[0], O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	return context->root < 0 || fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
 }
@@ -411,7 +455,7 @@ int step_enter(struct context *context, const struct step *step)
 /* A detached tree from the supervisor. The tree keeps its own flags; attributes are added to all of it. */
 int step_bind(struct context *context, const struct step *step)
 {
-	int tree = slot_fd(context, step->number[0]), error = set_attributes(tree, step->number[1], 0, RECURSIVE);
+	int tree = slot_fd(context, step->number[0]), error = set_attributes(tree, step->number[1], -1, RECURSIVE);
 
 	if (error)
 		return error;
@@ -420,7 +464,8 @@ int step_bind(struct context *context, const struct step *step)
 
 int step_bind_template(struct context *context, const struct step *step)
 {
-	int tree = with_attributes(tree_of(AT_FDCWD, step->string[0], RECURSIVE), step->number[0]);
+	int ids = step->number[1] ? slot_fd(context, step->number[1]) : -1;
+	int tree = with_attributes(tree_of(AT_FDCWD, step->string[0], RECURSIVE), step->number[0], ids);
 
 	return attach_and_close(tree, open_target(context, step->string[1], tree >= 0 && is_directory(tree)));
 }
@@ -435,7 +480,7 @@ int step_mask(struct context *context, const struct step *step)
 	if (target < 0)
 		return target;
 	tree = tree_of(AT_FDCWD, is_directory(target) ? "/t/empty" : "/t/null", 0);
-	return attach_and_close(with_attributes(tree, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC), target);
+	return attach_and_close(with_attributes(tree, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC, -1), target);
 }
 
 int step_read_only(struct context *context, const struct step *step)
@@ -447,7 +492,7 @@ int step_read_only(struct context *context, const struct step *step)
 	if (target < 0)
 		return target;
 	tree = tree_of(target, "", (unsigned)EMPTY_PATH | (unsigned)RECURSIVE);
-	return attach_and_close(with_attributes(tree, ATTR_RDONLY), target);
+	return attach_and_close(with_attributes(tree, ATTR_RDONLY, -1), target);
 }
 
 int step_remount(struct context *context, const struct step *step)
@@ -456,7 +501,7 @@ int step_remount(struct context *context, const struct step *step)
 
 	if (target < 0)
 		return target;
-	error = set_attributes(target, step->number[0], 0, 0);
+	error = set_attributes(target, step->number[0], -1, 0);
 	close(target);
 	return error;
 }
@@ -478,7 +523,8 @@ int step_pty(struct context *context, const struct step *step)
 	else if (ioctl(master, TIOCSPTLCK, &unlocked) < 0 || ioctl(master, TIOCSWINSZ, &size) < 0 ||
 		 (context->tty = ioctl(master, _IO('T', 0x41), O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) /* TIOCGPTPEER */
 		error = -errno;
-	else if (fchown(context->tty, (uid_t)step->number[0], (gid_t)step->number[1]) < 0)
+	else if (fchown(context->tty, step->number[0] == MAPPED ? context->ids.uid : (uid_t)step->number[0],
+			step->number[1] == MAPPED ? context->ids.gid : (gid_t)step->number[1]) < 0)
 		error = -errno;
 	if (!error)
 		error = attach_and_close(tree_of(context->tty, "", EMPTY_PATH), open_target(context, "/dev/console", false));

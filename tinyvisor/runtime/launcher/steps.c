@@ -43,7 +43,17 @@ static int step_unshare(struct context *context, const struct step *step)
 
 static int step_join(struct context *context, const struct step *step)
 {
-	return context->joined < 0 ? -ESRCH : result(setns(context->joined, (int)step->number[0]));
+	unsigned flags = (unsigned)step->number[0];
+
+	if (context->joined < 0)
+		return -ESRCH;
+	if (flags & NEW_USER) { /* entered by the workload, later */
+		context->user_namespace = owner_of(context->joined_pid);
+		if (context->user_namespace < 0)
+			return context->user_namespace;
+		flags &= ~NEW_USER;
+	}
+	return result(setns(context->joined, (int)flags));
 }
 
 static int step_hostname(struct context *context, const struct step *step)
@@ -108,58 +118,6 @@ static int step_cpu_time(struct context *context, const struct step *step)
 	return result(context->cpu_usage);
 }
 
-static int write_map(int proc, pid_t pid, const char *file, const struct step *step, int string)
-{
-	char path[64];
-	int fd, error = 0;
-
-	snprintf(path, sizeof path, "%d/%s", (int)pid, file);
-	fd = openat(proc, path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	if (write(fd, step->string[string], step->size[string]) < 0)
-		error = -errno;
-	close(fd);
-	return error;
-}
-
-/* A child that lives only while its user namespace is mapped and opened: the workload joins that namespace last, so every
- * mount and every other namespace stays out of its root's power. */
-static int step_user_namespace(struct context *context, const struct step *step)
-{
-	int proc = open_in_root(context, "proc", O_RDONLY | O_DIRECTORY), ready[2], error;
-	char path[64], byte = 0;
-	pid_t child;
-
-	if (proc < 0)
-		return proc;
-	if (pipe2(ready, O_CLOEXEC) < 0)
-		return -errno;
-	child = fork();
-	if (child == 0) {
-		byte = (char)(unshare((int)NEW_USER) < 0 ? errno : 0);
-		(void)!write(ready[1], &byte, 1);
-		for (;;)
-			pause();
-	}
-	close(ready[1]);
-	error = child < 0 ? -errno : read(ready[0], &byte, 1) != 1 ? -EIO : -byte;
-	close(ready[0]);
-	if (!error)
-		error = write_map(proc, child, "uid_map", step, 0);
-	if (!error)
-		error = write_map(proc, child, "gid_map", step, 1);
-	snprintf(path, sizeof path, "%d/ns/user", (int)child);
-	if (!error)
-		error = result(context->user_namespace = openat(proc, path, O_RDONLY | O_CLOEXEC));
-	close(proc);
-	if (child > 0) {
-		kill(child, SIGKILL);
-		waitpid(child, NULL, 0);
-	}
-	return error;
-}
-
 #define L (1u << SECTION_LAUNCHER)
 #define I (1u << SECTION_INIT)
 #define W (1u << SECTION_WORKLOAD)
@@ -178,7 +136,7 @@ static const struct step_kind kinds[] = {
 	[9] = {"node",               2, 1, L,     0, step_node},
 	[10] = {"mount",             1, 3, L | I, 0, step_mount},
 	[11] = {"bind",              2, 1, L | I, 1, step_bind},
-	[12] = {"bind_template",     1, 2, I,     0, step_bind_template},
+	[12] = {"bind_template",     2, 2, I,     2, step_bind_template},
 	[13] = {"mask",              0, 1, I,     0, step_mask},
 	[14] = {"read_only",         0, 1, I,     0, step_read_only},
 	[15] = {"remount",           1, 1, L | I, 0, step_remount},
@@ -190,11 +148,15 @@ static const struct step_kind kinds[] = {
 	[21] = {"cgroup_write",      2, 2, I,     1, step_cgroup_write},
 	[22] = {"cgroup_into",       1, 1, I,     1, step_cgroup_into},
 	[23] = {"pty",               4, 0, I,     0, step_pty},
-	[24] = {"user_namespace",    0, 2, I,     0, step_user_namespace},
+	[24] = {"user_namespace",    1, 0, I,     0, step_user_namespace},
 	[25] = {"init",              4, 1, I,     0, step_init},
 	[30] = {"cpu_time",          3, 1, I,     1, step_cpu_time},
 	[31] = {"unmount",           0, 1, L,     0, step_unmount},
 	[32] = {"enter",             0, 1, I,     0, step_enter},
+	[33] = {"ids",               5, 2, I,     0, step_ids},
+	[34] = {"owner",             1, 0, I,     0, step_owner},
+	[35] = {"id_map",            0, 2, L,     0, step_id_map},
+	[36] = {"devpts",            1, 0, I,     0, step_devpts},
 	[40] = {"cgroup_join",       1, 1, W,     1, step_cgroup_join},
 	[41] = {"session",           0, 0, W,     0, step_session},
 	[42] = {"rlimit",            3, 0, W,     0, step_rlimit},

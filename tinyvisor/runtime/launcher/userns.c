@@ -1,0 +1,132 @@
+/* User namespaces.
+ *
+ * A container's other namespaces belong to its user namespace: what capabilities its root is given count in there, and
+ * nowhere else. Its root file system is made before, with all rights, in a mount namespace of the host's; then a helper is
+ * cloned into new namespaces, all at once. Its mount namespace is a copy in which the kernel has locked every mount and its
+ * flags (mount_namespaces(7)): no capability inside can take a mask away, or write where it was read-only. Init maps the ids
+ * and joins the namespaces, but for the user namespace, whose rights it does not need and whose root has none over it. The
+ * workload enters it last. */
+#define _GNU_SOURCE
+#include "launcher.h"
+
+#include <sched.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+
+#define HELPER_PID 300 /* in the container, for a moment; below every pid_max, and the workload's is 2 all the same */
+#define GET_OWNER 0xb701 /* linux/nsfs.h NS_GET_USERNS, 4.9 */
+
+/* Numbers: the root's uid and gid, the workload's uid and gid, the gid of group tty, as the host has them; strings: the maps. */
+int step_ids(struct context *context, const struct step *step)
+{
+	const uint64_t *number = step->number;
+
+	context->ids = (struct ids){.root_uid = (uid_t)number[0], .root_gid = (gid_t)number[1], .uid = (uid_t)number[2],
+				    .gid = (gid_t)number[3], .tty = (gid_t)number[4], .maps = step};
+	return 0;
+}
+
+static int write_map(int proc, pid_t pid, const char *file, const struct step *maps, int string)
+{
+	char path[64];
+	int fd, error = 0;
+
+	snprintf(path, sizeof path, "%d/%s", (int)pid, file);
+	fd = openat(proc, path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	if (write(fd, maps->string[string], maps->size[string]) < 0)
+		error = -errno;
+	close(fd);
+	return error;
+}
+
+/* It has to live, while others look at what it is in. */
+static int wait_for_the_end(void *dies)
+{
+	if (dies)
+		die_with_launcher();
+	for (;;)
+		(void)syscall(SYS_rt_sigsuspend, &(uint64_t){~0ull}, sizeof(uint64_t));
+	return 0;
+}
+
+/* Returns the fd of the helper's user namespace, with its ids mapped, or -errno. */
+static int map_ids(int proc, pid_t helper, const struct step *maps)
+{
+	char path[64];
+	int fd, error = write_map(proc, helper, "uid_map", maps, 0);
+
+	if (!error)
+		error = write_map(proc, helper, "gid_map", maps, 1);
+	if (error)
+		return error;
+	snprintf(path, sizeof path, "%d/ns/user", (int)helper);
+	fd = openat(proc, path, O_RDONLY | O_CLOEXEC);
+	return fd < 0 ? -errno : fd;
+}
+
+static void end_helper(pid_t helper)
+{
+	(void)kill(helper, SIGKILL);
+	while (waitpid(helper, NULL, 0) < 0 && errno == EINTR)
+		;
+}
+
+/* For idmapped mounts: a user namespace that nobody is in. */
+int step_id_map(struct context *context, const struct step *step)
+{
+	struct clone_arguments arguments = {.flags = NEW_USER, .exit_signal = SIGCHLD};
+	pid_t helper = clone3_vm(&arguments, wait_for_the_end, context);
+
+	if (helper < 0)
+		return -errno;
+	context->user_namespace = map_ids(proc_fd, helper, step);
+	end_helper(helper);
+	return context->user_namespace < 0 ? context->user_namespace : 0;
+}
+
+/* Number: the namespaces to make with it. Before the root is entered: to who is chrooted the kernel gives no user namespace. */
+int step_user_namespace(struct context *context, const struct step *step)
+{
+	const pid_t pid = HELPER_PID;
+	int pidfd = -1, error, proc;
+	struct clone_arguments arguments = {.flags = step->number[0] | NEW_USER | 0x1000u /* CLONE_PIDFD */, .exit_signal = SIGCHLD,
+					    .pidfd = (uint64_t)(uintptr_t)&pidfd, .set_tid = (uint64_t)(uintptr_t)&pid, .set_tid_size = 1};
+	pid_t helper;
+
+	if (!context->ids.maps)
+		return -EINVAL;
+	proc = open_in_root(context, "proc", O_RDONLY | O_DIRECTORY);
+	if (proc < 0)
+		return proc;
+	helper = clone3_vm(&arguments, wait_for_the_end, NULL); /* init's end would be the helper's */
+	error = helper < 0 ? -errno : 0;
+	if (!error) {
+		context->user_namespace = map_ids(proc, helper, context->ids.maps);
+		error = context->user_namespace < 0 ? context->user_namespace : setns(pidfd, (int)step->number[0]) < 0 ? -errno : 0;
+		close(pidfd);
+		end_helper(helper);
+	}
+	close(proc);
+	return error;
+}
+
+/* The user namespace that a container's mount namespace belongs to: its fd or -errno. By the launcher's own /proc, and not by
+ * anything that the container has. */
+int owner_of(pid_t pid)
+{
+	char path[64];
+	int fd, owner;
+
+	snprintf(path, sizeof path, "%d/ns/mnt", (int)pid);
+	fd = openat(proc_fd, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	owner = ioctl(fd, GET_OWNER);
+	if (owner < 0)
+		owner = -errno;
+	close(fd);
+	return owner;
+}
