@@ -88,7 +88,6 @@ _UNSUPPORTED: Mapping[str, str] = {
     "uts": f'{_LATER}; every container has its own, see "namespaces"',
     "cgroup": f'{_LATER}; every container has its own, see "namespaces"',
     "cgroup_parent": _LATER,
-    "userns_mode": f'{_LATER}; see "namespaces"',
     "runtime": "not supported: tinyvisor is the runtime",
     "privileged": 'not supported: it would not isolate; name what is needed in "cap_add"',
     "container_name": "not supported: the service's name is the container's name",
@@ -594,6 +593,9 @@ class ContainerModel(_Model):
     volumes: tuple[Annotated[_Volume, Short(_volume_form, _STRING)] | None, ...] | None = None
     tmpfs: _List | None = Field(None, description="PATH[:size=64m,mode=1777,nr_inodes=65536,noexec]")
     namespaces: tuple[Text, ...] | None = None
+    userns_mode: Text | None = Field(
+        None, description="ids: auto (a range of its own), host (the same), keep-id (who calls sudo is the same inside)"
+    )
     network_mode: Text | None = Field(None, description="none, host or service:NAME")
     pids_limit: Whole | None = Field(None, description="processes and threads at most; -1 is unlimited")
     mem_limit: Size | None = None
@@ -978,7 +980,8 @@ def _problem(error: dict[str, Any]) -> str:
 
 
 _PASSED_ON = (
-    "working_dir", "user", "group_add", "hostname", "root_method", "read_only", "namespaces", "network_mode", "cpuset",
+    "working_dir", "user", "group_add", "hostname", "root_method", "read_only", "namespaces", "userns_mode",
+    "network_mode", "cpuset",
     "shm_size", "umask", "oom_score_adj", "stop_signal", "stop_grace_period", "orphan_grace_period", "signal_group", "tty",
     "stdin_open", "timeout",
 )  # fmt: skip

@@ -63,6 +63,8 @@ DEFAULT_MASKED_PATHS = (
 )  # fmt: skip
 DEFAULT_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+_OF_A_NETWORK = frozenset({"NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW"})
+
 MAX_SCALE = 1000
 """Copies of one service."""
 
@@ -407,6 +409,9 @@ class Spec:
             raise SpecError("userns_mode", f'{self.userns_mode} needs a user namespace, which "namespaces" leaves out')
         if self.userns_mode == "host" and "user" in self.namespaces and self.namespaces != DEFAULT_NAMESPACES:
             raise SpecError("userns_mode", 'host is without the user namespace that "namespaces" asks for')
+        useless = sorted(_OF_A_NETWORK & self.capabilities) if self.network_mode == "host" and self.userns != "host" else ()
+        if useless:
+            raise SpecError("cap_add", f'{useless[0]} has no power over the host\'s network; use "userns_mode: host", too')
 
     @property
     def userns(self) -> UsernsMode:

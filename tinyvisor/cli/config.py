@@ -17,6 +17,7 @@ from tinyvisor.spec import Project, Spec
 if TYPE_CHECKING:
     from tinyvisor.runtime.cgroup import Layout
     from tinyvisor.runtime.identity import Identity
+    from tinyvisor.runtime.idmap import IdMap
     from tinyvisor.runtime.plan import Plan
     from tinyvisor.runtime.rootfs import HostView
 
@@ -76,7 +77,7 @@ def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
 
     Raises:
         HostError: this host can't enforce a limit of it.
-        SpecError: its seccomp profile can't be used.
+        SpecError: its seccomp profile can't be used, or there is no user to keep.
     """
     from tinyvisor.runtime.cgroup import limit_writes
     from tinyvisor.runtime.filters import filter_for
@@ -89,19 +90,36 @@ def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
         seccomp=filter_for(spec),
         identity=_identity(spec),
         resolv_conf=_read("/etc/resolv.conf") if spec.network_mode == "host" else None,
+        ids=_ids(spec),
+        idmapped=frozenset(("/etc", "/dev", *view.binds)),
     )
+
+
+def _ids(spec: Spec) -> IdMap | None:
+    """Those of the first container: which ranges are in use is not looked at."""
+    from tinyvisor.runtime.identity import invoking_user
+    from tinyvisor.runtime.idmap import auto_map, keep_id_map
+    from tinyvisor.runtime.leases import read_ranges
+
+    if spec.userns == "host":
+        return None
+    first = read_ranges()[0]
+    return auto_map(*first) if spec.userns == "auto" else keep_id_map(*first, *invoking_user())
 
 
 def _identity(spec: Spec) -> Identity:
     """As the runtime finds it. In a tarball, which is not unpacked for this, only numbers are known."""
-    from tinyvisor.runtime.identity import read_in_root, resolve
+    from tinyvisor.runtime.identity import invoking_user, read_in_root, resolve
     from tinyvisor.runtime.plan import ROOT_USER
     from tinyvisor.runtime.rootfs import GROUP, PASSWD
 
-    if spec.user is None and not spec.group_add:
+    user = spec.user
+    if user is None and spec.userns == "keep-id":
+        user = "{}:{}".format(*invoking_user())
+    if user is None and not spec.group_add:
         return ROOT_USER
     if spec.rootfs is None:
-        return resolve(spec.user, spec.group_add, PASSWD, GROUP)
+        return resolve(user, spec.group_add, PASSWD, GROUP)
     contents = []
     root = os.open(spec.rootfs, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -112,7 +130,7 @@ def _identity(spec: Spec) -> Identity:
                 contents.append(b"")
     finally:
         os.close(root)
-    return resolve(spec.user, spec.group_add, *contents)
+    return resolve(user, spec.group_add, *contents)
 
 
 def _read(path: str) -> bytes:

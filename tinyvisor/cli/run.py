@@ -109,6 +109,11 @@ CONTAINER = (
         type=Parsed("names", parse_namespaces),
         help="All to make new (pid,mount,uts), or changes to the default (+user,-ipc).",
     ),
+    click.option(
+        "--userns",
+        type=click.Choice(["auto", "host", "keep-id"]),
+        help="Ids: a range of its own (auto, the default), the host's, or our user's kept.",
+    ),
     click.option("--timeout", type=DURATION, help="Kill everything after 90s, 1m30s."),
 )
 """What the container is; `batch` has these, too."""
@@ -165,7 +170,8 @@ def _reason(exit: Exit) -> str:
 RENAMED = {
     "hostname": "hostname", "rootfs": "rootfs", "read_only": "read_only", "root_method": "root_method", "workdir": "working_dir",
     "user": "user", "pids_limit": "pids_limit", "memory": "mem_limit", "cpus": "cpus", "cpuset_cpus": "cpuset",
-    "network": "network_mode", "namespaces": "namespaces", "timeout": "timeout", "stop_signal": "stop_signal",
+    "network": "network_mode", "namespaces": "namespaces", "userns": "userns_mode", "timeout": "timeout",
+    "stop_signal": "stop_signal",
     "stop_timeout": "stop_grace_period", "shm_size": "shm_size", "oom_score_adj": "oom_score_adj",
 }  # fmt: skip
 """option → field of `Spec`, where the value is taken as it is."""

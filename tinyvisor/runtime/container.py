@@ -22,6 +22,7 @@ from tinyvisor.errors import ContainerError, InternalError, LauncherDied, Launch
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
+from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.spec import Spec, parse_signal
@@ -59,6 +60,7 @@ class Container:
         pid: its init, as the host numbers it; the number is the container's own until `wait` returns.
         stdin, stdout, stderr: our ends of the pipes that were asked for.
         terminal: the master side of its pty, where ``spec.tty``.
+        ids: what its ids are on the host; None: the same.
         execs: what was exec'ed in it and has not ended.
     """
 
@@ -79,6 +81,7 @@ class Container:
         self.id: int = id
         self.pid: int = 0
         self.terminal: int | None = None
+        self.ids: Ids | None = None
         self.readback: tuple[tuple[int, str], ...] = readback
         self._streams = streams
         self._host = host
@@ -229,7 +232,7 @@ class Container:
         Raises:
             SpecError: an unknown field; or the container has the capability SYS_PTRACE and no user namespace.
         """
-        if "SYS_PTRACE" in self.spec.capabilities and "user" not in self.spec.namespaces:
+        if "SYS_PTRACE" in self.spec.capabilities and self.spec.userns == "host":
             # Till its last steps it has all rights, in the pid namespace of those who may take it over then.
             raise SpecError("cap_add", "SYS_PTRACE has power over a program that is exec'ed, before its rights are dropped")
         unknown = changes.keys() - _OF_AN_EXEC

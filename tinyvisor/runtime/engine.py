@@ -39,18 +39,20 @@ from tinyvisor.runtime.cgroup import (
 )
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.filters import filter_for
-from tinyvisor.runtime.host import Host, probe
-from tinyvisor.runtime.identity import Identity, read_in_root, resolve
+from tinyvisor.runtime.host import Host, file_system, probe
+from tinyvisor.runtime.identity import Identity, invoking_user, read_in_root, resolve
+from tinyvisor.runtime.idmap import IdMap, auto_map, keep_id_map, map_text
 from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
+from tinyvisor.runtime.leases import Ids, Leases, read_ranges
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.pool import Pool, WarmRuns
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.shape import HOLE, MIN_PLACEHOLDER, PLACEHOLDER, Shape, shape_of
-from tinyvisor.runtime.stdio import Stdio, Streams
+from tinyvisor.runtime.stdio import Stdio, Streams, own_pipes
 from tinyvisor.runtime.steps import Step
-from tinyvisor.runtime.syscalls import new_tmpfs, open_tree
+from tinyvisor.runtime.syscalls import idmap, new_tmpfs, open_tree
 from tinyvisor.runtime.thread import in_thread
 from tinyvisor.runtime.unpack import unpack
 from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
@@ -154,6 +156,8 @@ class Runtime:
         self._next_key: Any = None
         self._tasks: TaskGroup | None = None
         self._view: HostView | None = None
+        self._leases: Leases | None = None
+        self._idmapped: frozenset[str] | None = None  # of the shared trees; None: not tried yet
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
         # Shielded: a cancelled program still waits for the end of its containers, and hears of it here.
@@ -172,6 +176,8 @@ class Runtime:
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, self.null)
+        self._leases = Leases(locks, read_ranges())
+        stack.callback(self._leases.close)
         self._prepared[0] = _Reply()
         self._launcher = LauncherProcess(self._on_event)
 
@@ -207,7 +213,8 @@ class Runtime:
         """What every container needs: the fds of the cgroups, and the shared /dev."""
         await self._prepared[0].wait("leave the host's mounts")
         locks = os.open(default_lock_dir(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        fds = [*self._tree.fds, *self._tree.parent_fds, self._lock.fd, locks]
+        assert self._leases is not None
+        fds = [*self._tree.fds, *self._tree.parent_fds, self._lock.fd, self._leases.fd, locks]
         parents, hierarchies = len(self._tree.fds), self._tree.layout.hierarchies
         last = s.KEPT | len(fds) - 1
         epilogue: list[Step] = [s.Remove(s.KEPT | parents + n, self.name, item.label) for n, item in enumerate(hierarchies)]
@@ -225,16 +232,18 @@ class Runtime:
 
     async def _prepare(
         self, steps: Iterable[Step], *, fds: Iterable[int] = (), flags: int = 0, epilogue: Iterable[Step] = ()
-    ) -> None:
-        """Has the launcher itself run steps, in its own world."""
+    ) -> list[int]:
+        """Has the launcher itself run steps, in its own world. Returns the fds that it answers with."""
         steps, fds, id_ = tuple(steps), tuple(fds), next(self._ids)
         reply = self._prepared[id_] = _Reply()
         sections = (wire.encode(steps), wire.EMPTY, wire.EMPTY, wire.encode(epilogue))
         try:
             self._launcher.send(wire.encode_request(wire.PREPARE, id_, sections, fds=len(fds), flags=flags), fds)
             await reply.wait("prepare the launcher", steps)
+            return reply.take_fds()
         finally:
             del self._prepared[id_]
+            reply.close()
 
     async def _prepared_view(self) -> HostView:
         """The host view's trees in the launcher's world: made once, when the first container needs them."""
@@ -257,6 +266,54 @@ class Runtime:
                         await self._prepare(binds, fds=trees)
                 self._view = view
             return self._view
+
+    # ---- ids ----
+
+    async def lease(self, spec: Spec) -> Ids | None:
+        """Ids of the host for one container, to be given back; None where they are the host's own.
+
+        Raises:
+            HostError: none are left, or this host has no user namespaces.
+            SpecError: there is no user to keep.
+        """
+        if spec.userns == "host":
+            return None
+        assert self._leases is not None
+        self._check_open()
+        if not self.host.user_namespaces:
+            raise HostError(
+                "user namespaces are not allowed here (user.max_user_namespaces)",
+                'sysctl user.max_user_namespaces=100000, or use "userns_mode: host"',
+            )
+        kept = invoking_user() if spec.userns == "keep-id" else None
+        slot = self._leases.take()
+        try:
+            ids = slot.maps.get(kept)
+            if ids is None:
+                map_ = keep_id_map(slot.uid, slot.gid, *kept) if kept else auto_map(slot.uid, slot.gid)
+                ids = slot.maps[kept] = Ids(map_, await self._user_namespace(map_), slot)
+            if self._idmapped is None:
+                self._idmapped = self._try_idmaps(ids.fd)
+            return ids
+        except BaseException:
+            self._leases.give_back(slot)
+            raise
+
+    def give_back(self, ids: Ids | None) -> None:
+        """No process of the container's is left, or there never was one."""
+        if ids is not None and self._leases is not None:
+            self._leases.give_back(ids.slot)
+
+    async def _user_namespace(self, map_: IdMap) -> int:
+        (fd,) = await self._prepare([s.IdMap(map_text(map_.uids), map_text(map_.gids))])
+        return fd
+
+    def _try_idmaps(self, userns: int) -> frozenset[str]:
+        """Which of the trees that containers share can be idmapped. They are read-only, and can be used all the same."""
+        found = [path for path in host_view().binds if _can_be_idmapped(open_tree(path, recursive=True, read_only=True), userns)]
+        if _can_be_idmapped(new_tmpfs(size=1 << 12, inodes=1), userns):
+            found += ["/etc", "/dev"]
+        return frozenset(found)
 
     # ---- containers ----
 
@@ -509,10 +566,17 @@ class Runtime:
             if workspace:
                 directory = Workspace(size=spec.storage_size, inodes=spec.storage_inodes)
             try:
-                if directory is not None:
-                    directory.own(*await self.owner(spec))
-                streams = Streams(None, None, None, self.null)
-                return await self.launch(spec, streams, events=True, workspace=directory, park=True, early=True), directory
+                ids = await self.lease(spec)
+                try:
+                    if directory is not None:
+                        uid, gid = await self.owner(spec)
+                        directory.own(*((ids.map.uid(uid), ids.map.gid(gid)) if ids else (uid, gid)))
+                    streams = Streams(None, None, None, self.null)
+                except BaseException:
+                    self.give_back(ids)
+                    raise
+                options: dict[str, Any] = {"events": True, "workspace": directory, "park": True, "early": True, "ids": ids}
+                return await self.launch(spec, streams, **options), directory
             except BaseException:
                 if directory is not None:
                     directory.close()
@@ -527,6 +591,7 @@ class Runtime:
         container.describe_with(functools.partial(parked.describe, spec))
         exec_ = wire.encode_step(planning.exec_step(spec, parked.identity, container.name))
         sections = (wire.EMPTY, wire.EMPTY, parked.shape.with_exec(exec_, parked=True))
+        _own_pipes(streams, container.ids, parked.identity)
         return container.unpark(spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
 
     async def end(self, container: Container) -> None:
@@ -539,8 +604,8 @@ class Runtime:
             container.close()
 
     async def owner(self, spec: Spec) -> tuple[int, int]:
-        """The workload's uid and gid."""
-        if spec.user is None:
+        """The workload's uid and gid, inside."""
+        if spec.user is None and spec.userns != "keep-id":
             return 0, 0
         spec = await self._with_directory(spec)
         with _as_launch_error(spec), contextlib.ExitStack() as stack:
@@ -570,26 +635,32 @@ class Runtime:
         workspace: Workspace | None = None,
         park: bool = False,
         early: bool = False,
+        ids: Ids | None = None,
     ) -> Container:
-        """Sends a launch on its way. The streams are the container's to close from here on, whatever comes.
+        """Sends a launch on its way. The streams are the container's to close from here on, whatever comes, and the ids its to
+        give back.
 
         Args:
             events: with a socket of its own, over which it can be signalled and says when it has started.
             workspace: mounted on the working directory.
             park: it waits for its command.
             early: as in `plan.plan`.
+            ids: what `lease` gave; None: it is asked for them.
         """
         try:
+            ids = ids or await self.lease(spec)
             with _as_launch_error(spec):
                 view = await self._prepared_view() if spec.rootfs is None else None
                 spec = await self._with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self._check_open()
-            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early)
+            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids)
         except BaseException:
+            self.give_back(ids)
             streams.close_given()
             streams.close()
             raise
+        container.call_when_gone(functools.partial(self.give_back, ids))
         container.close_given()
         self.containers[container.id] = self._names[container.name] = container
         return container
@@ -604,6 +675,7 @@ class Runtime:
         workspace: Workspace | None,
         park: bool,
         early: bool,
+        ids: Ids | None,
     ) -> Container:
         id_ = next(self._ids)
         name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
@@ -614,24 +686,31 @@ class Runtime:
         other = self._provider(spec)
         seccomp = filter_for(spec)
         with _as_launch_error(spec), contextlib.ExitStack() as stack:
-            trees = [self._open_tree(spec, tree, stack) for tree in self._trees(spec)]
+            if workspace is not None and workspace.template and ids is not None:
+                self._check_tmpfs_idmap("working_directory")
+            trees = [self._open_tree(spec, tree, stack, ids) for tree in self._trees(spec)]
             identity = self._identity(spec, trees[0] if spec.rootfs else None)
             if workspace is not None and not workspace.template:
                 trees.append(workspace.fd)
+            if ids is not None:
+                trees.append(ids.fd)
             template = workspace.template if workspace else None
-            shape = self._shape(spec, view, identity, seccomp, terminal, template, early, name)
-            describe = functools.partial(self._describe, spec, view, identity, seccomp, template)
+            shape = self._shape(spec, view, identity, seccomp, terminal, template, early, name, ids)
+            first = wire.encode([planning.ids_step(ids.map, identity)]) if ids else wire.EMPTY
+            describe = functools.partial(self._describe, spec, view, identity, seccomp, template, ids)
             container = self._container(spec, name, id_, streams, shape, describe, events)
+            container.ids = ids
+            _own_pipes(streams, ids, identity)
             if park:
 
                 def describe_another(spec: Spec, section: int, step: int) -> str:
-                    return self._describe(spec, view, identity, seccomp, template, section, step)
+                    return self._describe(spec, view, identity, seccomp, template, ids, section, step)
 
                 self._parked[id_] = _Parked(shape, identity, describe_another)
                 workload = shape.parked
             else:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
-            sections = (wire.EMPTY, shape.init, workload, shape.cleanup)
+            sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
 
@@ -698,6 +777,9 @@ class Runtime:
         with _as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self.null)
             try:
+                if container.ids is not None:
+                    planning.ids_step(container.ids.map, identity)  # for its check
+                _own_pipes(streams, container.ids, identity)
                 limits = self._limits(container.spec)  # all of its cgroups are joined, whatever they limit
                 plan = planning.exec_plan(spec, limits=limits, seccomp=filter_for(spec), name=container.name, identity=identity)
                 shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
@@ -753,26 +835,44 @@ class Runtime:
         trees = [planning.Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
         return trees + [planning.Tree(volume.source, volume.read_only) for volume in spec.volumes]
 
-    def _open_tree(self, spec: Spec, tree: planning.Tree, stack: contextlib.ExitStack) -> int:
+    def _open_tree(self, spec: Spec, tree: planning.Tree, stack: contextlib.ExitStack, ids: Ids | None = None) -> int:
+        """As the container is to see it."""
         try:
             fd = open_tree(str(tree.path), recursive=tree.recursive, read_only=tree.read_only)
         except OSError as exc:
             raise LaunchError(spec.name, f"open {tree.path}", exc.errno or 0) from None
         stack.callback(os.close, fd)
+        # The root first, which is the image's: its files have owners of its own, whoever is kept.
+        if ids is not None and (planning.maps_volumes(spec) or not tree.recursive):
+            try:
+                idmap(fd, ids.fd, recursive=tree.recursive)
+            except OSError as exc:
+                raise HostError(
+                    f"{spec.name}: {tree.path} can't be idmapped: {file_system(fd)} on Linux {self.host.release}"
+                    f"{', or what is mounted below it' if tree.recursive else ''}: {os.strerror(exc.errno or 0)}",
+                    'use "userns_mode: host" or another file system',
+                ) from None
         return fd
 
+    def _check_tmpfs_idmap(self, what: str) -> None:
+        if self._idmapped is not None and "/dev" not in self._idmapped:
+            raise HostError(f"{what}: Linux {self.host.release} can't idmap a tmpfs", 'use "userns_mode: host" or Linux 6.3')
+
     def _identity(self, spec: Spec, root: int | None) -> Identity:
-        if spec.user is None and not spec.group_add:
+        user = spec.user
+        if user is None and spec.userns == "keep-id":
+            user = "{}:{}".format(*invoking_user())
+        if user is None and not spec.group_add:
             return planning.ROOT_USER
         if root is None:
-            return resolve(spec.user, spec.group_add, PASSWD, GROUP)
+            return resolve(user, spec.group_add, PASSWD, GROUP)
         contents = []
         for path in ("etc/passwd", "etc/group"):
             try:
                 contents.append(read_in_root(root, path))
             except OSError:
                 contents.append(b"")
-        return resolve(spec.user, spec.group_add, *contents)
+        return resolve(user, spec.group_add, *contents)
 
     def _shape(
         self,
@@ -784,10 +884,11 @@ class Runtime:
         workspace: str | None,
         early: bool,
         name: str,
+        ids: Ids | None,
     ) -> Shape:
         program = seccomp.program if seccomp else b""
         if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program:
-            return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early))
+            return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids))
         # The program, too: a profile's file may have changed.
         key = (len(name), identity, terminal, workspace, early, program, shape_of(spec), *spec.ulimits.items())
         shape = self._shapes.get(key)
@@ -795,14 +896,15 @@ class Runtime:
             if len(self._shapes) >= 256:
                 self._shapes.clear()
             placeholder = PLACEHOLDER * len(name)
-            plan = self._plan(spec, view, identity, seccomp, placeholder, terminal, workspace, early)
+            plan = self._plan(spec, view, identity, seccomp, placeholder, terminal, workspace, early, ids)
             shape = self._shapes[key] = self._encode(spec, plan)
         return shape.named(name)
 
     def _encode(self, spec: Spec, plan: planning.Plan) -> Shape:
         split = planning.parked_steps(plan)
         workload = (wire.encode(plan.workload[:split]), wire.encode(plan.workload[split:-1]))
-        return Shape(wire.encode(plan.init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback())
+        init = plan.init if spec.userns == "host" else plan.init[1:]  # the ids are each container's own
+        return Shape(wire.encode(init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback())
 
     def _plan(
         self,
@@ -814,6 +916,7 @@ class Runtime:
         terminal: tuple[int, int] = (24, 80),
         workspace: str | None = None,
         early: bool = False,
+        ids: Ids | None = None,
     ) -> planning.Plan:
         return planning.plan(
             spec,
@@ -826,6 +929,8 @@ class Runtime:
             terminal=terminal,
             workspace=workspace,
             early=early,
+            ids=ids.map if ids else None,
+            idmapped=self._idmapped or frozenset(),
         )
 
     def _limits(self, spec: Spec) -> planning.Limits:
@@ -841,19 +946,23 @@ class Runtime:
         identity: Identity,
         seccomp: Filter | None,
         workspace: str | None,
+        ids: Ids | None,
         section: int,
         step: int,
     ) -> str:
         """The failed step in words: the plan is made again, which a start that went well never pays for."""
-        plan = self._plan(spec, view, identity, seccomp, spec.name, workspace=workspace)
+        plan = self._plan(spec, view, identity, seccomp, spec.name, workspace=workspace, ids=ids)
         return _step_in((plan.init, plan.workload)[section - 1], step)
 
     # ---- events ----
 
-    def _on_event(self, event: wire.Event) -> None:
+    def _on_event(self, event: wire.Event, fds: list[int]) -> None:
+        if event.type == wire.PREPARED and event.id in self._prepared:
+            self._prepared[event.id].set(event, fds)
+            return
+        for fd in fds:  # who asked was cancelled
+            os.close(fd)
         if event.type == wire.PREPARED:
-            if event.id in self._prepared:  # else: who asked was cancelled
-                self._prepared[event.id].set(event)
             return
         container = self.containers.get(event.id)
         if event.type == wire.REFUSED and event.id in self._prepared:
@@ -882,6 +991,22 @@ def _check_count(name: str, value: object, least: int) -> None:
 def _template(changes: tuple[tuple[str, Any], ...]) -> Spec:
     """A spec to be copied with another command: most runs of a program differ in nothing else."""
     return Spec(command=("true",), **dict(changes))
+
+
+def _own_pipes(streams: Streams, ids: Ids | None, identity: Identity) -> None:
+    owner = (ids.map.uid(identity.uid), ids.map.gid(identity.gid)) if ids else (identity.uid, identity.gid)
+    if owner != (0, 0):
+        own_pipes(streams.given, *owner)
+
+
+def _can_be_idmapped(tree: int, userns: int) -> bool:
+    try:
+        idmap(tree, userns, recursive=True)
+    except OSError:  # EINVAL: its file system does not know how
+        return False
+    finally:
+        os.close(tree)
+    return True
 
 
 def _step_in(steps: tuple[Step, ...], index: int) -> str:
@@ -931,10 +1056,20 @@ class _Reply:
     def __init__(self) -> None:
         self._event = anyio.Event()
         self._answer: wire.Event | Exception | None = None
+        self._fds: list[int] = []
 
-    def set(self, answer: wire.Event | Exception) -> None:
+    def set(self, answer: wire.Event | Exception, fds: Iterable[int] = ()) -> None:
         self._answer = answer
+        self._fds += fds
         self._event.set()
+
+    def take_fds(self) -> list[int]:
+        fds, self._fds = self._fds, []
+        return fds
+
+    def close(self) -> None:
+        for fd in self.take_fds():
+            os.close(fd)
 
     async def wait(self, what: str, steps: tuple[Step, ...] = ()) -> None:
         await self._event.wait()

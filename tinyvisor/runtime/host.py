@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from tinyvisor.errors import HostError
 from tinyvisor.runtime import syscalls
 from tinyvisor.runtime.cgroup import (
     USED,
@@ -22,6 +23,7 @@ from tinyvisor.runtime.cgroup import (
     occupied,
     read_layout,
 )
+from tinyvisor.runtime.leases import read_ranges
 from tinyvisor.runtime.seccomp import MACHINES
 from tinyvisor.spec import DEFAULT_NAMESPACES
 
@@ -119,6 +121,18 @@ def has_seccomp() -> bool:
     return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")  # 4.14
 
 
+def file_system(fd: int) -> str:
+    """The type of the file system that a path or a detached tree was opened on: ``"ext4"``."""
+    # A detached tree is in no mountinfo of ours; its file system's device is.
+    device = os.fstat(fd).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in _read("/proc/self/mountinfo").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split()[2] == number:
+            return after.split()[0]
+    return "its file system"
+
+
 def kernel_version(release: str) -> tuple[int, int]:
     """``"6.18.44-fc"`` → ``(6, 18)``; (0, 0) where it says nothing of the kind."""
     parts = release.replace("-", ".").split(".")
@@ -199,7 +213,8 @@ def checks(host: Host, launcher: Path | None = None) -> list[Check]:
     Args:
         launcher: the launcher's binary; None leaves it out.
     """
-    found = [_check_kernel(host), _check_root(host), _check_namespaces(host), _check_user_namespaces(host), _check_overlay(host)]
+    found = [_check_kernel(host), _check_root(host), _check_namespaces(host), _check_user_namespaces(host)]
+    found += [_check_id_ranges(), _check_overlay(host)]
     found += _check_cgroups(host)
     found.append(_check_seccomp(host))
     found.append(_check_swap(host))
@@ -244,7 +259,16 @@ def _check_user_namespaces(host: Host) -> Check:
         cure = "sysctl kernel.unprivileged_userns_clone=1"
     else:
         cure = "run as root, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-    return Check("user namespaces", "warn", "not allowed: `namespaces: [user]` can't be had", cure)
+    return Check("user namespaces", "fail", "not allowed: containers need `userns_mode: host`", cure)
+
+
+def _check_id_ranges() -> Check:
+    try:
+        ranges = read_ranges()
+    except HostError as error:
+        return Check("id ranges", "fail", error.lacks, error.cure)
+    (first, _), count = ranges[0], len(ranges)
+    return Check("id ranges", "ok", f"for {count} containers at once, from {first} on ({ranges.source})")
 
 
 def _check_seccomp(host: Host) -> Check:

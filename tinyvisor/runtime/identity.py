@@ -1,5 +1,5 @@
 """Who the workload runs as: ``user`` and ``group_add`` → numbers, from the container's own passwd and group. Pure but for
-`read_in_root`.
+`read_in_root` and `invoking_user`.
 
 The rules are Docker's and runc's (github.com/moby/sys/user, GetExecUser). Both files belong to the container: they may be
 hostile, and a line that makes no sense is passed over.
@@ -77,6 +77,22 @@ def resolve(user: str | None, group_add: tuple[str, ...], passwd: bytes, group: 
     if len(groups) > MAX_GROUPS:
         raise SpecError("user", f"is in {len(groups)} groups; the kernel takes {MAX_GROUPS}")
     return Identity(entry.uid, gid, groups, entry.home)
+
+
+def invoking_user() -> tuple[int, int]:
+    """The uid and gid of who started us: the one behind sudo, where we are root by it.
+
+    Raises:
+        SpecError: that is root, whose ids no container gets.
+    """
+    uid, gid = os.getuid(), os.getgid()
+    if uid == 0:
+        uid, gid = (_id(os.environ.get(name, "").encode()) or 0 for name in ("SUDO_UID", "SUDO_GID"))
+    if uid == 0 or gid == 0:
+        raise SpecError(
+            "userns_mode", "keep-id keeps the user who calls sudo; we were started by root, whose ids are not given away"
+        )
+    return uid, gid
 
 
 def read_in_root(root_fd: int, path: str, limit: int = 1 << 20) -> bytes:

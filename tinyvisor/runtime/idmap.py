@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tinyvisor.errors import HostError, SpecError
 
@@ -129,12 +130,12 @@ def find_ranges(subuid: str, subgid: str, uid: int | None = None) -> Ranges:
                 f"usermod --add-sub{kind}s 1000000-{1000000 + 1000 * IDS - 1} {SUBID_USER}",
             )
         _check_apart(entries, file)
-    return Ranges(*found.values(), "/etc/subuid and /etc/subgid")
+    return Ranges(found["/etc/subuid"], found["/etc/subgid"], "/etc/subuid and /etc/subgid")
 
 
 def _check_apart(entries: tuple[tuple[int, int], ...], file: str) -> None:
     ordered = sorted(entries)
-    for (first, count), (second, _) in zip(ordered, ordered[1:], strict=False):
+    for (first, count), (second, _) in pairwise(ordered):
         if first + count > second:
             raise HostError(f"{file}: the ranges of {SUBID_USER} at {first} and {second} overlap", "correct them")
 
@@ -145,8 +146,10 @@ def _entries(text: str, names: set[str], file: str) -> Iterator[tuple[int, int]]
         if name not in names:
             continue
         first, _, count = rest.partition(":")
-        if not (_is_number(first) and _is_number(count) and 0 < int(first) and int(first) + int(count) - 1 <= MAX_ID):
-            raise HostError(f'{file}:{number}: "{line.strip()}" is no range of ids', f"expected {name}:FIRST:COUNT, e.g. 1000000:65536")
+        if not (_is_number(first) and _is_number(count) and int(first) > 0 and int(first) + int(count) - 1 <= MAX_ID):
+            raise HostError(
+                f'{file}:{number}: "{line.strip()}" is no range of ids', f"expected {name}:FIRST:COUNT, e.g. 1000000:65536"
+            )
         yield int(first), int(count)
 
 

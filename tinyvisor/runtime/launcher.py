@@ -26,7 +26,7 @@ from tinyvisor.errors import HostError, InternalError, LauncherDied
 from tinyvisor.runtime.steps import Step
 
 MAGIC = 0x4C565954
-VERSION = 2
+VERSION = 3
 MAX_REQUEST = 4 << 20
 MAX_INLINE = 48 << 10
 """Bytes of a request that go into the message itself; more goes into a memfd (the launcher's own bound is 64 KiB)."""
@@ -236,11 +236,11 @@ def _sealed_copy(path: Path) -> int:
 class LauncherProcess:
     """The launcher, started synchronously from this thread, and the queue of what is to be sent to it.
 
-    Events arrive at `on_event`, called by `serve`. Never blocks; what the socket does not take at once is queued, in
-    order, and `serve`'s flusher sends it.
+    Events arrive at `on_event`, called by `serve`, with the fds that came along, which are its to close. Never blocks; what the
+    socket does not take at once is queued, in order, and `serve`'s flusher sends it.
     """
 
-    def __init__(self, on_event: Callable[[Event], None], path: Path | None = None) -> None:
+    def __init__(self, on_event: Callable[[Event, list[int]], None], path: Path | None = None) -> None:
         self._on_event = on_event
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._queued = anyio.Event()
@@ -301,7 +301,7 @@ class LauncherProcess:
                 await anyio.wait_readable(self._socket)
                 with contextlib.suppress(BlockingIOError):
                     while (received := receive_event(self._socket)) is not None:
-                        self._on_event(received[0])
+                        self._on_event(*received)
                     self._gone = True
             group.cancel_scope.cancel()
         raise LauncherDied(_GONE_MESSAGE)  # here, where the task group can't wrap it

@@ -18,6 +18,7 @@ from tinyvisor.errors import LaunchError, SpecError
 from tinyvisor.runtime.capture import DEFAULT_LIMIT, Capture, Feed, communicate
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.launcher import shielded
+from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.stdio import PIPE, STDOUT, Stdio, Streams
 from tinyvisor.runtime.syscalls import open_tree
 from tinyvisor.runtime.thread import in_thread
@@ -42,8 +43,20 @@ class Starter(Protocol):
     null: int
 
     async def launch(
-        self, spec: Spec, streams: Streams, /, *, events: bool = False, workspace: Workspace | None = None, early: bool = False
+        self,
+        spec: Spec,
+        streams: Streams,
+        /,
+        *,
+        events: bool = False,
+        workspace: Workspace | None = None,
+        early: bool = False,
+        ids: Ids | None = None,
     ) -> Container: ...
+
+    async def lease(self, spec: Spec, /) -> Ids | None: ...
+
+    def give_back(self, ids: Ids | None, /) -> None: ...
 
     async def end(self, container: Container, /) -> None: ...
 
@@ -154,14 +167,21 @@ class Run:
             except OSError as exc:
                 raise LaunchError(spec.name, "make the working directory", exc.errno or 0) from None
             stack.callback(workspace.close)
+        ids = None
         if workspace is not None:
-            await self._fill(runtime, spec, workspace)
+            ids = await runtime.lease(spec)
+            try:
+                await self._fill(runtime, spec, workspace, ids)
+            except BaseException:
+                runtime.give_back(ids)
+                raise
         events = self.deliver_cancel is not None
-        return await runtime.launch(spec, streams, events=events, workspace=workspace, early=True), workspace
+        return await runtime.launch(spec, streams, events=events, workspace=workspace, early=True, ids=ids), workspace
 
-    async def _fill(self, runtime: Starter, spec: Spec, workspace: Workspace) -> None:
+    async def _fill(self, runtime: Starter, spec: Spec, workspace: Workspace, ids: Ids | None) -> None:
         uid, gid = await runtime.owner(spec)
-        if workspace is not self.directory:
+        if workspace is not self.directory:  # one that is shared is idmapped for each
+            uid, gid = (ids.map.uid(uid), ids.map.gid(gid)) if ids else (uid, gid)
             workspace.own(uid, gid)
         sizes = [len(content) if isinstance(content, bytes) else _SMALL for content in self.files.values()]
         try:

@@ -20,7 +20,7 @@ HOLE = PLACEHOLDER.encode("utf-8", "surrogateescape") * MIN_PLACEHOLDER  # a num
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """An encoded plan but for the name and the exec step.
+    """An encoded plan but for the name, the exec step, and the step that says which ids it has.
 
     Attributes:
         parked: the workload's steps that a container made ahead has behind it.

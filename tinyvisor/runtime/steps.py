@@ -265,7 +265,9 @@ class BindTemplate(Step):
 
     def describe(self) -> str:
         idmapped = ("idmapped",) if self.ids else ()
-        return f"bind the shared {self.template.removeprefix('/t')} on {self.target}{_with_attributes(self.attributes, *idmapped)}"
+        return (
+            f"bind the shared {self.template.removeprefix('/t')} on {self.target}{_with_attributes(self.attributes, *idmapped)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ MOUNT_ATTR_RDONLY: Final = 0x1
 MOUNT_ATTR_NOSUID: Final = 0x2
 MOUNT_ATTR_NODEV: Final = 0x4
 MOUNT_ATTR_NOEXEC: Final = 0x8
+MOUNT_ATTR_IDMAP: Final = 0x100000
 MS_PRIVATE: Final = 1 << 18
 
 RESOLVE_NO_XDEV: Final = 0x01
@@ -174,6 +175,18 @@ def new_tmpfs(*, size: int, inodes: int, mode: int = 0o755) -> int:
         return fd
     finally:
         os.close(context)
+
+
+def idmap(tree: int, userns: int, *, recursive: bool) -> None:
+    """Has the owners in a detached tree that is not idmapped yet be seen through the map of a user namespace.
+
+    Raises:
+        OSError: the kernel's answer; EINVAL: a file system in it does not know how.
+    """
+    attributes = struct.pack("=QQQQ", MOUNT_ATTR_IDMAP, 0, 0, userns)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    if _mount_setattr(NR_MOUNT_SETATTR, tree, b"", flags, attributes, len(attributes)) < 0:
+        raise _failed()
 
 
 def supported(number: int) -> bool:
