@@ -9,16 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyvisor.errors import SpecError
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, limit_writes
 from tinyvisor.runtime.identity import Identity
-from tinyvisor.runtime.plan import ROOT_USER, USER_ID_BASE, Limits, Plan, Tree, capability_mask, dev_template, exec_step, plan
+from tinyvisor.runtime.idmap import auto_map
+from tinyvisor.runtime.plan import ROOT_USER, Limits, Plan, Tree, capability_mask, dev_template, exec_step, plan
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Ulimit, Volume
 
+BASE = 1 << 20
 VIEW = HostView(("/usr",), (("/bin", "usr/bin"),))
 SEPARATE = Layout(
     hierarchies=(
@@ -38,6 +41,7 @@ def planned(
     identity: Identity = ROOT_USER,
     terminal: tuple[int, int] = (24, 80),
     early: bool = False,
+    idmapped: frozenset[str] = frozenset({"/usr", "/etc", "/dev"}),
     **fields: Any,
 ) -> Plan:
     spec = Spec(**{"command": ("true",), "name": "web", **fields})
@@ -51,6 +55,8 @@ def planned(
         resolv_conf=b"nameserver ::1\n",
         terminal=terminal,
         early=early,
+        ids=None if spec.userns == "host" else auto_map(BASE, BASE + 65536),
+        idmapped=idmapped,
     )
 
 
@@ -70,45 +76,51 @@ def targets(steps: tuple[Step, ...]) -> list[str]:
 
 DEFAULT = """\
 init:
-   0 new namespaces: ipc, mount, net, uts
-   1 make cgroup cgroup2/web
-   2 start the workload in cgroup cgroup2/web
-   3 root: a new tmpfs (size=256.0M, nr_inodes=65536, nosuid, nodev)
-   4 make directory /root (mode 0700)
-   5 make directory /home (mode 0755)
-   6 make directory /var (mode 0755)
-   7 make directory /var/tmp (mode 1777)
-   8 make directory /opt (mode 0755)
-   9 make directory /tmp (mode 1777)
-  10 make directory /run (mode 0755)
-  11 bind the shared /usr on /usr (ro, nosuid, nodev)
-  12 link /bin -> usr/bin
-  13 bind the shared /etc on /etc (ro, nosuid, nodev, noexec)
-  14 mount proc on /proc (nosuid, nodev, noexec)
-  15 bind the shared /dev on /dev (ro, nosuid, noexec)
-  16 mount devpts on /dev/pts (newinstance, ptmxmode=0666, mode=0620, gid=5, nosuid, noexec)
-  17 mount tmpfs on /dev/shm (mode=1777, size=67108864, nr_inodes=16384, nosuid, nodev, noexec)
-  18 write /run/hosts (75 bytes)
-  19 write /run/hostname (4 bytes)
-  20 write /run/resolv.conf (15 bytes)
-  21 mask /proc/kcore
-  22 make /proc/sys read-only
-  23 pivot_root into the new root, detach the old one
-  24 set hostname web
-  25 bring up loopback
-  26 init as web
+   0 ids of the host: uids 0 1048576 65536; gids 0 1114112 65536
+   1 new namespaces: mount
+   2 make cgroup cgroup2/web
+   3 start the workload in cgroup cgroup2/web
+   4 what is made from here on belongs to the container's root
+   5 root: a new tmpfs (size=256.0M, nr_inodes=65536, nosuid, nodev)
+   6 make directory /root (mode 0700)
+   7 make directory /home (mode 0755)
+   8 make directory /var (mode 0755)
+   9 make directory /var/tmp (mode 1777)
+  10 make directory /opt (mode 0755)
+  11 make directory /tmp (mode 1777)
+  12 make directory /run (mode 0755)
+  13 bind the shared /usr on /usr (idmapped, ro, nosuid, nodev)
+  14 link /bin -> usr/bin
+  15 bind the shared /etc on /etc (idmapped, ro, nosuid, nodev, noexec)
+  16 mount proc on /proc (nosuid, nodev, noexec)
+  17 bind the shared /dev on /dev (idmapped, ro, nosuid, noexec)
+  18 mount devpts on /dev/pts (newinstance, ptmxmode=0666, mode=0620, gid=5, nosuid, noexec)
+  19 mount tmpfs on /dev/shm (mode=1777, size=67108864, nr_inodes=16384, nosuid, nodev, noexec)
+  20 write /run/hosts (75 bytes)
+  21 write /run/hostname (4 bytes)
+  22 write /run/resolv.conf (15 bytes)
+  23 mask /proc/kcore
+  24 make /proc/sys read-only
+  25 what is made from here on belongs to the host's root
+  26 pivot_root into a shell around the new root, detach the old one
+  27 new user namespace, and owned by it: ipc, mount, net, uts; join these
+  28 enter the container's root (/container)
+  29 set hostname web
+  30 bring up loopback
+  31 init as web
 workload:
-   0 new namespaces: cgroup
-   1 new session
-   2 umask 0022
-   3 capability bounding set 0x0
-   4 close every fd but stdio
-   5 become uid 0, gid 0, no other groups
-   6 drop all capabilities
-   7 enter /
-   8 no_new_privs
-   9 seccomp: default profile, 3 instructions, without frobnicate
-  10 exec true
+   0 new session
+   1 enter the user namespace
+   2 new namespaces: cgroup
+   3 umask 0022
+   4 capability bounding set 0x0
+   5 close every fd but stdio
+   6 become uid 0, gid 0, no other groups
+   7 drop all capabilities
+   8 enter /
+   9 no_new_privs
+  10 seccomp: default profile, 3 instructions, without frobnicate
+  11 exec true
 cleanup:
    0 read cgroup2/web/pids.peak
    1 read cgroup2/web/memory.peak
@@ -128,7 +140,7 @@ EVERYTHING: dict[str, Any] = {
     "rootfs": Path("/images/x"),
     "volumes": (Volume(Path("/host/a"), "/a"), Volume(Path("/host/b"), "/proc/x", True)),
     "tmpfs": (Tmpfs("/a/b"),),
-    "namespaces": DEFAULT_NAMESPACES | {"user", "time"},
+    "namespaces": DEFAULT_NAMESPACES | {"time"},
     "working_dir": "/work",
     "pids_limit": 20,
     "mem_limit": 1 << 26,
@@ -149,10 +161,16 @@ def test_order(layout: Layout, root_method: str) -> None:
     entered = position(init, s.PivotRoot if root_method == "pivot" else s.Chroot)
     last_mount = max(index for index, step in enumerate(init) if isinstance(step, s.Mount | s.Bind | s.BindTemplate))
     masked = [index for index, step in enumerate(init) if isinstance(step, s.Mask | s.ReadOnly)]
-    assert isinstance(init[0], s.Unshare)
+    assert isinstance(init[0], s.Ids)
+    assert isinstance(init[1], s.Unshare)
+    owners = [index for index, step in enumerate(init) if isinstance(step, s.Owner)]
+    cgroups = [index for index, step in enumerate(init) if isinstance(step, s.CgroupMake | s.CgroupWrite)]
+    assert max(cgroups) < owners[0], "a container that owned its cgroups could lift its limits"
+    assert owners[0] < position(init, s.RootOverlay)
     assert last_mount < min(masked), "a volume can't cover a mask"
-    assert max(masked) < position(init, s.Pty) < position(init, s.UserNamespace) < entered
-    assert entered < position(init, s.Init) == len(init) - 1
+    assert max(masked) < position(init, s.Pty) < owners[1] < entered
+    assert entered < position(init, s.UserNamespace) < position(init, s.Enter), "all mounts are made when they are locked"
+    assert position(init, s.Enter) < position(init, s.Init) == len(init) - 1
 
     limits = max(index for index, step in enumerate(workload) if isinstance(step, s.Rlimit | s.Affinity | s.OomScoreAdj))
     order = [
@@ -236,7 +254,7 @@ def test_mounts_give_no_devices_and_no_set_id_programs(rootfs: Path | None, no_n
     for step in made.init:
         if not isinstance(step, s.Mount | s.Bind | s.BindTemplate | s.RootTmpfs | s.RootOverlay):
             continue
-        assert step.attributes & NODEV or getattr(step, "target", "") in ("/dev", "/dev/pts"), step
+        assert step.attributes & NODEV or getattr(step, "target", "") == "/dev", step
         programs = isinstance(step, s.Bind | s.RootTmpfs | s.RootOverlay) or step.target == "/usr"
         assert bool(step.attributes & NOSUID) == (no_new_privs or not programs), step
 
@@ -274,8 +292,9 @@ def test_the_shared_dev() -> None:
 @pytest.mark.parametrize("left_out", ["uts", "ipc", "net", "cgroup"])
 def test_a_namespace_that_is_left_out(left_out: str) -> None:
     made = planned(namespaces=DEFAULT_NAMESPACES - {left_out})
-    flags = sum(step.flags for steps in (made.init, made.workload) for step in of(steps, s.Unshare))
-    assert flags == sum(NAMESPACE_FLAGS[name] for name in DEFAULT_NAMESPACES - {"pid", left_out})
+    owned = [step.flags for step in (*of(made.init, s.UserNamespace), *of(made.workload, s.Unshare))]
+    assert sum(owned) == sum(NAMESPACE_FLAGS[name] for name in DEFAULT_NAMESPACES - {"pid", "user", left_out})
+    assert [step.flags for step in of(made.init, s.Unshare)] == [NAMESPACE_FLAGS["mount"]], "what is copied then"
     assert len(of(made.init, s.Hostname)) == (left_out != "uts")
     assert len(of(made.init, s.LoopbackUp)) == (left_out != "net")
 
@@ -284,20 +303,58 @@ def test_network_modes() -> None:
     net = NAMESPACE_FLAGS["net"]
     for mode in ("host", "service:db"):
         made = planned(network_mode=mode)
-        assert not of(made.init, s.Unshare)[0].flags & net
+        assert not of(made.init, s.UserNamespace)[0].flags & net
         assert of(made.init, s.LoopbackUp) == []
         assert of(made.init, s.Join) == ([s.Join(net, "db")] if mode != "host" else [])
-    assert of(planned().init, s.Unshare)[0].flags & net
+    assert of(planned().init, s.UserNamespace)[0].flags & net
 
 
-def test_in_a_user_namespace_files_belong_to_mapped_ids() -> None:
+def test_a_container_without_a_user_namespace() -> None:
+    """As one with: but for the namespace, nothing changes hands."""
+    with_, without = planned(), planned(userns_mode="host")
+    assert of(without.init, s.Unshare)[0].flags == sum(NAMESPACE_FLAGS[name] for name in ("mount", "uts", "ipc", "net"))
+    left = [step for step in with_.init if not isinstance(step, s.Ids | s.Owner | s.UserNamespace | s.BindTemplate | s.Unshare)]
+    assert left == [step for step in without.init if not isinstance(step, s.BindTemplate | s.Unshare)]
+    assert {step.ids for step in of(without.init, s.BindTemplate)} == {0}
+    assert type(without.workload[0]) is s.Unshare
+    assert of(without.workload, s.EnterUser) == []
+    assert planned(namespaces={"pid", "mount"}).init[0] == s.Unshare(NAMESPACE_FLAGS["mount"]), "the same, said otherwise"
+
+
+def test_ids_are_in_one_step_only() -> None:
+    """What two containers of one shape differ in: the others can be encoded once."""
     who = Identity(5, 6, (6,), "/")
-    made = planned(identity=who, namespaces=DEFAULT_NAMESPACES | {"user"}, working_dir="/work", tty=True)
+    made = planned(identity=who, working_dir="/work", tty=True)
+    assert made.init[0] == s.Ids(
+        (BASE, BASE + 65536), (BASE + 5, BASE + 65536 + 6), BASE + 65536 + 5, f"0 {BASE} 65536", f"0 {BASE + 65536} 65536"
+    )
     step = next(step for step in of(made.init, s.Directory) if step.target == "/work")
-    assert (step.uid, step.gid) == (USER_ID_BASE + 5, USER_ID_BASE + 6)
-    assert (of(made.init, s.Pty)[0].uid, of(made.init, s.Pty)[0].gid) == (USER_ID_BASE + 5, USER_ID_BASE + 6)
+    assert (step.uid, step.gid) == (s.MAPPED, s.MAPPED)
+    assert (of(made.init, s.Pty)[0].uid, of(made.init, s.Pty)[0].gid) == (s.MAPPED, s.MAPPED)
     assert (of(made.workload, s.SetIdentity)[0].uid, of(made.workload, s.SetIdentity)[0].groups) == (5, (6,))
-    assert of(made.init, s.UserNamespace)[0].uid_map == f"0 {USER_ID_BASE} 65536"
+    for wrong in (Identity(65536, 6, (6,), "/"), Identity(5, 70000, (), "/"), Identity(5, 6, (6, 80000), "/")):
+        with pytest.raises(SpecError, match=r"user: [ug]id [678]\d{4} is not one of the container's, 0 to 65535"):
+            planned(identity=wrong)
+        assert planned(identity=wrong, userns_mode="host")
+
+
+def test_which_trees_are_idmapped() -> None:
+    volumes = (Volume(Path("/a"), "/a"),)
+    made = planned(volumes=volumes, idmapped=frozenset({"/usr"}))
+    slot = s.FIRST_TREE + 1
+    assert {step.target: step.ids for step in of(made.init, s.BindTemplate)} == {"/usr": slot, "/etc": 0, "/dev": 0}
+    assert [step.idmapped for step in of(made.init, s.Bind)] == [True]
+    kept = planned(volumes=volumes, userns_mode="keep-id")
+    assert [step.idmapped for step in of(kept.init, s.Bind)] == [False], "as with podman: they are as they are"
+
+
+@pytest.mark.parametrize("layout", [SEPARATE, UNIFIED])
+def test_what_takes_rights_of_the_host_is_done_before_they_are_gone(layout: Layout) -> None:
+    workload = planned(layout, **EVERYTHING).workload
+    entered = position(workload, s.EnterUser)
+    host = s.CgroupJoin | s.OomScoreAdj | s.Rlimit
+    assert all(index < entered for index, step in enumerate(workload) if isinstance(step, host))
+    assert isinstance(workload[entered + 1], s.Unshare), "the cgroup namespace is owned by the user namespace, too"
 
 
 def test_the_first_process_of_a_time_namespace_is_forked() -> None:
@@ -307,7 +364,8 @@ def test_the_first_process_of_a_time_namespace_is_forked() -> None:
 
 def test_init_has_no_rights_left_when_a_workload_runs_that_may_trace_it() -> None:
     assert not of(planned().init, s.Init)[0].flags & s.INIT_TRACE
-    assert of(planned(capabilities={"SYS_PTRACE"}).init, s.Init)[0].flags & s.INIT_TRACE
+    assert of(planned(capabilities={"SYS_PTRACE"}, userns_mode="host").init, s.Init)[0].flags & s.INIT_TRACE
+    assert not of(planned(capabilities={"SYS_PTRACE"}).init, s.Init)[0].flags & s.INIT_TRACE, "it has none over the host's ids"
 
 
 def test_what_is_gone_when_it_is_empty() -> None:
@@ -332,7 +390,7 @@ def test_a_filter_is_the_last_thing_before_exec() -> None:
 
 
 def test_without_no_new_privs_the_filter_comes_while_there_is_the_right_to_install_it() -> None:
-    workload = planned(no_new_privs=False, capabilities={"SYS_ADMIN"}, namespaces=DEFAULT_NAMESPACES | {"user"}).workload
+    workload = planned(no_new_privs=False, capabilities={"SYS_ADMIN"}, namespaces=DEFAULT_NAMESPACES).workload
     order = [s.EnterUser, s.BoundingSet, s.CloseFds, s.Seccomp, s.SetIdentity, s.Capabilities, s.WorkingDir, s.Exec]
     positions = [position(workload, kind) for kind in order]
     assert positions == sorted(positions)

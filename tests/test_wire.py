@@ -119,7 +119,7 @@ WORD = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 
 def values(kind: type[Step], field: dataclasses.Field[object], fds: int) -> st.SearchStrategy[object]:
     """For one field of a step class, by its type and, for slots, its name."""
-    if field.name == "slot":
+    if field.name in ("slot", "ids"):
         kept = st.integers(KEPT, KEPT | MAX_KEPT - 1)
         return kept | st.integers(0, fds - 1) if fds else kept
     strategies: dict[str, st.SearchStrategy[object]] = {
@@ -128,6 +128,7 @@ def values(kind: type[Step], field: dataclasses.Field[object], fds: int) -> st.S
         "bytes": st.binary(max_size=60),
         "bool": st.booleans(),
         "frozenset[int]": st.frozensets(st.integers(0, 300), min_size=1, max_size=5),
+        "tuple[int, int]": st.tuples(U64, U64),
         "tuple[int, ...]": st.lists(st.integers(0, 2**32 - 1), max_size=4).map(tuple),
         "tuple[str, ...]": st.lists(WORD, min_size=1, max_size=5).map(tuple),
         "tuple[tuple[str, str], ...]": st.lists(st.tuples(WORD, WORD), max_size=4).map(tuple),
@@ -168,8 +169,8 @@ def sample() -> bytes:
         s.File("/d", b"\0e\0", 0o600, True), s.Mount("proc", "/proc", "", 7), s.Bind(6, "/f", 1, ""),
         s.BindTemplate("/t/g", "/g", 0), s.Mask("/h"), s.ReadOnly("/i"), s.Remount("/", 1), s.Hostname("j"), s.LoopbackUp(),
         s.CgroupMake(KEPT, "k", ""), s.CgroupWrite(KEPT | 31, "l", "m", True, ""), s.CgroupInto(KEPT, "n", ""),
-        s.Pty(0, 0, 24, 80), s.UserNamespace("0 0 1", "0 0 1"), s.PivotRoot(), s.Init(1, 2, 15, 3, "o"),
-        s.CpuTime(KEPT, "w", 1, 2, ""), s.Enter("/x"),
+        s.Pty(0, 0, 24, 80), s.UserNamespace(0x20000), s.PivotRoot(), s.Init(1, 2, 15, 3, "o"),
+        s.CpuTime(KEPT, "w", 1, 2, ""), s.Enter("/x"), s.Ids((1, 2), (3, 4), 5, "0 0 1", "0 0 1"), s.Owner(True), s.Devpts(5),
     ]  # fmt: skip
     workload: list[Step] = [
         s.CgroupJoin(KEPT, "p", ""), s.Session(), s.Rlimit(7, 1, 2, ""), s.OomScoreAdj(-5), s.Affinity(frozenset({0})),

@@ -38,7 +38,7 @@ from tests.kernel.helpers import (
 )
 from tinyvisor.errors import ContainerError, LauncherDied, LaunchError, SpecError, TinyvisorError
 from tinyvisor.runtime import PIPE, STDOUT, Runtime, open_runtime
-from tinyvisor.runtime.plan import USER_ID_BASE, USER_ID_COUNT, capability_mask
+from tinyvisor.runtime.plan import capability_mask
 from tinyvisor.spec import DEFAULT_MASKED_PATHS, DEFAULT_NAMESPACES, DEFAULT_READONLY_PATHS, Spec, Tmpfs, Ulimit, Volume
 
 if sys.version_info >= (3, 14):
@@ -745,20 +745,6 @@ async def test_the_cgroup_namespace_hides_where_it_is(shared: Runtime) -> None:
     assert not [line for line in out.splitlines() if "tinyvisor" in line]
     _, out, _ = await shell(shared, "cat /proc/self/cgroup", namespaces=DEFAULT_NAMESPACES - {"cgroup"})
     assert [line for line in out.splitlines() if line.endswith(f"/tinyvisor/{shared.name}/case")]
-
-
-async def test_user_namespace(shared: Runtime) -> None:
-    spec: dict[str, Any] = {"namespaces": DEFAULT_NAMESPACES | {"user"}, "capabilities": {"SETUID", "SYS_ADMIN"}}
-    async with waiting(shared, **spec) as container:
-        pid = workload(container)
-        assert namespace(pid, "user") != namespace("self", "user") == namespace(container.pid, "user")
-        for file in ("uid_map", "gid_map"):
-            assert Path(f"/proc/{pid}/{file}").read_text().split() == ["0", str(USER_ID_BASE), str(USER_ID_COUNT)]
-        assert status(pid)["Uid"].split() == status(pid)["Gid"].split() == [str(USER_ID_BASE)] * 4
-    _, out, err = await shell(shared, "id -u; id -g; touch file && stat -c %u:%g file", working_dir="/tmp/a", user="5:6", **spec)
-    assert out.split() == ["5", "6", "5:6"], err
-    _, out, err = await shell(shared, "mount -t tmpfs x /tmp || grep CapEff /proc/self/status", **spec)
-    assert out.split() == ["CapEff:", f"{capability_mask(spec['capabilities']):016x}"], "no power over mounts made outside"
 
 
 async def test_time_namespace(shared: Runtime) -> None:

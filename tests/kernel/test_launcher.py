@@ -342,7 +342,7 @@ RETURN_ALLOW = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
 def test_what_is_no_filter_is_refused(either: Launcher, program: bytes, flags: int) -> None:
     """By size and by flags, which could start threads of listeners; the program itself is the kernel's to check."""
     steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(program, flags, ""), s.Exec(("true",), (("PATH", "/usr/bin"),))]
-    gone = failure(either, [*root_steps(), s.PivotRoot(), init_step()], steps)
+    gone = failure(either, [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
     assert (gone.section, gone.step, gone.error) == (2, len(steps) - 2, errno.EINVAL)
 
 
@@ -351,7 +351,7 @@ def test_what_is_no_filter_is_refused(either: Launcher, program: bytes, flags: i
 def test_a_filter_is_the_workloads_alone(either: Launcher, count: int, flags: int) -> None:
     steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(RETURN_ALLOW * count, flags, "")]
     steps.append(s.Exec(("sh", "-c", "grep -h Seccomp: /proc/1/status /proc/self/status"), (("PATH", "/usr/bin:/bin"),)))
-    container = either.launch_sections([*root_steps(), s.PivotRoot(), init_step()], steps).wait_started()
+    container = either.launch_sections([*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps).wait_started()
     assert container.read_output().split() == [b"Seccomp:", b"0", b"Seccomp:", b"2"]
     assert exit_code(container.wait_gone()) == 0
     assert status_of(either.process.pid)["Seccomp"] == status_of(os.getpid())["Seccomp"]
@@ -359,7 +359,7 @@ def test_a_filter_is_the_workloads_alone(either: Launcher, count: int, flags: in
 
 def test_a_filter_needs_a_right_or_no_new_privs(either: Launcher) -> None:
     steps = [*workload_steps(), *DROP_ALL, s.Seccomp(RETURN_ALLOW, 0, ""), s.Exec(("true",), (("PATH", "/usr/bin"),))]
-    gone = failure(either, [*root_steps(), s.PivotRoot(), init_step()], steps)
+    gone = failure(either, [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
     assert gone.error == errno.EACCES
 
 
@@ -368,7 +368,7 @@ def test_a_filter_that_lets_nothing_through_ends_the_start(either: Launcher, act
     """Neither exec nor exit: the child must not try for ever, with its init asleep until it is gone."""
     steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(struct.pack("=HBBI", 0x06, 0, 0, action), 0, "")]
     steps.append(s.Exec(("true",), (("PATH", "/usr/bin"),)))
-    container = either.launch_sections([*root_steps(), s.PivotRoot(), init_step()], steps)
+    container = either.launch_sections([*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
     assert container.wait_gone().exited is (action == 0x30000)
 
 
@@ -386,14 +386,14 @@ def test_a_filter_that_lets_nothing_through_ends_the_start(either: Launcher, act
 )
 def test_exec_fails_with_step_errno_and_code(either: Launcher, command: str, error: int, code: int) -> None:
     steps = workload(command)
-    gone = failure(either, [*root_steps(), s.PivotRoot(), init_step()], steps)
+    gone = failure(either, [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
     assert (gone.section, gone.step, gone.error) == (2, len(steps) - 1, error)
     assert os.waitstatus_to_exitcode(gone.init_status) == code
     assert either.run("true") == b""
 
 
 def test_no_exec_at_all(either: Launcher) -> None:
-    gone = failure(either, [*root_steps(), s.PivotRoot(), init_step()], [s.Session()])
+    gone = failure(either, [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], [s.Session()])
     assert (gone.section, gone.step, gone.error) == (2, 1, errno.ENOEXEC)
 
 
@@ -402,7 +402,7 @@ def test_bind_of_what_is_no_tree(either: Launcher, tmp_path: Path) -> None:
     mounts = Path("/proc/self/mountinfo").read_text()
     pipe = os.pipe()
     for fd in (pipe[0], os.open("/usr", os.O_PATH), os.open("/", os.O_PATH | os.O_DIRECTORY), memfd(b"x")):
-        init = [*root_steps(), s.Bind(s.FIRST_TREE, "/mnt", NODEV, "nothing"), s.PivotRoot(), init_step()]
+        init = [*root_steps(), s.Bind(s.FIRST_TREE, "/mnt", NODEV, "nothing"), s.PivotRoot(), s.Enter("/container"), init_step()]
         gone = failure(either, init, workload("true"), [fd])
         assert (gone.section, gone.step) == (1, len(root_steps()))
         assert gone.error in (errno.EINVAL, errno.EBADF)
@@ -431,14 +431,14 @@ def test_bind_of_what_is_no_tree(either: Launcher, tmp_path: Path) -> None:
         (s.Directory("/" + "/".join(["d"] * 1500) + "/" + "x" * 256), errno.ENAMETOOLONG),
         (s.Directory("/" + "x/" * 2100 + "d"), errno.ENAMETOOLONG),
         (s.Pty(0, 0, 24, 80), errno.ENOENT),
-        (s.UserNamespace("0 0 0", "0 0 1"), errno.EINVAL),
+        (s.UserNamespace(0x20000), errno.EINVAL),
         (s.Unshare(1), errno.EINVAL),
         (s.Mount("tmpfs", "/", "", 0), errno.EBUSY),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, s.Step) else errno.errorcode[value],
 )
 def test_init_steps_fail_with_step_and_errno(launcher: Launcher, step: s.Step, error: int) -> None:
-    gone = failure(launcher, [*root_steps(), step, s.PivotRoot(), init_step()], workload("true"))
+    gone = failure(launcher, [*root_steps(), step, s.PivotRoot(), s.Enter("/container"), init_step()], workload("true"))
     assert (gone.section, gone.step, errno.errorcode[gone.error]) == (1, len(root_steps()), errno.errorcode[error])
 
 
@@ -459,7 +459,11 @@ def test_an_event_socket_that_is_none(either: Launcher) -> None:
     """What init says is lost then, and nothing else."""
     read, write = os.pipe()
     with devnulls(1) as (null,):
-        sections = [wire.EMPTY, wire.encode([*root_steps(), s.PivotRoot(), init_step()]), wire.encode(workload("true"))]
+        sections = [
+            wire.EMPTY,
+            wire.encode([*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()]),
+            wire.encode(workload("true")),
+        ]
         either.request(wire.encode_request(wire.LAUNCH, 7, sections, fds=4), [read, null, null, null])
     os.close(read)
     os.close(write)
@@ -471,7 +475,7 @@ NEW_NET = NAMESPACE_FLAGS["net"]
 
 def join(launcher: Launcher, other: Running) -> Running:
     """A container in the other's network, which prints which that is."""
-    init = [*root_steps(), s.Join(NEW_NET, "other"), s.PivotRoot(), init_step()]
+    init = [*root_steps(), s.Join(NEW_NET, "other"), s.PivotRoot(), s.Enter("/container"), init_step()]
     return launcher.launch_sections(init, workload("readlink", "/proc/self/ns/net"), other=other)
 
 
@@ -856,7 +860,7 @@ def test_shell_in_a_container_has_job_control(either: Launcher) -> None:
     init = [
         *root_steps(), s.Directory("/dev/pts"), s.File("/dev/console", b"", 0o600),
         s.Mount("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620", NOSUID | NOEXEC),
-        s.Pty(0, 0, 33, 77), s.PivotRoot(), init_step(),
+        s.Pty(0, 0, 33, 77), s.PivotRoot(), s.Enter("/container"), init_step(),
     ]  # fmt: skip
     command = ("bash", "--norc", "--noprofile", "--noediting", "-i")
     exec_ = s.Exec(command, (("PATH", "/usr/bin:/bin"), ("TERM", "dumb"), ("PS1", "")))
