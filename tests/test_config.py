@@ -372,7 +372,8 @@ cpuset: 0-2,4
 blkio_config: {weight: 100, device_read_bps: [{path: /dev/sda, rate: 1m}], device_write_iops: [{path: /dev/sda, rate: 5}]}
 ulimits: {nofile: {soft: 10, hard: 20}, core: -1}
 shm_size: 1m
-cap_add: [net_raw, CAP_CHOWN, KILL]
+cap_add: [sys_nice, CAP_CHOWN, KILL]
+userns_mode: keep-id
 cap_drop: [KILL]
 security_opt: ["no-new-privileges:false", "seccomp=profile.json"]
 umask: 0027
@@ -436,6 +437,7 @@ def test_every_key(tmp_path: Path) -> None:
             volumes=(Volume(root, "/a", True), Volume(root, "/b")),
             tmpfs=(Tmpfs("/t", 1 << 20, 9, 0o1770, False), Tmpfs("/u"), Tmpfs("/c", 1024, mode=0o700)),
             namespaces=frozenset({"pid", "mount", "user"}),
+            userns_mode="keep-id",
             network_mode="host",
             pids_limit=20,
             mem_limit=64 << 20,
@@ -444,7 +446,7 @@ def test_every_key(tmp_path: Path) -> None:
             blkio=Blkio(weight=100, read_bps=(("/dev/sda", 1 << 20),), write_iops=(("/dev/sda", 5),)),
             ulimits={"nofile": Ulimit(10, 20), "core": Ulimit(-1, -1)},
             shm_size=1 << 20,
-            capabilities=frozenset({"NET_RAW", "CHOWN"}),
+            capabilities=frozenset({"SYS_NICE", "CHOWN"}),
             no_new_privs=False,
             seccomp=tmp_path / "profile.json",
             umask=0o027,

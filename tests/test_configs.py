@@ -14,6 +14,7 @@ from tinyvisor.config import load
 from tinyvisor.profile import default_profile_text, parse_profile
 from tinyvisor.runtime.cgroup import Layout, detect, limit_writes
 from tinyvisor.runtime.identity import resolve
+from tinyvisor.runtime.idmap import DEFAULT_RANGES, auto_map
 from tinyvisor.runtime.plan import Limits, plan
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.seccomp import MACHINES, compile_profile
@@ -65,7 +66,8 @@ def test_plan_is_the_golden_one(project: Project, name: str, version: str) -> No
     identity = resolve(spec.user, spec.group_add, PASSWD, GROUP)
     seccomp = compile_profile(parse_profile(default_profile_text()), MACHINES["x86_64"], capabilities=spec.capabilities)
     limits = Limits(host, tuple(limit_writes(spec, host)))
-    text = plan(spec, limits=limits, view=VIEW, seccomp=seccomp, identity=identity).describe()
+    ids, idmapped = auto_map(*DEFAULT_RANGES[0]), frozenset(("/usr", "/etc", "/dev"))
+    text = plan(spec, limits=limits, view=VIEW, seccomp=seccomp, identity=identity, ids=ids, idmapped=idmapped).describe()
     path = GOLDEN / f"{name}.{version}.txt"
     if os.environ.get("TINYVISOR_REGENERATE") == "1":
         GOLDEN.mkdir(exist_ok=True)

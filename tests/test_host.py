@@ -15,6 +15,7 @@ from tinyvisor.runtime import host as module
 from tinyvisor.runtime import syscalls
 from tinyvisor.runtime.cgroup import Controller, Hierarchy, Layout
 from tinyvisor.runtime.host import Check, Host, checks, kernel_version, probe
+from tinyvisor.runtime.idmap import Ranges, find_ranges
 from tinyvisor.spec import DEFAULT_NAMESPACES
 
 
@@ -126,10 +127,27 @@ def test_missing_namespaces(good: Host) -> None:
 def test_what_only_some_containers_need_is_a_warning(good: Host) -> None:
     poor = replace(good, overlay=False, user_namespaces=False, swap_accounting=False, pids_peak=False, layout=Layout())
     found = checks(poor)
-    expected = {"overlayfs", "user namespaces", "swap", "pids_peak", "cgroup pids", "cgroup memory", "cgroup cpu", "cgroup io"}
+    expected = {"overlayfs", "swap", "pids_peak", "cgroup pids", "cgroup memory", "cgroup cpu", "cgroup io"}
     assert expected <= levels(found, "warn")
     assert not levels(found, "fail") & expected
     assert all(item.cure for item in found if item.level != "ok")
+
+
+def test_user_namespaces_are_what_every_container_needs(good: Host) -> None:
+    found = check(replace(good, user_namespaces=False), "user namespaces")
+    assert (found.level, "userns_mode: host" in found.text, bool(found.cure)) == ("fail", True, True)
+
+
+def test_id_ranges_are_told(good: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = check(good, "id ranges")
+    assert (found.level, "containers at once" in found.text) == ("ok", True)
+
+    def wrong() -> Ranges:
+        return find_ranges("tinyvisor:100000:10\n", "")
+
+    monkeypatch.setattr(module, "read_ranges", wrong)
+    found = check(good, "id ranges")
+    assert (found.level, "no range of 65536 ids" in found.text, "usermod" in found.cure) == ("fail", True, True)
 
 
 def test_a_missing_controller_names_the_limit_and_the_cure(good: Host) -> None:

@@ -168,9 +168,9 @@ def test_order(layout: Layout, root_method: str) -> None:
     assert max(cgroups) < owners[0], "a container that owned its cgroups could lift its limits"
     assert owners[0] < position(init, s.RootOverlay)
     assert last_mount < min(masked), "a volume can't cover a mask"
-    assert max(masked) < position(init, s.Pty) < owners[1] < entered
+    assert max(masked) < owners[1] < entered
     assert entered < position(init, s.UserNamespace) < position(init, s.Enter), "all mounts are made when they are locked"
-    assert position(init, s.Enter) < position(init, s.Init) == len(init) - 1
+    assert position(init, s.Enter) < position(init, s.Pty) < position(init, s.Init) == len(init) - 1
 
     limits = max(index for index, step in enumerate(workload) if isinstance(step, s.Rlimit | s.Affinity | s.OomScoreAdj))
     order = [
@@ -425,7 +425,9 @@ def test_init_times_are_milliseconds() -> None:
 
 def test_terminal() -> None:
     made = planned(tty=True, identity=Identity(5, 6, (), "/"), terminal=(30, 100))
-    assert of(made.init, s.Pty) == [s.Pty(5, 6, 30, 100)]
+    assert of(made.init, s.Pty) == [s.Pty(s.MAPPED, s.MAPPED, 30, 100)]
+    on_the_host = planned(tty=True, identity=Identity(5, 6, (), "/"), terminal=(30, 100), userns_mode="host")
+    assert of(on_the_host.init, s.Pty) == [s.Pty(5, 6, 30, 100)]
     assert [step.template for step in of(made.init, s.BindTemplate) if step.target == "/dev"] == ["/t/dev-tty"]
     assert of(planned().init, s.Pty) == []
 

@@ -217,7 +217,7 @@ def test_the_sample_has_every_step(sanitized: Path) -> None:
     request = sample()
     assert check_all(sanitized, [request]) == [(0, len(request))]
     ops = {op for op, _, _ in decode_steps(request[wire._REQUEST.size :])}
-    assert ops == {kind.op for kind in CLASSES} - {s.Node.op, s.Join.op, s.Chroot.op, s.Unmount.op}
+    assert ops == {kind.op for kind in CLASSES} - {s.Node.op, s.Join.op, s.Chroot.op, s.Unmount.op, s.IdMap.op}
 
 
 def test_kill_is_accepted_and_is_small(check: Checker) -> None:

@@ -99,6 +99,11 @@ def status(pid: int) -> dict[str, str]:
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
+def ids_of(container: Container, *inside: int) -> list[str]:
+    """Uids (and gids, which start at the same id here) of a container, as the host writes them."""
+    return [str(container.ids.map.uid(number) if container.ids else number) for number in inside]
+
+
 def namespace(pid: int | str, name: str) -> int:
     """The inode number of a process's namespace, which is its identity."""
     return os.stat(f"/proc/{pid}/ns/{name}").st_ino

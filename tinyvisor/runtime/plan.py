@@ -144,11 +144,12 @@ def plan(
         *(s.ReadOnly(path) for path in spec.readonly_paths),
         *(_working_directory(spec, identity) if workspace is None else ()),
         *_seal(spec),
-        *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *([s.Owner(root=False)] if ids else []),
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
         *_user_namespace(spec),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
+        # In the mount namespace that it is used in: its name is looked for there.
+        *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *_identity_of_host(spec, name),
         *_cpu_time(spec, limits, name),
         _init(spec, name, early=early),
