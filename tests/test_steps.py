@@ -36,7 +36,8 @@ def sample(kind: type[Step]) -> Step:
     """One of each, by the types of its fields."""
     values: dict[str, object] = {
         "int": 0x20000, "str": "x", "bytes": b"x\n", "bool": True, "frozenset[int]": frozenset({0, 65}),
-        "tuple[int, ...]": (1, 2), "tuple[int, int]": (1, 2), "tuple[str, ...]": ("a", "b"), "tuple[tuple[str, str], ...]": (("K", "v"), ("L", "")),
+        "tuple[int, ...]": (1, 2), "tuple[int, int]": (1, 2), "tuple[str, ...]": ("a", "b"),
+        "tuple[tuple[str, str], ...]": (("K", "v"), ("L", "")),
     }  # fmt: skip
     assert dataclasses.is_dataclass(kind)
     step = kind(**{field.name: values[str(field.type)] for field in dataclasses.fields(kind)})
