@@ -22,7 +22,7 @@ import anyio.lowlevel
 import pytest
 import trio
 
-from tests.kernel.helpers import BOUND, cgroups, read_until, waiting
+from tests.kernel.helpers import BOUND, cgroups, fds, read_until, waiting
 from tinyvisor.errors import LaunchError
 from tinyvisor.runtime import PIPE, STDOUT, Runtime, open_runtime
 from tinyvisor.runtime.cgroup import default_lock_dir, project_path, read_layout
@@ -187,15 +187,6 @@ OPERATIONS: tuple[Operation, ...] = (
     read_to_the_end, write, run_with_everything, run_from_a_file, run_to_the_users_end, share_a_directory, exec_in_it,
     fail_to_exec, map_all, map_some, use_a_pool, as_a_task,
 )  # fmt: skip
-
-
-def fds() -> dict[str, str]:
-    """Ours, but for the directory that is read to find out."""
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-    return {fd: target for fd, target in found.items() if target != f"/proc/{os.getpid()}/fd"}
 
 
 async def nothing_is_left(runtime: Runtime, before: dict[str, str]) -> None:

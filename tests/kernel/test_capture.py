@@ -18,7 +18,7 @@ import anyio.lowlevel
 import pytest
 
 import tinyvisor
-from tests.kernel.helpers import BOUND, cgroups, read_until, waiting
+from tests.kernel.helpers import BOUND, cgroups, fds, read_until, waiting
 from tinyvisor.errors import ContainerError, LaunchError, RunFailed, SpecError
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
@@ -33,16 +33,6 @@ CAPTURE: dict[str, Any] = {"capture_stdout": True, "capture_stderr": True}
 async def run(runtime: Runtime, *command: str, **arguments: Any) -> Result:
     with anyio.fail_after(BOUND):
         return await runtime.run(list(command), **arguments)
-
-
-def fds() -> dict[str, str]:
-    found = {}
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            continue
-    return {fd: target for fd, target in found.items() if target != f"/proc/{os.getpid()}/fd"}
 
 
 @contextmanager
