@@ -6,6 +6,7 @@ reason; TINYVISOR_MUST_WORK=1 makes that a failure, so that a CI machine can't p
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
@@ -26,6 +27,31 @@ settings.load_profile("tinyvisor")
 
 # A shell starts a job in the background with SIGINT ignored, and what the tests start would go by that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main() -> None:
+    """The tests run in a child of a process that reaps: what a killed supervisor leaves behind is gone at once.
+
+    Process 1 of a machine may take seconds for that, and that of a container may never do it.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    tests = os.fork()
+    if tests == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's reaches the child too
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(tests, number))
+    while (ended := os.waitpid(-1, 0))[0] != tests:
+        pass
+    os._exit(os.waitstatus_to_exitcode(ended[1]) & 0xFF)
+
 
 SLOWNESS = 5 if "QEMU" in Path("/proc/cpuinfo").read_text() else 1  # of an emulated processor: it stretches every bound
 SETTLE = 5.0 * SLOWNESS  # seconds at most for what the kernel or another process takes away in the background
@@ -55,6 +81,20 @@ def kernel_refusal() -> str | None:
         except OSError as exc:
             return f"needs cgroups: {exc}"
     return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n` all kernel tests go to one process, one after the other: they look at the whole machine."""
+    for item in items:
+        if item.get_closest_marker("kernel") is not None:
+            item.add_marker(pytest.mark.xdist_group("kernel"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Without the group, which xdist adds: so a name can be given to pytest again, and --last-failed knows it."""
+    report.nodeid = report.nodeid.removesuffix("@kernel")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
