@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -56,6 +57,7 @@ def pytest_cmdline_main() -> None:
 SLOWNESS = 5 if "QEMU" in Path("/proc/cpuinfo").read_text() else 1  # of an emulated processor: it stretches every bound
 SETTLE = 5.0 * SLOWNESS  # seconds at most for what the kernel or another process takes away in the background
 LASTING = 1.0  # seconds
+OF_THE_KERNEL = ("tests/kernel/", "tests/test_cgroup.py", "tests/test_init.py", "tests/test_rootfs.py")
 RUN = Path("/run/tinyvisor")
 
 
@@ -83,18 +85,22 @@ def kernel_refusal() -> str | None:
     return None
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n` all kernel tests go to one process, one after the other, as they look at the whole machine; others by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class KernelAtOnePlace(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "kernel" if nodeid.startswith(OF_THE_KERNEL) else nodeid.partition("::")[0]
+
+    return KernelAtOnePlace(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n` all kernel tests go to one process, one after the other: they look at the whole machine."""
     for item in items:
-        if item.get_closest_marker("kernel") is not None:
-            item.add_marker(pytest.mark.xdist_group("kernel"))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Without the group, which xdist adds: so a name can be given to pytest again, and --last-failed knows it."""
-    report.nodeid = report.nodeid.removesuffix("@kernel")
+        if item.get_closest_marker("kernel") is not None and not item.nodeid.startswith(OF_THE_KERNEL):
+            raise pytest.UsageError(f"{item.nodeid}: a kernel test; OF_THE_KERNEL in tests/conftest.py does not name its file")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
