@@ -21,8 +21,9 @@ async def _until_closed(waited: Waited) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def _until_readable(fd: int) -> None:
-    await anyio.wait_readable(fd)
+async def _write(fd: int) -> None:
+    await anyio.wait_all_tasks_blocked()
+    os.write(fd, b"x")
 
 
 @pytest.mark.parametrize("steps", range(6))
@@ -39,9 +40,8 @@ async def test_its_number_is_no_others_before_all_have_woken_up(steps: int) -> N
                 await anyio.lowlevel.checkpoint()
             waited.close()
             another, its_end = os.pipe()  # the lowest numbers that are free
-            group.start_soon(_until_readable, another)
-            await anyio.wait_all_tasks_blocked()
-            os.write(its_end, b"x")
+            group.start_soon(_write, its_end)
+            await anyio.wait_readable(another)
     for fd in (theirs, another, its_end):
         os.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
