@@ -93,7 +93,7 @@ def workload(container: Container) -> int:
     return int(Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()[0])
 
 
-def status(pid: int) -> dict[str, str]:
+def status(pid: int | str) -> dict[str, str]:
     """/proc/<pid>/status."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}

@@ -452,7 +452,7 @@ async def test_nobody_inside_gets_at_the_newcomer_before_its_program(shared: Run
 
 async def test_who_may_trace_everybody_gets_no_newcomer(shared: Runtime) -> None:
     """It would get at the rights that the newcomer still has, and at the host by them."""
-    async with waiting(shared, capabilities={"SYS_PTRACE"}) as container:
+    async with waiting(shared, capabilities={"SYS_PTRACE"}, userns_mode="host") as container:
         with no_fd_is_left(), pytest.raises(SpecError, match="cap_add: SYS_PTRACE"):
             await container.exec(["true"])
         assert list(shared.containers) == [container.id]

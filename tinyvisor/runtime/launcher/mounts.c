@@ -342,6 +342,7 @@ int step_owner(struct context *context, const struct step *step)
 	/* These two say what was, not whether they did it. */
 	(void)setfsgid(root ? context->ids.root_gid : 0);
 	(void)setfsuid(root ? context->ids.root_uid : 0);
+	die_with_launcher(); /* the kernel has forgotten it: prctl(2) PR_SET_PDEATHSIG */
 	return (uid_t)setfsuid((uid_t)-1) == (root ? context->ids.root_uid : 0) &&
 	       (gid_t)setfsgid((gid_t)-1) == (root ? context->ids.root_gid : 0) ? 0 : -EPERM;
 }
