@@ -87,6 +87,23 @@ int step_id_map(struct context *context, const struct step *step)
 	return context->user_namespace < 0 ? context->user_namespace : 0;
 }
 
+/* What a user namespace uses up is counted for who made it, too (ucounts: pending signals, inotify watches, message queues): that
+ * must not be the host's root. The rights stay, see step_owner. */
+static pid_t clone_as_its_root(const struct context *context, struct clone_arguments *arguments)
+{
+	pid_t child;
+
+	if (syscall(SYS_setresuid, (uid_t)-1, context->ids.root_uid, (uid_t)-1) < 0)
+		return -errno;
+	child = clone3_vm(arguments, wait_for_the_end, NULL); /* init's end would be the helper's */
+	if (child < 0)
+		child = -errno;
+	if (syscall(SYS_setresuid, (uid_t)-1, (uid_t)0, (uid_t)-1) < 0)
+		_exit(125);
+	die_with_launcher();
+	return child;
+}
+
 /* Number: the namespaces to make with it. Before the root is entered: to who is chrooted the kernel gives no user namespace. */
 int step_user_namespace(struct context *context, const struct step *step)
 {
@@ -101,8 +118,8 @@ int step_user_namespace(struct context *context, const struct step *step)
 	proc = open_in_root(context, "proc", O_RDONLY | O_DIRECTORY);
 	if (proc < 0)
 		return proc;
-	helper = clone3_vm(&arguments, wait_for_the_end, NULL); /* init's end would be the helper's */
-	error = helper < 0 ? -errno : 0;
+	helper = clone_as_its_root(context, &arguments);
+	error = helper < 0 ? helper : 0;
 	if (!error) {
 		context->user_namespace = map_ids(proc, helper, context->ids.maps);
 		error = context->user_namespace < 0 ? context->user_namespace : setns(pidfd, (int)step->number[0]) < 0 ? -errno : 0;
