@@ -183,11 +183,11 @@ async def test_what_a_job_plants_is_not_followed_by_patterns_either(shared: Runt
 
 
 async def test_devices_can_not_be_planted_nor_read(shared: Runtime) -> None:
-    result = await collect(
-        shared, "mknod null c 1 3; mknod mem c 1 1; mknod disk b 8 0; true", "null", "mem", "disk", capabilities={"MKNOD"}
-    )
-    assert result.files == {}
-    assert result.uncollected == {"null": "a device", "mem": "a device", "disk": "a device"}
+    script = "mknod null c 1 3; mknod mem c 1 1; mknod disk b 8 0; true"
+    for userns_mode, what in (("host", "a device"), ("auto", "does not exist")):
+        result = await collect(shared, script, "null", "mem", "disk", capabilities={"MKNOD"}, userns_mode=userns_mode)
+        assert result.files == {}
+        assert result.uncollected == {"null": what, "mem": what, "disk": what}
 
 
 async def test_a_fifos_writer_is_not_woken(shared: Runtime) -> None:
@@ -263,7 +263,7 @@ async def test_what_a_running_job_mounts_is_not_looked_into_either(shared: Runti
     directory = Workspace(size=1 << 20, inodes=100)
     code = "mkdir m && mount -t tmpfs none m && echo x > m/f && echo ready && cat"
     streams = Streams(PIPE, PIPE, None, shared.null)
-    spec = Spec(command=("sh", "-c", code), working_dir="/work", capabilities=frozenset({"SYS_ADMIN"}))
+    spec = Spec(command=("sh", "-c", code), working_dir="/work", capabilities=frozenset({"SYS_ADMIN"}), userns_mode="host")
     container = await shared.launch(spec, streams, workspace=directory)
     try:
         await read_until(container.stdout, "ready\n")
