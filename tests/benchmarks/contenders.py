@@ -7,6 +7,7 @@ the floor's C loop, so that they pay for no Python, or by xargs. All of them run
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import shutil
@@ -17,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import trio
 
@@ -239,8 +240,8 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
 
     async with open_runtime(name="benchmark") as runtime:
 
-        async def measure_tinyvisor(count: int, concurrency: int) -> Sample:
-            specs = [Spec(command=COMMAND, name=f"worker-{worker:04}") for worker in range(concurrency)]
+        async def measure_tinyvisor(count: int, concurrency: int, **fields: Any) -> Sample:
+            specs = [Spec(command=COMMAND, name=f"worker-{worker:04}", **fields) for worker in range(concurrency)]
 
             async def one(worker: int) -> None:
                 _check(await runtime.run(specs[worker]))
@@ -257,6 +258,8 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
         contenders = [
             Contender("floor", measure_floor),
             Contender("tinyvisor", measure_tinyvisor),
+            Contender("userns host", functools.partial(measure_tinyvisor, userns_mode="host")),
+            Contender("unconfined", functools.partial(measure_tinyvisor, userns_mode="host", seccomp="unconfined")),
             Contender("tinyvisor map", measure_map),
             Contender("tinyvisor warm", measure_warm, 0.5, together=False),
             Contender(RUN_PROCESS, measure_run_process),
