@@ -28,7 +28,8 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     for layer in (
         ("errors", "units", "cron", "pattern"),
         ("spec job", "state"),
-        ("profile",),
+        ("profile trace",),
+        ("tracing",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "runtime", "view"),
         ("supervisor runner turns inside", "batch journal outputs report"),
         ("control client logs",),

@@ -318,7 +318,18 @@ class Container:
         Raises:
             LaunchError: a step failed.
         """
-        while self._events is not None and not self._started and not self._gone.is_set():
+        await self._wait_until(lambda: self._started)
+
+    async def wait_parked(self) -> None:
+        """Until all that a watched container needs is there but its command; `pid` is known then.
+
+        Raises:
+            LaunchError: a step failed.
+        """
+        await self._wait_until(lambda: bool(self.pid))
+
+    async def _wait_until(self, reached: Callable[[], bool]) -> None:
+        while self._events is not None and not reached() and not self._gone.is_set():
             with contextlib.suppress(anyio.ClosedResourceError):  # it was gone before we woke up
                 self._waiting += 1
                 try:
@@ -341,6 +352,8 @@ class Container:
                     self._started = True
                     self._started_at = time.monotonic()
                     return
+                if event.type == wire.PARKED:
+                    self.pid = event.a
                 if event.type == wire.PTY and fds and self.terminal is None:
                     self.terminal = fds.pop()
                 for fd in fds:

@@ -30,7 +30,7 @@ KEPT = 0x100
 FIRST_TREE = 4
 """Slots 0..3 of a launch are the event socket, stdin, stdout, stderr; detached trees follow."""
 
-INIT_SIGNAL_GROUP, INIT_FORK, INIT_EARLY, INIT_TRACE = 1, 2, 4, 8
+INIT_SIGNAL_GROUP, INIT_FORK, INIT_EARLY, INIT_TRACE, INIT_TELL_PARKED = 1, 2, 4, 8, 16
 
 
 class Step:
@@ -439,6 +439,8 @@ class Init(Step):
             words.append("signals go to the group")
         if self.flags & INIT_EARLY:
             words.append("gone when it is empty")
+        if self.flags & INIT_TELL_PARKED:
+            words.append("waits for a tracer")
         if self.flags & INIT_TRACE:
             words.append("drops its own rights before the workload runs")
         if self.orphan_grace:
