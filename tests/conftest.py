@@ -6,6 +6,7 @@ reason; TINYVISOR_MUST_WORK=1 makes that a failure, so that a CI machine can't p
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -27,9 +29,35 @@ settings.load_profile("tinyvisor")
 # A shell starts a job in the background with SIGINT ignored, and what the tests start would go by that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main() -> None:
+    """The tests run in a child of a process that reaps: what a killed supervisor leaves behind is gone at once.
+
+    Process 1 of a machine may take seconds for that, and that of a container may never do it.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    tests = os.fork()
+    if tests == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's reaches the child too
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: os.kill(tests, number))
+    while (ended := os.waitpid(-1, 0))[0] != tests:
+        pass
+    os._exit(os.waitstatus_to_exitcode(ended[1]) & 0xFF)
+
+
 SLOWNESS = 5 if "QEMU" in Path("/proc/cpuinfo").read_text() else 1  # of an emulated processor: it stretches every bound
 SETTLE = 5.0 * SLOWNESS  # seconds at most for what the kernel or another process takes away in the background
 LASTING = 1.0  # seconds
+OF_THE_KERNEL = ("tests/kernel/", "tests/test_cgroup.py", "tests/test_init.py", "tests/test_rootfs.py")
 RUN = Path("/run/tinyvisor")
 
 
@@ -55,6 +83,24 @@ def kernel_refusal() -> str | None:
         except OSError as exc:
             return f"needs cgroups: {exc}"
     return None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n` all kernel tests go to one process, one after the other, as they look at the whole machine; others by file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class KernelAtOnePlace(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "kernel" if nodeid.startswith(OF_THE_KERNEL) else nodeid.partition("::")[0]
+
+    return KernelAtOnePlace(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("kernel") is not None and not item.nodeid.startswith(OF_THE_KERNEL):
+            raise pytest.UsageError(f"{item.nodeid}: a kernel test; OF_THE_KERNEL in tests/conftest.py does not name its file")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -348,8 +348,8 @@ def test_digests_are_a_dict(items: dict[bytes, int], other: bytes) -> None:
 
 def test_digests_grow() -> None:
     found = Digests()
-    keys = [number.to_bytes(WIDTH, "little") for number in range(5000)]  # all in a row, and all of the same low bytes
-    keys += [number.to_bytes(WIDTH, "big") for number in range(1, 2000)]
+    keys = [number.to_bytes(WIDTH, "little") for number in range(1500)]  # all in a row, and all of the same low bytes
+    keys += [number.to_bytes(WIDTH, "big") for number in range(1, 700)]
     assert all(found.put(key, 1 + index % 255) for index, key in enumerate(keys))
     assert all(found.get(key) == 1 + index % 255 for index, key in enumerate(keys))
 

@@ -190,7 +190,7 @@ def near(rules: Sequence[Rule], index: int, random: random.Random) -> int:
     return (random.choice(chosen) + random.choice((0, 0, 1, -1, 1 << 32, -1 << 32))) & U64
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=100)
 @given(RULES, ACTION, st.sampled_from(sorted(MACHINES)), st.randoms(use_true_random=False))
 def test_programs_do_what_profiles_say(rules: list[Rule], default: Action, name: str, random: random.Random) -> None:
     machine = MACHINES[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,10 +104,17 @@ def namespace(pid: int | str, name: str) -> int:
     return os.stat(f"/proc/{pid}/ns/{name}").st_ino
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """For what nobody tells us of."""
+    with anyio.fail_after(BOUND):
+        while not condition():  # noqa: ASYNC110 - see above
+            await anyio.sleep(0.002)
+
+
 async def wait_for_the_end_of(*pids: int) -> None:
     """Until the kernel and whoever reaps them have taken these processes away."""
     with anyio.fail_after(BOUND):
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110 - nobody tells us
+        while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110 - see above
             await anyio.sleep(0.005)
 
 

@@ -393,7 +393,7 @@ def nothing_left(victim: Victim) -> None:
 
 @pytest.mark.parametrize("batch", range(4))
 def test_kill_the_supervisor(swept_at_the_end: None, victims: Nursery, luck: random.Random, batch: int) -> None:
-    for _ in range(25):
+    for _ in range(15):
         with contextlib.closing(victims.fork()) as victim:
             time.sleep(luck.uniform(0, LATEST))
             is_open = victim.said("open") is not None
@@ -408,7 +408,7 @@ def test_kill_the_supervisor(swept_at_the_end: None, victims: Nursery, luck: ran
 @pytest.mark.parametrize("batch", range(2))
 def test_kill_the_launcher(swept_at_the_end: None, victims: Nursery, luck: random.Random, batch: int) -> None:
     """The supervisor's calls raise `LauncherDied`; it clears away what the launcher can't any more, and goes on."""
-    for _ in range(25):
+    for _ in range(15):
         with contextlib.closing(victims.fork()) as victim:
             time.sleep(luck.uniform(0, LATEST))
             deadline = time.monotonic() + BOUND
@@ -425,7 +425,7 @@ def test_kill_the_launcher(swept_at_the_end: None, victims: Nursery, luck: rando
 @pytest.mark.parametrize("batch", range(2))
 def test_kill_the_supervisor_and_the_launcher(swept_at_the_end: None, victims: Nursery, luck: random.Random, batch: int) -> None:
     """The kernel ends every process; the next runtime removes the cgroups."""
-    for _ in range(25):
+    for _ in range(15):
         with contextlib.closing(victims.fork()) as victim:
             time.sleep(luck.uniform(0, LATEST))
             launcher = victim.launcher()

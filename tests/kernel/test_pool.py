@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
 
-from tests.kernel.helpers import BOUND, cgroups, wait_for_the_end_of
+from tests.kernel.helpers import BOUND, cgroups, until, wait_for_the_end_of
 from tests.kernel.test_capture import no_fd_is_left
 from tinyvisor.errors import LauncherDied, LaunchError, RunFailed, SpecError
 from tinyvisor.runtime import Runtime, open_runtime
@@ -31,21 +29,13 @@ def inits(runtime: Runtime) -> list[int]:
 
 
 async def full(pool: WarmRuns, size: int) -> None:
-    with anyio.fail_after(BOUND):
-        while pool.ready < size:
-            await anyio.lowlevel.checkpoint()
+    await until(lambda: pool.ready >= size)
 
 
 async def parked(runtime: Runtime, size: int) -> list[int]:
     """The inits of so many containers that wait, once they do: their children are before their exec."""
     await until(lambda: len([pid for pid in inits(runtime) if _has_child(pid)]) >= size)
     return inits(runtime)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(BOUND):
-        while not condition():  # noqa: ASYNC110 - nobody tells us
-            await anyio.sleep(0.002)
 
 
 def _has_child(pid: int) -> bool:
@@ -142,9 +132,7 @@ async def test_one_that_is_killed_from_outside_is_passed_over(shared: Runtime) -
             for pid in await parked(shared, 3):
                 os.kill(pid, signal.SIGKILL)
             await wait_for_the_end_of(*pids)
-            with anyio.fail_after(BOUND):
-                while pool.ready:
-                    await anyio.lowlevel.checkpoint()
+            await until(lambda: not pool.ready)
             assert (await pool.run(["true"])).status == "ok"
     assert shared.containers == {}
 
@@ -188,9 +176,7 @@ async def test_a_shape_that_fails_says_so_at_each_run(shared: Runtime) -> None:
             for _ in range(3):
                 with pytest.raises(LaunchError, match="/proc/no"):
                     await pool.run(["true"])
-            with anyio.fail_after(BOUND):
-                while pool.ready:
-                    await anyio.lowlevel.checkpoint()
+            await until(lambda: not pool.ready)
     assert shared.containers == {}
     assert (await shared.run(["true"])).status == "ok"
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
 
-from tests.kernel.helpers import BOUND, read_until
+from tests.kernel.helpers import BOUND, read_until, until
 from tests.kernel.test_capture import no_fd_is_left, run
 from tinyvisor.errors import LaunchError, SpecError
 from tinyvisor.job import Job
@@ -420,8 +419,7 @@ async def test_it_ends_while_jobs_are_in_it(shared: Runtime) -> None:
         async with shared.working_directory() as directory:
             stdin, ours = os.pipe()
             group.start_soon(_copy_in, shared, directory, stdin)
-            while not shared.containers:
-                await anyio.lowlevel.checkpoint()
+            await until(lambda: bool(shared.containers))
         os.write(ours, b"still works")
         os.close(ours)
     os.close(stdin)
