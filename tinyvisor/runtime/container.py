@@ -10,7 +10,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +23,7 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
+from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.spec import Spec, parse_signal
 from tinyvisor.state import Exit, Stats
@@ -239,6 +240,29 @@ class Container:
         spec = self.spec.with_(**{"timeout": None, "cpu_time": None, "tty": False, **changes})
         spec = spec.with_(command=tuple(command), environment=merged)
         return self._host.exec(self, spec, stdin, stdout, stderr)
+
+    @contextlib.asynccontextmanager
+    async def trace(self, *, filter: str = "all", string_limit: int = STRING_LIMIT) -> AsyncIterator[Events]:
+        """The system calls of all that runs in the container from now on, what was exec'ed in it included, as a scope.
+
+        Leaving it lets go of the container, which runs on, as it does where the tracer is killed.
+
+        Args:
+            filter, string_limit: as `Runtime.trace`.
+
+        Raises:
+            HostError: python-ptrace is not installed.
+            SpecError: `filter` makes no sense.
+            ContainerError: it has ended.
+            TinyvisorError: it is traced already.
+        Cancellation: lets go of it.
+        """
+        self._read_events()  # init's number, where nobody waited for the start
+        if self._gone.is_set() or not self.pid:
+            raise ContainerError(self.name, "is not running")
+        roots = (self.pid, *(process.pid for process in self.execs if process.pid))
+        async with attached(filter, trees=roots, string_limit=string_limit) as events:
+            yield events
 
     async def stats(self) -> Stats:
         """What it uses now.

@@ -60,12 +60,13 @@ from tinyvisor.runtime.tracer import (
     only_child,
     stopping_filter,
     this_machine,
+    wanted_calls,
 )
 from tinyvisor.runtime.unpack import unpack
 from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
 from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_name
 from tinyvisor.state import Exit, Result, Stats
-from tinyvisor.trace import Calls, parse_calls
+from tinyvisor.trace import Calls
 from tinyvisor.units import parse_size
 
 _runs = itertools.count()
@@ -345,7 +346,7 @@ class Runtime:
         """
         spec = self._spec(command, limits, changes)
         _check_count("string_limit", string_limit, 0)
-        calls = _calls(filter)
+        calls = wanted_calls(filter)
         if "SYS_PTRACE" in spec.capabilities:
             raise SpecError("cap_add", "who is traced can't trace: SYS_PTRACE and a tracer exclude each other")
         check_installed()
@@ -976,13 +977,6 @@ def _check_count(name: str, value: object, least: int) -> None:
 def _template(changes: tuple[tuple[str, Any], ...]) -> Spec:
     """A spec to be copied with another command: most runs of a program differ in nothing else."""
     return Spec(command=("true",), **dict(changes))
-
-
-def _calls(filter: str) -> Calls:
-    try:
-        return parse_calls(filter, this_machine().numbers)
-    except ValueError as exc:
-        raise SpecError("filter", str(exc)) from None
 
 
 def _step_in(steps: tuple[Step, ...], index: int) -> str:

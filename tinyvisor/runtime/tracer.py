@@ -1,7 +1,8 @@
 """The tracer's process, from outside: starts it, reads its events, ends it. Written on anyio alone.
 
-The process is ``python -m tinyvisor.tracing``; python-ptrace is imported there and nowhere else. What it seized dies with it
-(PTRACE_O_EXITKILL), and it ends when our end of its stdin is closed: nothing is ever half-traced.
+The process is ``python -m tinyvisor.tracing``; python-ptrace is imported there and nowhere else. What was started for it dies
+with it (PTRACE_O_EXITKILL), what ran before runs on without it, and it ends when our end of its stdin is closed: nothing is
+ever half-traced.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from typing import Any
 
 import anyio
 
-from tinyvisor.errors import HostError, TinyvisorError
+from tinyvisor.errors import HostError, SpecError, TinyvisorError
 from tinyvisor.profile import Action, Profile, Rule
 from tinyvisor.runtime.launcher import shielded
 from tinyvisor.runtime.seccomp import MACHINES, Filter, Machine, compile_profile
 from tinyvisor.runtime.stdio import ReceivePipe
-from tinyvisor.trace import Calls, Event, from_json
+from tinyvisor.trace import Calls, Event, from_json, parse_calls
 
 DETACH_PATIENCE = 10.0
-"""Seconds that letting go of running processes may take. One that sleeps where no signal reaches it can't be let go; then
-the tracer is killed, and with it what it still has."""
+"""Seconds that letting go of running processes may take. One that sleeps where no signal reaches it (in a vfork) can't be let
+go in order; then the tracer is killed, and the kernel lets go."""
 
 STRING_LIMIT = 32
 """Bytes that are shown of strings and data, as in strace."""
@@ -53,6 +54,14 @@ def check_installed() -> None:
     """Raises HostError where python-ptrace is not installed; imports nothing."""
     if importlib.util.find_spec("ptrace") is None:
         raise HostError("tracing needs python-ptrace, which is not installed", "pip install 'tinyvisor[trace]'")
+
+
+def wanted_calls(filter: str) -> Calls:
+    """The calls that `filter` names. Raises SpecError where it names what is none."""
+    try:
+        return parse_calls(filter, this_machine().numbers)
+    except ValueError as exc:
+        raise SpecError("filter", str(exc)) from None
 
 
 def stopping_filter(calls: Calls, machine: Machine) -> Filter:
@@ -90,6 +99,7 @@ class TracerProcess:
             "wanted": None if calls.everything else calls.among(machine.numbers),
         }  # fmt: skip
         self._ended = False
+        self._launching = launching
         self._ready = False
         self._lines: deque[bytes] = deque()
         self._rest = b""
@@ -140,7 +150,7 @@ class TracerProcess:
         """The next one; None at the end of all.
 
         Raises:
-            TinyvisorError: the tracer was killed, and with it what it traced.
+            TinyvisorError: the tracer was killed.
         Cancellation: no event is lost.
         """
         if self._ended:
@@ -151,7 +161,7 @@ class TracerProcess:
             return None
         if line is None:
             self._ended = True
-            raise TinyvisorError("the tracer was killed, and what it traced with it")
+            raise TinyvisorError("the tracer was killed" + (", and what it traced with it" if self._launching else ""))
         return from_json(line)
 
     async def _line(self) -> bytes | None:
@@ -232,3 +242,31 @@ class Events(AsyncIterator[Event]):
         if event is None:
             raise StopAsyncIteration
         return event
+
+
+@contextlib.asynccontextmanager
+async def attached(
+    filter: str = "all", *, pids: Sequence[int] = (), trees: Sequence[int] = (), string_limit: int = STRING_LIMIT
+) -> AsyncIterator[Events]:
+    """A tracer of what runs already, as a scope; leaving it lets go.
+
+    Args:
+        pids, trees: as `TracerProcess`.
+        filter, string_limit: as `Runtime.trace`.
+
+    Raises:
+        HostError: python-ptrace is not installed.
+        SpecError: `filter` makes no sense.
+        TinyvisorError: a process is traced already, or is not there.
+    """
+    calls = wanted_calls(filter)
+    check_installed()
+    tracer = TracerProcess(calls, pids=pids, trees=trees, limit=string_limit)
+    try:
+        await tracer.wait_ready()
+        yield Events(tracer)
+    finally:
+        try:
+            await tracer.detach()
+        finally:
+            await tracer.aclose()

@@ -247,6 +247,10 @@ def open_flags(value: int) -> str:
     return "|".join(shown + ([_bits(left, OPEN)] if left else []))
 
 
+def _access(value: int, call: Call) -> str:
+    return _bits(value & 0xFFFFFFFF, FLAGS["access"], zero="F_OK")
+
+
 def _open(value: int, call: Call) -> str:
     return open_flags(value)
 
@@ -598,7 +602,8 @@ _KINDS: Mapping[str, Callable[[int, Call], str]] = {
     **{name: _of(names, 64 if name == "clone" else 32) for name, names in FLAGS.items()},
     **{name: _one_of(names) for name, names in CHOICES.items()},
     "int": _int, "uint": _uint, "long": _long, "size": _size, "offset": _offset, "octal": _octal, "hex": _hex, "fd": _int,
-    "addr": _pointer, "dir": _dir, "signal": _signal, "open": _open, "mode": _mode, "mmap": _mmap, "clone": _clone,
+    "addr": _pointer, "dir": _dir, "signal": _signal, "open": _open, "access": _access, "mode": _mode, "mmap": _mmap,
+    "clone": _clone,
     "sock_type": _sock_type, "sock_option": _sock_option, "futex": _futex, "fcntl_argument": _fcntl_argument,
     "prctl_argument": _prctl_argument, "path": _path, "text": _text, "option_text": _option_text, "data": _data,
     "data_of_size": _data, "stat": _stat, "statx": _statx, "argv": _list, "envp": _environment, "sockaddr": _sockaddr,

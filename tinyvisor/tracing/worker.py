@@ -56,7 +56,8 @@ class Task:
     Attributes:
         pids: processes to seize.
         trees: processes whose descendants are seized.
-        launching: the one in `pids` has not yet exec'ed what is to be traced.
+        launching: the one in `pids` has not yet exec'ed what is to be traced. It, and all it starts, die with us; who ran before
+            us runs on.
         names: number of a call → its name.
         wanted: names of calls that are reported; None for all.
         audit: AUDIT_ARCH_* that the numbers are of.
@@ -169,17 +170,21 @@ class Output:
 
 
 class Tracer:
-    """The threads that are traced, and what comes of each of their stops."""
+    """The threads that are traced, and what comes of each of their stops.
+
+    Attributes:
+        detaching: each is let go of at its next stop.
+    """
 
     def __init__(self, task: Task, output: Output) -> None:
         self._task = task
         self._output = output
         self._threads: dict[int, Thread] = {}
-        self._detaching = False
+        self.detaching: bool = False
         self._info = ctypes.create_string_buffer(_INFO_SIZE)
         self._options = (
             func.PTRACE_O_TRACESYSGOOD | func.PTRACE_O_TRACEFORK | func.PTRACE_O_TRACEVFORK | func.PTRACE_O_TRACECLONE
-            | func.PTRACE_O_TRACEEXEC | O_EXITKILL | (O_TRACESECCOMP if task.filtered else 0)
+            | func.PTRACE_O_TRACEEXEC | (O_EXITKILL if task.launching else 0) | (O_TRACESECCOMP if task.filtered else 0)
         )  # fmt: skip
 
     # ---- seizing ----
@@ -226,7 +231,7 @@ class Tracer:
 
     def detach(self) -> None:
         """Lets go of every thread at its next stop, which comes at once."""
-        self._detaching = True
+        self.detaching = True
         for tid in tuple(self._threads):
             self._request(INTERRUPT, tid)
 
@@ -246,7 +251,7 @@ class Tracer:
         elif event == func.PTRACE_EVENT_EXEC:
             thread = self._at_exec(thread)
         elif event == EVENT_STOP and number in _STOPS:
-            if not self._detaching:
+            if not self.detaching:
                 self._emit_signal(thread, number, stopped=True)
                 self._request(LISTEN, tid)  # stays stopped, and still hears SIGCONT
                 return
@@ -257,7 +262,8 @@ class Tracer:
         self._resume(thread)
 
     def _resume(self, thread: Thread, number: int = 0) -> None:
-        if self._detaching:
+        if self.detaching:
+            self._unfinished(thread)
             self._request(func.PTRACE_DETACH, thread.tid, number)
             del self._threads[thread.tid]
         elif self._task.filtered and thread.call is None:
@@ -461,9 +467,9 @@ def trace(task: Task, control: int, output: Output) -> None:
     output.flush()
     while True:
         words = _words_on(control)
-        if words is None:
+        if words is None and task.launching:
             os._exit(1)  # O_EXITKILL
-        if words:
+        if words != b"" and not tracer.detaching:
             tracer.detach()
         try:
             for tid, status in iter(lambda: os.waitpid(-1, os.WNOHANG | _WALL), (0, 0)):

@@ -1,0 +1,207 @@
+"""`tinyvisor trace`: a command in a container with its system calls shown, as strace -f does; or attached to what runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import click
+
+from tinyvisor.cli.run import FILE, RUNNING, TELLING, RunCommand, build_spec, container_options, with_options
+from tinyvisor.errors import TinyvisorError
+from tinyvisor.trace import Event, Summary, format_line, to_json
+
+SEPARATED = "tinyvisor.cli.trace.separated"
+
+
+class TraceCommand(RunCommand):
+    """Knows whether there was a ``--``: without one, the argument is a service or a process."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else None
+        rest = super().parse_args(ctx, args[:])
+        ctx.meta[SEPARATED] = at is not None and list(ctx.params["words"]) == args[at + 1 :]
+        return rest
+
+
+SHOWN = (
+    click.option("-e", "expressions", multiple=True, metavar="EXPR", help="trace=%file,%network,execve,!futex as in strace."),
+    click.option("-c", "--summary", is_flag=True, help="Counts, errors and times per call instead of the calls."),
+    click.option("--json", "as_json", is_flag=True, help="JSON Lines."),
+    click.option("-o", "--output", type=FILE, metavar="FILE", help="Instead of stderr; - is stdout."),
+    click.option("-s", "--string-limit", type=click.IntRange(min=0), default=32, help="Bytes shown of strings. Default: 32."),
+    click.option("-T", "--syscall-times", is_flag=True, help="Show the time spent in each call."),
+    click.option("--timestamps", is_flag=True, help="Show when, in seconds from the first call."),
+    click.option("--seccomp-bpf", is_flag=True, help="Stop at nothing else; hides calls that the profile refuses."),
+)
+"""What is shown, and how."""
+
+
+@click.command(cls=TraceCommand, context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
+@with_options(SHOWN)
+@click.option("-p", "--project-name", metavar="NAME", help="Of SERVICE. Default: the one that runs from this directory.")
+@with_options((*RUNNING[:1], *container_options("--env"), *RUNNING[1:]))
+@click.argument("words", metavar="-- COMMAND [ARGUMENT]... | SERVICE | PID", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def trace(context: click.Context, /, words: tuple[str, ...], **options: Any) -> int:
+    """Run a command in a container, like `run`, and show every system call of all its processes; or attach to a running
+    service or process until it ends or Ctrl-C comes, which leaves it running.
+
+    Exits as `run` does; attached, with 0. Needs python-ptrace: pip install 'tinyvisor[trace]'.
+    """
+    filter = _filter(options["expressions"])
+    if context.meta[SEPARATED]:
+        return _run(words, filter, options)
+    if len(words) > 1:
+        raise click.UsageError("put -- before the command: tinyvisor trace [OPTIONS] -- COMMAND [ARGUMENT]...")
+    return _attach(words[0], filter, options)
+
+
+def _filter(expressions: Sequence[str]) -> str:
+    """strace's -e: ``trace=…`` or just the names; the last one counts."""
+    for text in expressions:
+        name, equals, _ = text.partition("=")
+        if equals and name != "trace":
+            raise click.BadParameter(f'"{name}=" is not known; expected trace=CALLS', param_hint="-e")
+    return expressions[-1] if expressions else "all"
+
+
+# ---- what is shown ----
+
+
+class Report(NamedTuple):
+    """Takes events; `close` says what is left to say."""
+
+    add: Callable[[Event], None]
+    close: Callable[[], None]
+
+
+@contextlib.contextmanager
+def opened(path: Path | None) -> Any:
+    """Where it goes: a file, stdout, or stderr. Raises TinyvisorError where it can't."""
+    if path is None:
+        yield sys.stderr
+    elif str(path) == "-":
+        yield sys.stdout
+    else:
+        try:
+            file = open(path, "w", encoding="utf-8", opener=_private)  # noqa: SIM115 - closed below
+        except OSError as exc:
+            raise TinyvisorError(f"{path} can't be written: {exc.strerror}") from None
+        with file:
+            yield file
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # it has what passwords look like
+
+
+def make_report(out: TextIO, options: dict[str, Any]) -> Report:
+    """How the options want events shown."""
+    if options["summary"]:
+        summary = Summary()
+
+        def close() -> None:
+            print(json.dumps(summary.to_json(), indent=2) if options["as_json"] else summary.table(), file=out, flush=True)
+
+        return Report(summary.add, close)
+    if options["as_json"]:
+        return Report(lambda event: print(to_json(event), file=out), out.flush)
+    start: list[float] = []
+
+    def show(event: Event) -> None:
+        start[:] = start or [event.time]
+        print(format_line(event, durations=options["syscall_times"], timestamps=options["timestamps"], start=start[0]), file=out)
+
+    return Report(show, out.flush)
+
+
+async def consume(events: AsyncIterator[Event], report: Report) -> None:
+    """All of them. Raises TinyvisorError where the report can't be written."""
+    try:
+        async for event in events:
+            report.add(event)
+    except OSError as exc:
+        raise TinyvisorError(f"the trace can't be written: {exc.strerror}") from None
+
+
+# ---- running ----
+
+
+def _run(words: tuple[str, ...], filter: str, options: dict[str, Any]) -> int:
+    spec = build_spec(words, options, os.environ, tty=options["tty"], stdin_open=options["interactive"])
+
+    import trio
+
+    from tinyvisor.cli.foreground import run_foreground
+    from tinyvisor.runtime import Container, Runtime
+
+    with opened(options["output"]) as out:
+        report = make_report(out, options)
+
+        @contextlib.asynccontextmanager
+        async def open_traced(runtime: Runtime, spec: Any, **streams: Any) -> AsyncIterator[Container]:
+            async with runtime.trace(
+                spec, filter=filter, string_limit=options["string_limit"], seccomp_bpf=options["seccomp_bpf"], **streams
+            ) as (container, events):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(consume, events, report)
+                    yield container
+
+        ended = run_foreground(spec, result=options["result"], stop_timeout=options["stop_timeout"], opener=open_traced)
+        report.close()
+    if isinstance(ended, int):
+        return ended
+    if ended.status in TELLING:
+        click.echo(f"tinyvisor: {ended.reason or ended.describe()}", err=True)
+    return ended.returncode
+
+
+def _attach(target: str, filter: str, options: dict[str, Any]) -> int:
+    pids, trees = _processes(target, options["project_name"])
+
+    import trio
+
+    from tinyvisor.cli.session import ENDING, heeded
+    from tinyvisor.runtime import attached
+
+    async def run(report: Report) -> None:
+        with trio.open_signal_receiver(*heeded(ENDING)) as signals:
+            async with attached(filter, pids=pids, trees=trees, string_limit=options["string_limit"]) as events:
+                click.echo(f"tinyvisor: attached to {target}; Ctrl-C lets go of it", err=True)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
+                    await consume(events, report)
+                    nursery.cancel_scope.cancel()
+
+    with opened(options["output"]) as out:
+        report = make_report(out, options)
+        trio.run(run, report)
+        report.close()
+    return 0
+
+
+async def _cancel_on(signals: AsyncIterator[int], scope: Any) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+def _processes(target: str, project_name: str | None) -> tuple[list[int], list[int]]:
+    """What to seize: (processes, those whose descendants)."""
+    if not target.isdecimal():
+        from tinyvisor.cli.services import client_for
+
+        pids = [item["pid"] for item in client_for(project_name).get(f"/v1/services/{target}") if item["pid"]]
+        if not pids:
+            raise TinyvisorError(f'service "{target}" is not running')
+        return [], pids
+    try:
+        comm = Path(f"/proc/{target}/comm").read_text()
+    except OSError:
+        raise TinyvisorError(f"there is no process {target}") from None
+    return ([], [int(target)]) if comm.startswith("tinyvisor-init") else ([int(target)], [])
