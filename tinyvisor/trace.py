@@ -127,7 +127,8 @@ def from_json(line: str | bytes) -> Event:
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError("expected an object")
-    kind = _KINDS.get(fields.pop("event", None))
+    name = fields.pop("event", None)
+    kind = _KINDS.get(name) if isinstance(name, str) else None
     if kind is None:
         raise ValueError('expected "event": "syscall", "signal" or "exit"')
     for key, value in fields.items():

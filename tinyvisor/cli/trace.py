@@ -14,6 +14,7 @@ import click
 
 from tinyvisor.cli.run import FILE, RUNNING, TELLING, RunCommand, build_spec, container_options, with_options
 from tinyvisor.errors import TinyvisorError
+from tinyvisor.spec import Spec
 from tinyvisor.trace import Event, Summary, format_line, to_json
 
 SEPARATED = "tinyvisor.cli.trace.separated"
@@ -121,11 +122,11 @@ def make_report(out: TextIO, options: dict[str, Any]) -> Report:
     return Report(show, out.flush)
 
 
-async def consume(events: AsyncIterator[Event], report: Report) -> None:
-    """All of them. Raises TinyvisorError where the report can't be written."""
+async def consume(events: AsyncIterator[Event], add: Callable[[Event], None]) -> None:
+    """All of them. Raises TinyvisorError where they can't be written."""
     try:
         async for event in events:
-            report.add(event)
+            add(event)
     except OSError as exc:
         raise TinyvisorError(f"the trace can't be written: {exc.strerror}") from None
 
@@ -135,26 +136,39 @@ async def consume(events: AsyncIterator[Event], report: Report) -> None:
 
 def _run(words: tuple[str, ...], filter: str, options: dict[str, Any]) -> int:
     spec = build_spec(words, options, os.environ, tty=options["tty"], stdin_open=options["interactive"])
+    with opened(options["output"]) as out:
+        report = make_report(out, options)
+        shown = {"string_limit": options["string_limit"], "seccomp_bpf": options["seccomp_bpf"]}
+        code = run_traced(spec, report.add, options, filter=filter, **shown)
+        report.close()
+    return code
 
+
+def run_traced(
+    spec: Spec, add: Callable[[Event], None], options: dict[str, Any], *, stdout: int | None = None, **tracing: Any
+) -> int:
+    """Runs a container in the foreground, as `run` does, and hands its events to `add`; the exit code.
+
+    Args:
+        options: those of `RUNNING`.
+        stdout: what the command gets for it, instead of ours.
+        tracing: of `Runtime.trace`.
+    """
     import trio
 
     from tinyvisor.cli.foreground import run_foreground
     from tinyvisor.runtime import Container, Runtime
 
-    with opened(options["output"]) as out:
-        report = make_report(out, options)
+    @contextlib.asynccontextmanager
+    async def open_traced(runtime: Runtime, spec: Spec, **streams: Any) -> AsyncIterator[Container]:
+        if stdout is not None and not spec.tty:
+            streams["stdout"] = stdout
+        async with runtime.trace(spec, **tracing, **streams) as (container, events):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(consume, events, add)
+                yield container
 
-        @contextlib.asynccontextmanager
-        async def open_traced(runtime: Runtime, spec: Any, **streams: Any) -> AsyncIterator[Container]:
-            async with runtime.trace(
-                spec, filter=filter, string_limit=options["string_limit"], seccomp_bpf=options["seccomp_bpf"], **streams
-            ) as (container, events):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(consume, events, report)
-                    yield container
-
-        ended = run_foreground(spec, result=options["result"], stop_timeout=options["stop_timeout"], opener=open_traced)
-        report.close()
+    ended = run_foreground(spec, result=options["result"], stop_timeout=options["stop_timeout"], opener=open_traced)
     if isinstance(ended, int):
         return ended
     if ended.status in TELLING:
@@ -176,7 +190,7 @@ def _attach(target: str, filter: str, options: dict[str, Any]) -> int:
                 click.echo(f"tinyvisor: attached to {target}; Ctrl-C lets go of it", err=True)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
-                    await consume(events, report)
+                    await consume(events, report.add)
                     nursery.cancel_scope.cancel()
 
     with opened(options["output"]) as out:

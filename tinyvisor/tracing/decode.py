@@ -44,14 +44,15 @@ class Call:
         address: of a socket, or ``""``.
     """
 
-    __slots__ = ("_kinds", "_memory", "_texts", "address", "index", "limit", "name", "paths", "raw", "result")
+    __slots__ = ("_kinds", "_memory", "_texts", "address", "index", "limit", "name", "paths", "raw", "result", "x86")
 
-    def __init__(self, name: str, registers: tuple[int, ...], memory: Memory, limit: int) -> None:
+    def __init__(self, name: str, registers: tuple[int, ...], memory: Memory, limit: int, *, x86: bool = True) -> None:
         """Reads what the kernel is about to read.
 
         Args:
             registers: six, 64 bits each.
             limit: bytes that are shown of data and strings; paths are always whole.
+            x86: structures are laid out as there, or else as on arm64.
         """
         kinds = _COMPILED.get(name, _UNKNOWN)
         self.name = name
@@ -59,6 +60,7 @@ class Call:
         self.paths: list[tuple[int | None, bytes]] = []
         self.address = ""
         self.limit = limit
+        self.x86 = x86
         self.result = 0
         self.index = 0
         self._memory = memory
@@ -375,11 +377,10 @@ def _stat(value: int, call: Call) -> str:
     data = call.read(value, 144) if value else b""
     if len(data) < 144:
         return _address(value)
-    mode = int.from_bytes(data[24:28], "little") if _X86 else int.from_bytes(data[16:20], "little")
+    mode = int.from_bytes(data[24:28], "little") if call.x86 else int.from_bytes(data[16:20], "little")
     return f"{{{_file_mode(mode)}, st_size={int.from_bytes(data[48:56], 'little')}, ...}}"
 
 
-_X86 = os.uname().machine == "x86_64" if hasattr(os, "uname") else True
 _FILE_TYPES = {1: "S_IFIFO", 2: "S_IFCHR", 4: "S_IFDIR", 6: "S_IFBLK", 8: "S_IFREG", 10: "S_IFLNK", 12: "S_IFSOCK"}
 
 
@@ -508,7 +509,7 @@ def _sigaction(value: int, call: Call) -> str:
     if numbers is None:
         return _address(value)
     handler = {0: "SIG_DFL", 1: "SIG_IGN"}.get(numbers[0], hex(numbers[0]))
-    mask = numbers[3] if _X86 else numbers[2]
+    mask = numbers[3] if call.x86 else numbers[2]
     return f"{{sa_handler={handler}, sa_mask={_signals(mask)}, sa_flags={_bits(numbers[1], FLAGS['sa'])}}}"
 
 
@@ -536,16 +537,17 @@ def _pollfds(value: int, call: Call) -> str:
     return f"[{', '.join(shown)}]"
 
 
-_EPOLL = "=IQ" if _X86 else "=I4xQ"
+def _epoll_form(call: Call) -> str:
+    return "=IQ" if call.x86 else "=I4xQ"  # packed there
 
 
 def _epoll_event(value: int, call: Call) -> str:
-    numbers = _numbers(value, call, _EPOLL)
+    numbers = _numbers(value, call, _epoll_form(call))
     return _address(value) if numbers is None else f"{{events={_bits(numbers[0], FLAGS['epoll'])}, data={hex(numbers[1])}}}"
 
 
 def _epoll_events(value: int, call: Call) -> str:
-    size = struct.calcsize(_EPOLL)
+    size = struct.calcsize(_epoll_form(call))
     return f"[{', '.join(_epoll_event(value + size * index, call) for index in range(min(call.result, MAX_ITEMS)))}]"
 
 
@@ -611,7 +613,7 @@ _KINDS: Mapping[str, Callable[[int, Call], str]] = {
     "epoll_event": _epoll_event, "epoll_events": _epoll_events, "option": _option, "rlimit": _rlimit, "utsname": _utsname,
     "clone_args": _clone_args, "open_how": _open_how, "cpuset": _cpuset, "timespec": _TIMESPEC,
     "timeval": _struct("=qq", "{{tv_sec={}, tv_usec={}}}"), "rusage": _RUSAGE,
-    "pipe": _struct("=ii", "[{}, {}]"), "int*": _struct("=i", "[{}]"),
+    "fds": _struct("=ii", "[{}, {}]"), "int*": _struct("=i", "[{}]"),
 }  # fmt: skip
 
 

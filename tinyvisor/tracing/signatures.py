@@ -31,7 +31,7 @@ pwrite64: fd data size offset
 readv: fd >iovec int
 writev: fd iovec int
 access: path access
-pipe: >pipe
+pipe: >fds
 select: int hex hex hex timeval
 sched_yield:
 mremap: addr size size hex addr
@@ -62,7 +62,7 @@ bind: fd sockaddr int
 listen: fd int
 getsockname: fd >sockaddr >int*
 getpeername: fd >sockaddr >int*
-socketpair: family sock_type int >pipe
+socketpair: family sock_type int >fds
 setsockopt: fd sock_level sock_option option int
 getsockopt: fd sock_level sock_option >option >int*
 clone: clone addr addr addr hex
@@ -280,7 +280,7 @@ signalfd4: fd sigset size cloexec
 eventfd2: uint eventfd
 epoll_create1: cloexec
 dup3: fd fd cloexec
-pipe2: >pipe pipe
+pipe2: >fds pipe
 inotify_init1: cloexec
 preadv: fd >iovec int offset hex
 pwritev: fd iovec int offset hex

@@ -44,6 +44,7 @@ _STOPS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTT
 _ENTERED = struct.Struct("=7Q")
 _INFO_SIZE, _INFO = 96, 24  # bytes of struct ptrace_syscall_info that are asked for; where its union begins
 _X32 = 1 << 30
+_X86 = os.uname().machine == "x86_64"
 _FLUSH_SIZE = 32 << 10
 _FLUSH_AFTER = 0.02
 """Seconds that an event waits for others, so that a busy program's are written together."""
@@ -306,7 +307,7 @@ class Tracer:
             thread.call = None
             return
         thread.entered = time.time()
-        thread.call = Call(name, registers, thread.memory, self._task.limit)
+        thread.call = Call(name, registers, thread.memory, self._task.limit, x86=_X86)
         thread.paths = tuple(os.fsdecode(_located(thread.tid, *found)) for found in thread.call.paths)
         thread.started = time.perf_counter()
 
