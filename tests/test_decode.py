@@ -53,7 +53,7 @@ IPV6 = bytes.fromhex("0a0001bb00000000") + bytes(15) + b"\1" + bytes(4)
         ('open("/tmp", O_RDWR|O_TMPFILE, 0600)', ("open", 0x1000, 0o20200002, 0o600), {"m1000": b"/tmp\0"}),
         ('openat2(AT_FDCWD, "x", {flags=O_RDONLY|O_PATH, mode=00, resolve=RESOLVE_IN_ROOT}, 24)',
          ("openat2", -100, 0x1000, 0x2000, 24), {"m1000": b"x\0", "m2000": struct.pack("=QQQ", 0o10000000, 0, 0x10)}),
-        ("mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)", ("mmap", 0, 4096, 3, 0x22, 2**32 - 1, 0), {}),
+        ("mmap(NULL, 4096, PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)", ("mmap", 0, 4096, 3, 0x22, -1, 0), {}),
         ("mmap(0x7000, 1, 0, MAP_SHARED, 3, 0x1000)", ("mmap", 0x7000, 1, 0, 1, 3, 0x1000), {}),
         ("socket(AF_INET6, SOCK_STREAM|SOCK_NONBLOCK|SOCK_CLOEXEC, 0)", ("socket", 10, 0o2004001, 0), {}),
         ('connect(3, {sa_family=AF_INET, sin_port=htons(80), sin_addr=inet_addr("127.0.0.1")}, 16)',

@@ -361,3 +361,33 @@ def test_command_attaches_and_lets_go() -> None:
             process.kill()
     run = tinyvisor("trace", str(process.pid))
     assert (run.returncode, run.stderr) == (125, f"tinyvisor: there is no process {process.pid}\n")
+
+
+def test_files_and_addresses_as_configuration(tmp_path: Path) -> None:
+    """What the command suggests is what makes the program work, and is all that it needs."""
+    missing = tmp_path / "settings"
+    missing.write_text("fine")
+    code = f"""
+import os, socket
+os.chdir("/var"); os.makedirs("lib/app/data", exist_ok=True); open("lib/app/data/x", "w").close()
+s = socket.socket(); s.settimeout(1)
+print(s.connect_ex(("192.0.2.1", 80)), s.connect_ex(("127.0.0.1", 9)))
+try: print(open({str(missing)!r}).read())
+except OSError as error: print(error)
+"""
+    run = tinyvisor("trace", "--files", "--net", "-o", "-", "--", "python3", "-c", code)
+    assert run.returncode == 0, run.stderr
+    table, text = run.stdout.split("# for a service's file:\n")
+    assert re.search(rf"^{missing} +1 *$", table, re.MULTILINE)
+    assert re.search(r"^/var/lib/app/data/x +1 +1 *$", table, re.MULTILINE), (
+        "relative paths are told from where they are looked up"
+    )
+    assert re.search(r"^192\.0\.2\.1:80 +connect +1 +ENETUNREACH 1 *$", table, re.MULTILINE)
+    assert text.endswith("read_only: true\nnetwork_mode: host\n")
+    service = tmp_path / "app.yaml"
+    service.write_text(f"command: [python3, -c, {json.dumps(code)}]\n" + text.replace("network_mode: host", "network_mode: none"))
+    again = tinyvisor("up", service)
+    assert "fine" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0
+    found = json.loads(tinyvisor("trace", "--files", "--json", "-o", "-", "--", "true").stdout)
+    assert found["files"]["/usr/bin/true"]["read"] == 1

@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import click
 
 from tinyvisor.cli.run import FILE, RUNNING, TELLING, RunCommand, build_spec, container_options, with_options
+from tinyvisor.cli.summary import format_plain
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.spec import Spec
 from tinyvisor.trace import Event, Summary, format_line, to_json
@@ -33,6 +34,8 @@ class TraceCommand(RunCommand):
 SHOWN = (
     click.option("-e", "expressions", multiple=True, metavar="EXPR", help="trace=%file,%network,execve,!futex as in strace."),
     click.option("-c", "--summary", is_flag=True, help="Counts, errors and times per call instead of the calls."),
+    click.option("--files", is_flag=True, help="A table of paths that were read, written, missed; and lines for a config."),
+    click.option("--net", is_flag=True, help="A table of addresses that were tried; and lines for a config."),
     click.option("--json", "as_json", is_flag=True, help="JSON Lines."),
     click.option("-o", "--output", type=FILE, metavar="FILE", help="Instead of stderr; - is stdout."),
     click.option("-s", "--string-limit", type=click.IntRange(min=0), default=32, help="Bytes shown of strings. Default: 32."),
@@ -55,7 +58,7 @@ def trace(context: click.Context, /, words: tuple[str, ...], **options: Any) -> 
 
     Exits as `run` does; attached, with 0. Needs python-ptrace: pip install 'tinyvisor[trace]'.
     """
-    filter = _filter(options["expressions"])
+    filter = _filter(options)
     if context.meta[SEPARATED]:
         return _run(words, filter, options)
     if len(words) > 1:
@@ -63,13 +66,16 @@ def trace(context: click.Context, /, words: tuple[str, ...], **options: Any) -> 
     return _attach(words[0], filter, options)
 
 
-def _filter(expressions: Sequence[str]) -> str:
+def _filter(options: Mapping[str, Any]) -> str:
     """strace's -e: ``trace=…`` or just the names; the last one counts."""
+    expressions: Sequence[str] = options["expressions"]
     for text in expressions:
         name, equals, _ = text.partition("=")
         if equals and name != "trace":
             raise click.BadParameter(f'"{name}=" is not known; expected trace=CALLS', param_hint="-e")
-    return expressions[-1] if expressions else "all"
+    if expressions:
+        return expressions[-1]
+    return ",".join(name for name, option in (("%file", "files"), ("%network", "net")) if options[option]) or "all"
 
 
 # ---- what is shown ----
@@ -104,6 +110,8 @@ def _private(path: str, flags: int) -> int:
 
 def make_report(out: TextIO, options: dict[str, Any]) -> Report:
     """How the options want events shown."""
+    if options["files"] or options["net"]:
+        return _accesses_report(out, options)
     if options["summary"]:
         summary = Summary()
 
@@ -120,6 +128,35 @@ def make_report(out: TextIO, options: dict[str, Any]) -> Report:
         print(format_line(event, durations=options["syscall_times"], timestamps=options["timestamps"], start=start[0]), file=out)
 
     return Report(show, out.flush)
+
+
+def _on_host(path: str) -> str | None:
+    real = os.path.realpath(path)
+    return real if os.path.exists(real) else None
+
+
+def _accesses_report(out: TextIO, options: Mapping[str, Any]) -> Report:
+    from tinyvisor.accesses import Addresses, Files
+
+    files, addresses = Files() if options["files"] else None, Addresses() if options["net"] else None
+
+    def add(event: Event) -> None:
+        if files is not None:
+            files.add(event)
+        if addresses is not None:
+            addresses.add(event)
+
+    def close() -> None:
+        if options["as_json"]:
+            found = {"files": files.to_json() if files else None, "addresses": addresses.to_json() if addresses else None}
+            text = json.dumps({key: value for key, value in found.items() if value is not None}, indent=2)
+        else:
+            tables = [format_plain(part.rows()) for part in (files, addresses) if part is not None]
+            lines = [*(files.lines(_on_host) if files else ()), *(addresses.lines() if addresses else ())]
+            text = "\n\n".join([*tables, "\n".join(["# for a service's file:", *lines])])
+        print(text, file=out, flush=True)
+
+    return Report(add, close)
 
 
 async def consume(events: AsyncIterator[Event], add: Callable[[Event], None]) -> None:
