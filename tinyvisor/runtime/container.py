@@ -25,6 +25,7 @@ from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.verdict import Outcome, judge
+from tinyvisor.runtime.waited import Waited
 from tinyvisor.spec import Spec, parse_signal
 from tinyvisor.state import Exit, Stats
 
@@ -96,7 +97,7 @@ class Container:
         self._stopped = False
         self._held_up_by: tuple[str, ...] = ()
         self._output_exceeded: int | None = None
-        self._waiting = 0
+        self._waited = Waited(self._events, self._events.close) if self._events is not None else None
         self.execs: set[Container] = set()
         self._when_gone: list[Callable[[], None]] = []
 
@@ -139,17 +140,13 @@ class Container:
             SpecError: there is no such signal.
         """
         command = wire.encode_signal(_signal(number), wire.SCOPE_ALL if all else wire.SCOPE_WORKLOAD)
-        while self._events is not None and not self._gone.is_set():
+        while self._events is not None and self._waited is not None and not self._gone.is_set():
             try:
                 self._events.send(command, socket.MSG_NOSIGNAL)
                 return
             except BlockingIOError:
                 with contextlib.suppress(anyio.ClosedResourceError):
-                    self._waiting += 1
-                    try:
-                        await anyio.wait_writable(self._events)
-                    finally:
-                        self._waiting -= 1
+                    await self._waited.writable()
             except OSError:
                 return  # init is gone, or will never read again: the end is on its way
 
@@ -353,13 +350,9 @@ class Container:
         await self._wait_until(lambda: bool(self.pid))
 
     async def _wait_until(self, reached: Callable[[], bool]) -> None:
-        while self._events is not None and not reached() and not self._gone.is_set():
+        while self._waited is not None and not reached() and not self._gone.is_set():
             with contextlib.suppress(anyio.ClosedResourceError):  # it was gone before we woke up
-                self._waiting += 1
-                try:
-                    await anyio.wait_readable(self._events)
-                finally:
-                    self._waiting -= 1
+                await self._waited.readable()
             self._read_events()
         if self._error is not None:
             raise self._error
@@ -423,10 +416,8 @@ class Container:
         self.refuse(LauncherDied(f"{self.name}: the launcher was killed, and the container with it"))
 
     def _set_gone(self) -> None:
-        if self._events is not None:
-            if self._waiting:
-                anyio.notify_closing(self._events)
-            self._events.close()
+        if self._waited is not None:
+            self._waited.close()
         self._gone.set()
         while self._when_gone:
             self._when_gone.pop()()

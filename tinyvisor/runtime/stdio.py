@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
 from tinyvisor.errors import SpecError
+from tinyvisor.runtime.waited import Waited
 
 PIPE: Final = -1
 """As a stdio argument: a pipe whose other end is the container's `stdin`, `stdout` or `stderr` attribute."""
@@ -42,6 +44,7 @@ class ReceivePipe(ByteReceiveStream):
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._waited = Waited(fd, functools.partial(os.close, fd))
         self._ahead = bytearray()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -56,7 +59,7 @@ class ReceivePipe(ByteReceiveStream):
             try:
                 data = os.read(self._fd, max_bytes)
             except BlockingIOError:
-                await anyio.wait_readable(self._fd)
+                await self._waited.readable()
             else:
                 if not data:
                     raise anyio.EndOfStream
@@ -115,7 +118,8 @@ class ReceivePipe(ByteReceiveStream):
     def close(self) -> None:
         """`aclose` without the await."""
         self._ahead.clear()
-        self._fd = _close(self._fd)
+        self._fd = -1
+        self._waited.close()
 
 
 class _Lines(AsyncIterator[bytes]):
@@ -141,6 +145,7 @@ class SendPipe(ByteSendStream):
     def __init__(self, fd: int) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
+        self._waited = Waited(fd, functools.partial(os.close, fd))
 
     def send_nowait(self, item: bytes) -> bytes:
         """Writes what the pipe takes now; returns the rest."""
@@ -157,7 +162,7 @@ class SendPipe(ByteSendStream):
             try:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
-                await anyio.wait_writable(self._fd)
+                await self._waited.writable()
             except BrokenPipeError as exc:
                 raise anyio.BrokenResourceError from exc
 
@@ -169,7 +174,8 @@ class SendPipe(ByteSendStream):
 
     def close(self) -> None:
         """`aclose` without the await."""
-        self._fd = _close(self._fd)
+        self._fd = -1
+        self._waited.close()
 
 
 def _given_fd(stdio: object, name: str) -> int:
@@ -183,13 +189,6 @@ def _given_fd(stdio: object, name: str) -> int:
     if stat.S_ISDIR(mode):
         raise SpecError(name, "a directory of the host would be a way out of the container's root")
     return int(fd)
-
-
-def _close(fd: int) -> int:
-    if fd >= 0:
-        anyio.notify_closing(fd)
-        os.close(fd)
-    return -1
 
 
 class Streams:
