@@ -63,6 +63,7 @@ def trace(context: click.Context, /, words: tuple[str, ...], **options: Any) -> 
         return _run(words, filter, options)
     if len(words) > 1:
         raise click.UsageError("put -- before the command: tinyvisor trace [OPTIONS] -- COMMAND [ARGUMENT]...")
+    _refuse_what_makes_a_container(context)
     return _attach(words[0], filter, options)
 
 
@@ -76,6 +77,22 @@ def _filter(options: Mapping[str, Any]) -> str:
     if expressions:
         return expressions[-1]
     return ",".join(name for name, option in (("%file", "files"), ("%network", "net")) if options[option]) or "all"
+
+
+ATTACHING = frozenset(
+    (
+        "expressions", "summary", "files", "net", "as_json", "output", "string_limit", "syscall_times", "timestamps",
+        "project_name", "words",
+    )
+)  # fmt: skip
+"""Parameters that make sense for what runs already."""
+
+
+def _refuse_what_makes_a_container(context: click.Context) -> None:
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "") == click.core.ParameterSource.COMMANDLINE
+        if given and parameter.name not in ATTACHING:
+            raise click.UsageError(f"{parameter.opts[0]} is for a new container; put -- before the command to start one")
 
 
 # ---- what is shown ----

@@ -99,7 +99,8 @@ class ThreadMemory:
     """A thread's memory, by process_vm_readv(2)."""
 
     _buffer = ctypes.create_string_buffer(64 << 10)
-    _local = _IoVector(ctypes.addressof(_buffer), 0)
+    _address = ctypes.addressof(_buffer)
+    _local = _IoVector(_address, 0)
     _remote = _IoVector(0, 0)
 
     def __init__(self, tid: int) -> None:
@@ -110,7 +111,7 @@ class ThreadMemory:
         self._local.size = self._remote.size = size
         self._remote.base = address & (1 << 64) - 1
         count = _vm_read(self._tid, self._local, 1, self._remote, 1, 0)
-        return self._buffer.raw[:count] if count > 0 else b""
+        return ctypes.string_at(self._address, count) if count > 0 else b""
 
 
 class Thread:
