@@ -103,6 +103,9 @@ class End:
 
 
 Event: TypeAlias = Syscall | Signal | End
+STOP = 0x7476
+"""What `stopping_filter` tells the tracer (SECCOMP_RET_DATA), so that a program's own filter is told from it."""
+
 _KINDS: dict[str, type[Syscall] | type[Signal] | type[End]] = {"syscall": Syscall, "signal": Signal, "exit": End}
 _NAMES = {kind: name for name, kind in _KINDS.items()}
 _ADDRESSES = frozenset(("mmap", "brk", "mremap", "shmat"))

@@ -21,7 +21,10 @@ import pytest
 from tests.kernel.command import Running, tinyvisor
 from tests.kernel.helpers import BOUND, read_until, skip, status, wait_for_the_end_of, waiting, workload
 from tinyvisor.errors import ContainerError, LaunchError, SpecError, TinyvisorError
+from tinyvisor.profile import Action, Profile, Rule
 from tinyvisor.runtime import PIPE, Runtime
+from tinyvisor.runtime.seccomp import compile_profile
+from tinyvisor.runtime.tracer import this_machine
 from tinyvisor.spec import Volume
 from tinyvisor.state import Exit
 from tinyvisor.trace import CLASSES, End, Event, Signal, Syscall
@@ -89,6 +92,33 @@ async def test_refused_calls_are_seen(shared: Runtime) -> None:
     assert [(call.name, call.errno) for call in calls(events)] == [("mount", "EPERM"), ("getppid", "")]
     _, events = await traced(shared, "python3", "-c", code, filter="mount,getppid", seccomp_bpf=True)
     assert [call.name for call in calls(events)] == ["getppid"]
+
+
+async def test_a_filter_that_asks_for_a_tracer_gets_no_answer_from_ours(shared: Runtime, tmp_path: Path) -> None:
+    """SECCOMP_RET_TRACE without a tracer is ENOSYS; ours must not let through what it was not asked about."""
+    machine = this_machine()
+    own = compile_profile(Profile(Action("allow"), (Rule(("getppid",), Action("trace", 5)),)), machine).program
+    code = f"""
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+class Program(ctypes.Structure): _fields_ = [("size", ctypes.c_ushort), ("code", ctypes.c_char_p)]
+program = {own!r}
+assert libc.prctl(22, 2, ctypes.byref(Program(len(program) // 8, program))) == 0
+print(libc.syscall({machine.numbers["getppid"]}), ctypes.get_errno(), os.getuid())
+"""
+    for filter in ("getuid", "getppid,getuid", "all"):
+        with anyio.fail_after(BOUND):
+            async with shared.trace(["python3", "-c", code], filter=filter, seccomp="unconfined") as (_, events):
+                found = [event async for event in events]
+        assert [call.errno for call in calls(found, "getppid")] == ([] if filter == "getuid" else ["ENOSYS"])
+        assert calls(found, "getuid")[-1].result == 0
+    profile = tmp_path / "profile.json"
+    rule = {"names": ["getppid"], "action": "SCMP_ACT_TRACE"}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    _, events_ = await traced(
+        shared, "python3", "-c", "import os; os.getuid(); os.getppid()", filter="getppid", seccomp=profile, seccomp_bpf=True
+    )
+    assert [call.errno for call in calls(events_)] == ["ENOSYS"]
 
 
 async def test_signals_stops_and_faults_are_as_without_a_tracer(shared: Runtime) -> None:

@@ -86,6 +86,7 @@ class Filter:
         ignored: of the profile: names of calls that are none on any machine, and architectures that are refused on this one.
         refused: system calls, of those in `NEEDED`, that it never lets through.
         passes: system calls that it always lets through, whatever their arguments.
+        asks_tracer: it leaves some to a tracer (SCMP_ACT_TRACE), which for one without a tracer are ENOSYS.
     """
 
     program: bytes
@@ -93,6 +94,7 @@ class Filter:
     ignored: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     passes: frozenset[str] = frozenset()
+    asks_tracer: bool = False
 
 
 NEEDED = ("execve", "chdir", "getcwd", "setgroups", "setresgid", "setresuid", "capset", "prctl")
@@ -131,6 +133,7 @@ def compile_profile(
         ignored=(*sorted(decisions.keys() - _NAMES), *(arch for arch in profile.architectures if arch in machine.others)),
         refused=tuple(name for name in NEEDED if not _may_pass(known.get(name, profile.default), profile.default)),
         passes=frozenset(name for name in machine.numbers if _always_passes(known.get(name, profile.default))),
+        asks_tracer="trace" in {profile.default.kind, *(rule.action.kind for rule in rules)},
     )
 
 

@@ -26,7 +26,7 @@ from tinyvisor.profile import Action, Profile, Rule
 from tinyvisor.runtime.launcher import shielded
 from tinyvisor.runtime.seccomp import MACHINES, Filter, Machine, compile_profile
 from tinyvisor.runtime.stdio import ReceivePipe
-from tinyvisor.trace import Calls, Event, from_json, parse_calls
+from tinyvisor.trace import STOP, Calls, Event, from_json, parse_calls
 
 DETACH_PATIENCE = 10.0
 """Seconds that letting go of running processes may take. One that sleeps where no signal reaches it (in a vfork) can't be let
@@ -66,7 +66,7 @@ def wanted_calls(filter: str) -> Calls:
 
 def stopping_filter(calls: Calls, machine: Machine) -> Filter:
     """A seccomp program that stops the program at these calls, for its tracer, and lets all others run at full speed."""
-    rule = Rule(calls.among(machine.numbers), Action("trace"))
+    rule = Rule(calls.among(machine.numbers), Action("trace", STOP))
     return compile_profile(Profile(Action("allow"), (rule,)), machine)
 
 

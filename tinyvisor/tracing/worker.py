@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -29,7 +30,7 @@ from typing import Any
 from ptrace.binding import func
 from ptrace.error import PtraceError
 
-from tinyvisor.trace import End, Event, Signal, Syscall, to_json
+from tinyvisor.trace import STOP, End, Event, Signal, Syscall, to_json
 from tinyvisor.tracing.decode import Call, split_result
 from tinyvisor.tracing.flags import CHILD_CODES, FAULT_CODES, SIGNAL_CODES
 
@@ -42,7 +43,7 @@ ENTRY, EXIT, SECCOMP = 1, 2, 3
 _WALL = func.THREAD_TRACE_FLAGS
 _STOPS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
 _ENTERED = struct.Struct("=7Q")
-_INFO_SIZE, _INFO = 96, 24  # bytes of struct ptrace_syscall_info that are asked for; where its union begins
+_INFO_SIZE, _INFO, _RET_DATA = 96, 24, 80  # of struct ptrace_syscall_info: bytes asked for; where these begin
 _X32 = 1 << 30
 _X86 = os.uname().machine == "x86_64"
 _FLUSH_SIZE = 32 << 10
@@ -199,6 +200,8 @@ class Tracer:
         """
         for pid in self._task.pids:
             self._seize_process(pid, must=True)
+            if pid not in self._threads:
+                raise PtraceError(f"process {pid} is gone", errno=errno.ESRCH, pid=pid)
         before = -1
         while before != len(self._threads):  # what is started by those that we did not have yet
             before = len(self._threads)
@@ -277,7 +280,7 @@ class Tracer:
         try:
             func.ptrace(request, tid, 0, data)
         except PtraceError as error:
-            if error.errno != 3:  # ESRCH: killed
+            if error.errno != errno.ESRCH:  # killed
                 raise
             return False
         return True
@@ -292,8 +295,17 @@ class Tracer:
             if thread.call is not None:
                 self._returned(thread, int.from_bytes(data[_INFO : _INFO + 8], "little"))
         elif data[0] in (ENTRY, SECCOMP):
+            if data[0] == SECCOMP and int.from_bytes(data[_RET_DATA : _RET_DATA + 4], "little") != STOP:
+                self._refuse(thread)
             number, *registers = _ENTERED.unpack_from(data, _INFO)
             self._entered(thread, self._name(number, int.from_bytes(data[4:8], "little")), tuple(registers))
+
+    def _refuse(self, thread: Thread) -> None:
+        """A filter of the program's own asks for a tracer. It has none, and without us gets ENOSYS, which is in rax by now."""
+        with contextlib.suppress(PtraceError):
+            registers = func.ptrace_getregs(thread.tid)
+            registers.orig_rax = (1 << 64) - 1
+            func.ptrace_setregs(thread.tid, registers)
 
     def _name(self, number: int, audit: int) -> str:
         if audit != self._task.audit:
