@@ -13,7 +13,18 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, limit_writes
 from tinyvisor.runtime.identity import Identity
-from tinyvisor.runtime.plan import ROOT_USER, USER_ID_BASE, Limits, Plan, Tree, capability_mask, dev_template, exec_step, plan
+from tinyvisor.runtime.plan import (
+    ROOT_USER,
+    USER_ID_BASE,
+    Limits,
+    Plan,
+    Tree,
+    Watch,
+    capability_mask,
+    dev_template,
+    exec_step,
+    plan,
+)
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
@@ -38,6 +49,7 @@ def planned(
     identity: Identity = ROOT_USER,
     terminal: tuple[int, int] = (24, 80),
     early: bool = False,
+    watch: Watch | None = None,
     **fields: Any,
 ) -> Plan:
     spec = Spec(**{"command": ("true",), "name": "web", **fields})
@@ -51,6 +63,7 @@ def planned(
         resolv_conf=b"nameserver ::1\n",
         terminal=terminal,
         early=early,
+        watch=watch,
     )
 
 
@@ -308,6 +321,17 @@ def test_the_first_process_of_a_time_namespace_is_forked() -> None:
 def test_init_has_no_rights_left_when_a_workload_runs_that_may_trace_it() -> None:
     assert not of(planned().init, s.Init)[0].flags & s.INIT_TRACE
     assert of(planned(capabilities={"SYS_PTRACE"}).init, s.Init)[0].flags & s.INIT_TRACE
+
+
+def test_who_is_to_be_traced_waits_for_the_tracer() -> None:
+    watched = planned(watch=Watch())
+    assert of(watched.init, s.Init)[0].flags & s.INIT_TELL_PARKED
+    assert "waits for a tracer" in of(watched.init, s.Init)[0].describe()
+    assert watched.workload == planned().workload, "it is stopped at every call, and needs no filter for that"
+    stopping = planned(watch=Watch(Filter(bytes(8)))).workload
+    kinds = [type(step) for step in stopping]
+    assert [step.program for step in of(stopping, s.Seccomp)] == [bytes(8), bytes(24)], "the profile may refuse a second filter"
+    assert kinds.index(s.NoNewPrivs) < kinds.index(s.Seccomp)
 
 
 def test_what_is_gone_when_it_is_empty() -> None:
