@@ -31,6 +31,7 @@ def test_json_there_and_back(event: Event) -> None:
     assert "\n" not in line
     assert line.isascii()
     assert from_json(line) == event
+    assert json.dumps(json.loads(line)) == line
 
 
 def test_json_has_the_documented_fields() -> None:

@@ -33,6 +33,7 @@ class TraceCommand(RunCommand):
 
 SHOWN = (
     click.option("-e", "expressions", multiple=True, metavar="EXPR", help="trace=%file,%network,execve,!futex as in strace."),
+    click.option("-f", "--follow-forks", is_flag=True, expose_value=False, help="Always so; for those who are used to it."),
     click.option("-c", "--summary", is_flag=True, help="Counts, errors and times per call instead of the calls."),
     click.option("--files", is_flag=True, help="A table of paths that were read, written, missed; and lines for a config."),
     click.option("--net", is_flag=True, help="A table of addresses that were tried; and lines for a config."),
@@ -59,6 +60,8 @@ def trace(context: click.Context, /, words: tuple[str, ...], **options: Any) -> 
     Exits as `run` does; attached, with 0. Needs python-ptrace: pip install 'tinyvisor[trace]'.
     """
     filter = _filter(options)
+    if options["summary"] and (options["files"] or options["net"]):
+        raise click.UsageError("--summary, or --files and --net: they are different tables")
     if context.meta[SEPARATED]:
         return _run(words, filter, options)
     if len(words) > 1:
