@@ -236,6 +236,25 @@ def test_the_package_keeps_its_rules() -> None:
     assert not problems, "\n" + "\n".join(problems)
 
 
+def test_python_ptrace_is_the_tracers_alone() -> None:
+    """It is GPL-2.0-only, blocks, and is bound to a thread."""
+    package = ROOT / "tinyvisor"
+    importers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for item in imports(ast.parse(path.read_text(encoding="utf-8")), ())
+        if item.module.split(".")[0] == "ptrace"
+    }
+    assert importers == {"tracing/worker.py"}
+    others = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for item in imports(ast.parse(path.read_text(encoding="utf-8")), ("tinyvisor", "tracing"))
+        if item.module == "tinyvisor.tracing.worker"
+    }
+    assert others == {"tracing/__main__.py"}
+
+
 @pytest.mark.parametrize(
     "file, source, line, what",
     [
