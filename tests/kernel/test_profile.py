@@ -52,34 +52,19 @@ def test_what_it_never_did_is_refused(tmp_path: Path) -> None:
     assert allowed.returncode == 0, "under the default profile it could"
     run = tinyvisor("run", "--security-opt", f"seccomp={profile}", "--", "python3", "-c", base)
     assert (run.returncode, run.stdout) == (0, "1\n"), run.stderr
-    for name, code in OTHERS.items():
-        checked = tinyvisor("profile", "check", profile, "--", "python3", "-c", base + code)
-        assert checked.returncode == 1
-        assert "not permitted" in checked.stderr
+    tries = [f"try:\n    {code}\nexcept (OSError, AssertionError) as error: print(error)" for code in OTHERS.values()]
+    checked = tinyvisor("profile", "check", profile, "--", "python3", "-c", "\n".join([base, *tries]))
+    assert checked.returncode == 1
+    assert checked.stdout.count("not permitted") == len(OTHERS), checked.stdout
+    for name in OTHERS:
         assert f"refused {name}" in checked.stderr
 
 
-def test_from_a_trace_to_stdout_and_mistakes(tmp_path: Path) -> None:
-    trace, profile = tmp_path / "trace.jsonl", tmp_path / "profile.json"
+def test_from_a_trace_and_to_stdout(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
     assert tinyvisor("trace", "--json", "-o", trace, "--", "true").returncode == 0
     from_trace = tinyvisor("profile", "learn", "--from", trace)
     live = tinyvisor("profile", "learn", "--", "sh", "-c", "echo hello")
     assert "execve" in json.loads(from_trace.stdout)["syscalls"][0]["names"]
     assert "write" in json.loads(live.stdout)["syscalls"][0]["names"], "the command's own stdout is not in the profile"
     assert live.stderr == "hello\n"
-    profile.write_text(from_trace.stdout)
-    diff = tinyvisor("profile", "diff", profile, "default")
-    assert diff.returncode == 1
-    assert "+ socket(" in diff.stdout
-    trace.write_text("{}\n")
-    for arguments, problem in (
-        (["learn", "--from", trace], f"{trace}:1:1: no line of trace --json"),
-        (["learn"], "give a COMMAND"),
-        (["learn", "--merge", "--", "true"], "--merge adds to a file"),
-        (["diff", trace, "default"], f'{trace}: "defaultAction" is required'),
-        (["check", "/nosuch", "--", "true"], "No such file"),
-    ):
-        run = tinyvisor("profile", *arguments)
-        assert run.returncode != 0
-        assert problem in run.stderr
-        assert "Traceback" not in run.stderr

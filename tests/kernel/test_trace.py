@@ -373,9 +373,6 @@ def test_command(tmp_path: Path) -> None:
     run = tinyvisor("trace", "-c", "-o", "-", "--", "true")
     assert re.search(r"^ *[\d.]+ +[\d.]+ +\d+ +1 +execve$", run.stdout, re.MULTILINE)
     assert tinyvisor("trace", "--", "nosuch").returncode == 127
-    assert tinyvisor("trace", "ls", "-l").returncode == 125
-    run = tinyvisor("trace", "-o", "/nosuch/file", "--", "true")
-    assert (run.returncode, run.stderr) == (125, "tinyvisor: /nosuch/file can't be written: No such file or directory\n")
 
 
 def test_command_attaches_and_lets_go() -> None:
@@ -389,8 +386,6 @@ def test_command_attaches_and_lets_go() -> None:
             assert status(process.pid)["TracerPid"] == "0"
         finally:
             process.kill()
-    run = tinyvisor("trace", str(process.pid))
-    assert (run.returncode, run.stderr) == (125, f"tinyvisor: there is no process {process.pid}\n")
 
 
 def test_files_and_addresses_as_configuration(tmp_path: Path) -> None:
