@@ -37,13 +37,15 @@ from tinyvisor.state import Exit, ServiceSummary
         ["run", "--help"],
         ["up", "--help"],
         ["batch", "--help"],
+        ["trace", "--help"],
+        ["profile", "learn", "--help"],
         ["plan", "--help"],
         ["ps", "-p", "nobody"],
         ["logs", "-p", "nobody"],
     ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
-    heavy = {"trio", "anyio", "h11", "pydantic", "ruamel", "rich"}
+    heavy = {"trio", "anyio", "h11", "pydantic", "ruamel", "rich", "ptrace"}
     code = f"""
 import sys
 from tinyvisor.__main__ import main

@@ -28,7 +28,8 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     for layer in (
         ("errors", "units", "cron", "pattern"),
         ("spec job", "state"),
-        ("profile",),
+        ("profile trace",),
+        ("tracing learned accesses",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "runtime", "view"),
         ("supervisor runner turns inside", "batch journal outputs report"),
         ("control client logs",),
@@ -93,6 +94,12 @@ RULES = (
             "runtime/steps.py",
             "runtime/seccomp.py",
             "runtime/syscall_numbers.py",
+            "trace.py",
+            "learned.py",
+            "accesses.py",
+            "tracing/flags.py",
+            "tracing/signatures.py",
+            "tracing/decode.py",
         ),
         EFFECTS,
         calls=READS | WRITES | CLOCKS,
@@ -227,6 +234,25 @@ def test_the_package_keeps_its_rules() -> None:
         for problem in check(path.relative_to(package).as_posix(), path.read_text(encoding="utf-8"))
     ]
     assert not problems, "\n" + "\n".join(problems)
+
+
+def test_python_ptrace_is_the_tracers_alone() -> None:
+    """It is GPL-2.0-only, blocks, and is bound to a thread."""
+    package = ROOT / "tinyvisor"
+    importers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for item in imports(ast.parse(path.read_text(encoding="utf-8")), ())
+        if item.module.split(".")[0] == "ptrace"
+    }
+    assert importers == {"tracing/worker.py"}
+    others = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for item in imports(ast.parse(path.read_text(encoding="utf-8")), ("tinyvisor", "tracing"))
+        if item.module == "tinyvisor.tracing.worker"
+    }
+    assert others == {"tracing/__main__.py"}
 
 
 @pytest.mark.parametrize(

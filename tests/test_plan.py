@@ -15,7 +15,7 @@ from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, limit_writes
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.idmap import auto_map
-from tinyvisor.runtime.plan import ROOT_USER, Limits, Plan, Tree, capability_mask, dev_template, exec_step, plan
+from tinyvisor.runtime.plan import ROOT_USER, Limits, Plan, Tree, Watch, capability_mask, dev_template, exec_step, plan
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
@@ -42,6 +42,7 @@ def planned(
     terminal: tuple[int, int] = (24, 80),
     early: bool = False,
     idmapped: frozenset[str] = frozenset({"/usr", "/etc", "/dev"}),
+    watch: Watch | None = None,
     **fields: Any,
 ) -> Plan:
     spec = Spec(**{"command": ("true",), "name": "web", **fields})
@@ -57,6 +58,7 @@ def planned(
         early=early,
         ids=None if spec.userns == "host" else auto_map(BASE, BASE + 65536),
         idmapped=idmapped,
+        watch=watch,
     )
 
 
@@ -366,6 +368,17 @@ def test_init_has_no_rights_left_when_a_workload_runs_that_may_trace_it() -> Non
     assert not of(planned().init, s.Init)[0].flags & s.INIT_TRACE
     assert of(planned(capabilities={"SYS_PTRACE"}, userns_mode="host").init, s.Init)[0].flags & s.INIT_TRACE
     assert not of(planned(capabilities={"SYS_PTRACE"}).init, s.Init)[0].flags & s.INIT_TRACE, "it has none over the host's ids"
+
+
+def test_who_is_to_be_traced_waits_for_the_tracer() -> None:
+    watched = planned(watch=Watch())
+    assert of(watched.init, s.Init)[0].flags & s.INIT_TELL_PARKED
+    assert "waits for a tracer" in of(watched.init, s.Init)[0].describe()
+    assert watched.workload == planned().workload, "it is stopped at every call, and needs no filter for that"
+    stopping = planned(watch=Watch(Filter(bytes(8)))).workload
+    kinds = [type(step) for step in stopping]
+    assert [step.program for step in of(stopping, s.Seccomp)] == [bytes(8), bytes(24)], "the profile may refuse a second filter"
+    assert kinds.index(s.NoNewPrivs) < kinds.index(s.Seccomp)
 
 
 def test_what_is_gone_when_it_is_empty() -> None:

@@ -816,3 +816,16 @@ def test_a_machine_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
             filters.filter_for(spec("default"))
     finally:
         filters._compiled.cache_clear()
+
+
+def test_what_a_tracer_wants_to_know_of_a_profile() -> None:
+    conditional = Rule(("socket",), Action("allow"), (Condition(0, "==", 1),))
+    profile = Profile(Action("errno", 1), (Rule(("read",), Action("allow")), Rule(("write",), Action("log")), conditional))
+    filter = compile_profile(profile, MACHINES["x86_64"])
+    assert filter.passes == {"read", "write"}
+    assert not filter.asks_tracer
+    asking = compile_profile(Profile(Action("allow"), (Rule(("read",), Action("trace", 7)),)), MACHINES["x86_64"])
+    assert "read" not in asking.passes
+    assert "write" in asking.passes
+    assert asking.asks_tracer
+    assert compile_profile(Profile(Action("trace")), MACHINES["x86_64"]).asks_tracer

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         TinyvisorError,
     )
     from tinyvisor.job import Job
-    from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, Workspace, open_runtime, run
+    from tinyvisor.runtime import PIPE, STDOUT, Container, Events, Runtime, Workspace, open_runtime, run
     from tinyvisor.spec import (
         Backoff,
         Blkio,
@@ -53,7 +53,7 @@ _HOME = {
         "TinyvisorError",
     ),
     "tinyvisor.job": ("Job",),
-    "tinyvisor.runtime": ("PIPE", "STDOUT", "Container", "Runtime", "Workspace", "open_runtime", "run"),
+    "tinyvisor.runtime": ("PIPE", "STDOUT", "Container", "Events", "Runtime", "Workspace", "open_runtime", "run"),
     "tinyvisor.spec": (
         "Backoff",
         "Blkio",
@@ -83,6 +83,7 @@ __all__ = (
     "Container",
     "ContainerError",
     "Dependency",
+    "Events",
     "Exit",
     "Healthcheck",
     "Hook",

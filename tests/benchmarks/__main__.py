@@ -23,6 +23,7 @@ from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, open_con
 from tests.benchmarks.floor import EVERYTHING, PARTS, Floor, open_floor
 from tests.benchmarks.memory import idle_memory
 from tests.benchmarks.scale import add_options, chosen_sizes, measure_scale
+from tests.benchmarks.tracing import measure_tracing
 
 AT_ONCE = (1, 16)
 SETTLE = 0.2  # seconds: the kernel takes network namespaces down in the background, on the next one's account
@@ -160,6 +161,7 @@ def _parse() -> argparse.Namespace:
         "--memory", type=int, default=1000, metavar="N", help="idle containers to weigh, 0 for none (default 1000)"
     )
     parser.add_argument("--breakdown", action="store_true", help="the floor alone, part by part")
+    parser.add_argument("--trace", action="store_true", help="what a tracer costs, ours and strace")
     parser.add_argument("--only", metavar="NAMES", help="contenders besides the floor, by commas: tinyvisor,bwrap")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
@@ -211,6 +213,9 @@ def main() -> int:
     }
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     found: dict[str, Any] = {"machine": machine}
+    if options.trace:
+        found["trace"] = trio.run(measure_tracing, options.rounds)
+        return _write(options.json, found)
     with open_floor() as floor, tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
         if options.scale:
             measure = functools.partial(measure_scale, floor=floor, rounds=options.rounds, scratch=Path(scratch))
@@ -220,10 +225,14 @@ def main() -> int:
             print_parts(found["parts"])
         else:
             found |= trio.run(_measure, options, floor, Path(scratch))
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
     if options.plot and "results" in found:
         plot(found["results"], options.plot)
+    return _write(options.json, found)
+
+
+def _write(file: Path | None, found: dict[str, Any]) -> int:
+    if file:
+        file.write_text(json.dumps(found, indent=2) + "\n")
     return 0
 
 

@@ -214,3 +214,17 @@ def test_a_container_can_not_reach_the_socket(directory: Directory) -> None:
     look = "ls -A /run/tinyvisor 2>/dev/null; ls -l /proc/*/fd 2>/dev/null | grep socket"
     ended = directory.run("exec", "web", "sh", "-c", look)
     assert ended.stdout == ""
+
+
+def test_trace_attaches_to_a_service_and_lets_go(directory: Directory) -> None:
+    directory.write("loop", "while :; do sleep 0.01; done")
+    started(directory)
+    pid = directory.ps()["loop"]["pid"]
+    with Running(["trace", "-p", directory.name, "-e", "execve", "loop"]) as command:
+        command.expect(r'execve\("/usr/bin/sleep", \["sleep", "0.01"\]')
+        command.signal(signal.SIGINT)
+        assert command.end() == 0
+    assert directory.ps()["loop"]["pid"] == pid
+    run = directory.run("trace", "-m", "64m", "loop")
+    assert run.returncode != 0
+    assert "--memory is for a new container" in run.stderr

@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import trio
 
@@ -17,7 +19,7 @@ from tinyvisor.cli import terminal
 from tinyvisor.cli.failures import expected
 from tinyvisor.cli.session import heeded
 from tinyvisor.errors import TinyvisorError
-from tinyvisor.runtime import Container, open_runtime
+from tinyvisor.runtime import Container, Runtime, open_runtime
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit
 
@@ -28,10 +30,17 @@ START_PATIENCE = 0.5
 ends the start; and so it does where the command is gone and its last output is stuck in our terminal."""
 
 
-def run_foreground(spec: Spec, *, result: Path | None = None, stop_timeout: float | None = None) -> Exit | int:
+Opener: TypeAlias = "Callable[..., AbstractAsyncContextManager[Container]]"
+"""Called with a runtime, a spec, and what else `Runtime.start` takes."""
+
+
+def run_foreground(
+    spec: Spec, *, result: Path | None = None, stop_timeout: float | None = None, opener: Opener = Runtime.start
+) -> Exit | int:
     """Runs `spec` to its end.
 
     Args:
+        opener: starts the container.
         result: gets the `Exit` as JSON, also where the start failed.
         stop_timeout: seconds between a SIGTERM of ours and the kill; None only passes the signal on.
 
@@ -47,7 +56,7 @@ def run_foreground(spec: Spec, *, result: Path | None = None, stop_timeout: floa
         raise TinyvisorError(f"{result} can't be written: its directory is missing or read-only")
     sys.stdout.flush()
     with _reported(result):
-        foreground = _Foreground(spec, stop_timeout)
+        foreground = _Foreground(spec, stop_timeout, opener)
         trio.run(foreground.run)
         if foreground.exit is None:
             return 128 + foreground.interrupted
@@ -92,7 +101,8 @@ class _Foreground:
         interrupted: that signal.
     """
 
-    def __init__(self, spec: Spec, stop_timeout: float | None) -> None:
+    def __init__(self, spec: Spec, stop_timeout: float | None, opener: Opener) -> None:
+        self._opener = opener
         self.exit: Exit | None = None
         self.interrupted = 0
         self._spec = spec
@@ -114,10 +124,8 @@ class _Foreground:
         stdout, stderr = (fd if _is_open(fd) else None for fd in (1, 2))
         if spec.tty:
             stdin = stdout = stderr = None
-        async with (
-            open_runtime() as runtime,
-            runtime.start(spec, stdin=stdin, stdout=stdout, stderr=stderr, terminal=terminal.size()) as container,
-        ):
+        streams: dict[str, Any] = {"stdin": stdin, "stdout": stdout, "stderr": stderr, "terminal": terminal.size()}
+        async with open_runtime() as runtime, self._opener(runtime, spec, **streams) as container:
             self._container = container
             self._started.set()
             try:

@@ -26,6 +26,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "events": ("tinyvisor.cli.watch:events", "Show what happens, from now on."),
     "top": ("tinyvisor.cli.watch:top", "List the processes of services."),
     "run": ("tinyvisor.cli.run:run", "Run one command in a container, like docker run --rm."),
+    "trace": ("tinyvisor.cli.trace:trace", "Run a command and show its system calls, like strace -f; or attach."),
+    "profile": ("tinyvisor.cli.profile:profile", "Make seccomp profiles from what programs do; try and compare them."),
     "batch": ("tinyvisor.cli.batch:batch", "Run many jobs, each in a container of its own."),
     "config": ("tinyvisor.cli.config:config", "Check a project and print it in normal form."),
     "schema": ("tinyvisor.cli.config:schema", "Print the JSON Schema of the configuration files."),

@@ -76,7 +76,7 @@ SIZE = Parsed("size", parse_size)
 DURATION = Parsed("duration", parse_duration)
 FILE = click.Path(path_type=Path)
 
-CONTAINER = (
+_ROOT = (
     click.option("--hostname", "-h", metavar="NAME", help="Default: the container's name."),
     click.option("--rootfs", type=FILE, metavar="DIR|TAR", help="Default: /usr and the like of this host, read-only."),
     click.option("--read-only", is_flag=True, help="No writable layer."),
@@ -85,7 +85,8 @@ CONTAINER = (
     click.option("--volume", "-v", multiple=True, type=Parsed("source:target[:ro]", _volume), help="Bind mount."),
     click.option("--tmpfs", multiple=True, type=Parsed("path[:options]", _tmpfs), help="/path:size=64m,mode=1777"),
     click.option("--shm-size", type=SIZE, help="Of /dev/shm. Default: 64m."),
-    click.option("--env", "-e", multiple=True, metavar="VAR[=VALUE]", help="VAR alone is taken from here."),
+)
+_RIGHTS = (
     click.option("--env-file", multiple=True, type=FILE, metavar="FILE", help="Lines of VAR=VALUE."),
     click.option("--workdir", "-w", metavar="DIR", help="Default: /."),
     click.option("--user", "-u", metavar="USER[:GROUP]", help="Names or numbers, as known inside. Default: root."),
@@ -116,17 +117,32 @@ CONTAINER = (
     ),
     click.option("--timeout", type=DURATION, help="Kill everything after 90s, 1m30s."),
 )
+
+
+def container_options(*env: str) -> tuple[Callable[[_F], _F], ...]:
+    """The options that say what the container is.
+
+    Args:
+        env: the names of the one that sets a variable.
+    """
+    variable = click.option(*env, "env", multiple=True, metavar="VAR[=VALUE]", help="VAR alone is taken from here.")
+    return (*_ROOT, variable, *_RIGHTS)
+
+
+CONTAINER = container_options("--env", "-e")
 """What the container is; `batch` has these, too."""
 
-OPTIONS = (
+RUNNING = (
     click.option("--name", metavar="NAME", help="Default: run-PID."),
-    *CONTAINER,
     click.option("--stop-signal", type=Parsed("signal", parse_signal), help="What is passed on for TERM."),
     click.option("--stop-timeout", type=DURATION, help="After TERM, kill when so long has passed. Default: never."),
     click.option("--interactive", "-i", is_flag=True, help="Pass our stdin on; otherwise it is /dev/null."),
     click.option("--tty", "-t", is_flag=True, help="A terminal of its own."),
     click.option("--result", type=FILE, metavar="FILE", help="Write how it ended and what it used, as JSON."),
 )
+"""How it is run in the foreground."""
+
+OPTIONS = (*RUNNING[:1], *CONTAINER, *RUNNING[1:])
 
 
 def with_options(options: Sequence[Callable[[_F], _F]]) -> Callable[[_F], _F]:

@@ -3,6 +3,7 @@
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.engine import Runtime, open_runtime, run
 from tinyvisor.runtime.stdio import PIPE, STDOUT
+from tinyvisor.runtime.tracer import Events, attached
 from tinyvisor.runtime.workspace import Workspace
 
-__all__ = ("PIPE", "STDOUT", "Container", "Runtime", "Workspace", "open_runtime", "run")
+__all__ = ("PIPE", "STDOUT", "Container", "Events", "Runtime", "Workspace", "attached", "open_runtime", "run")

@@ -10,7 +10,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -24,6 +24,7 @@ from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
+from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.runtime.waited import Waited
 from tinyvisor.spec import Spec, parse_signal
@@ -240,6 +241,29 @@ class Container:
         spec = spec.with_(command=tuple(command), environment=merged)
         return self._host.exec(self, spec, stdin, stdout, stderr)
 
+    @contextlib.asynccontextmanager
+    async def trace(self, *, filter: str = "all", string_limit: int = STRING_LIMIT) -> AsyncIterator[Events]:
+        """The system calls of all that runs in the container from now on, what was exec'ed in it included, as a scope.
+
+        Leaving it lets go of the container, which runs on, as it does where the tracer is killed.
+
+        Args:
+            filter, string_limit: as `Runtime.trace`.
+
+        Raises:
+            HostError: python-ptrace is not installed.
+            SpecError: `filter` makes no sense.
+            ContainerError: it has ended.
+            TinyvisorError: it is traced already.
+        Cancellation: lets go of it.
+        """
+        self._read_events()  # init's number, where nobody waited for the start
+        if self._gone.is_set() or not self.pid:
+            raise ContainerError(self.name, "is not running")
+        roots = (self.pid, *(process.pid for process in self.execs if process.pid))
+        async with attached(filter, trees=roots, string_limit=string_limit) as events:
+            yield events
+
     async def stats(self) -> Stats:
         """What it uses now.
 
@@ -318,7 +342,18 @@ class Container:
         Raises:
             LaunchError: a step failed.
         """
-        while self._waited is not None and not self._started and not self._gone.is_set():
+        await self._wait_until(lambda: self._started)
+
+    async def wait_parked(self) -> None:
+        """Until all that a watched container needs is there but its command; `pid` is known then.
+
+        Raises:
+            LaunchError: a step failed.
+        """
+        await self._wait_until(lambda: bool(self.pid))
+
+    async def _wait_until(self, reached: Callable[[], bool]) -> None:
+        while self._waited is not None and not reached() and not self._gone.is_set():
             with contextlib.suppress(anyio.ClosedResourceError):  # it was gone before we woke up
                 await self._waited.readable()
             self._read_events()
@@ -337,6 +372,8 @@ class Container:
                     self._started = True
                     self._started_at = time.monotonic()
                     return
+                if event.type == wire.PARKED:
+                    self.pid = event.a
                 if event.type == wire.PTY and fds and self.terminal is None:
                     self.terminal = fds.pop()
                 for fd in fds:

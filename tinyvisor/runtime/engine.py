@@ -54,10 +54,21 @@ from tinyvisor.runtime.stdio import Stdio, Streams, own_pipes
 from tinyvisor.runtime.steps import Step
 from tinyvisor.runtime.syscalls import idmap, new_tmpfs, open_tree
 from tinyvisor.runtime.thread import in_thread
+from tinyvisor.runtime.tracer import (
+    STRING_LIMIT,
+    Events,
+    TracerProcess,
+    check_installed,
+    only_child,
+    stopping_filter,
+    this_machine,
+    wanted_calls,
+)
 from tinyvisor.runtime.unpack import unpack
 from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
 from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_name
 from tinyvisor.state import Exit, Result, Stats
+from tinyvisor.trace import Calls
 from tinyvisor.units import parse_size
 
 _runs = itertools.count()
@@ -356,6 +367,86 @@ class Runtime:
         finally:
             await self.end(container)
 
+    @contextlib.asynccontextmanager
+    async def trace(
+        self,
+        command: Spec | Sequence[str],
+        *,
+        filter: str = "all",
+        string_limit: int = STRING_LIMIT,
+        seccomp_bpf: bool = False,
+        limits: Limits | None = None,
+        stdin: Stdio = None,
+        stdout: Stdio = None,
+        stderr: Stdio = None,
+        terminal: tuple[int, int] = (24, 80),
+        **changes: Any,
+    ) -> AsyncIterator[tuple[Container, Events]]:
+        """`start` with a tracer, a process of its own, that has the workload from its first instruction on, and all it starts.
+
+        ``async with rt.trace(["ls"], filter="%file") as (container, events): async for event in events: ...``. A traced
+        program can't trace others.
+
+        Args:
+            filter: which calls are reported, in strace's words: ``"%file,%network,execve"``, ``"!futex"``; see
+                `tinyvisor.trace.parse_calls`.
+            string_limit: bytes that are shown of strings and data, 0 or more; paths are always whole.
+            seccomp_bpf: stop the program at nothing but those calls, also where its profile refuses some of them, which are
+                then not seen. Without it, that is done where it makes no difference.
+
+        Raises:
+            HostError: python-ptrace is not installed, or as `start`.
+            SpecError: `filter` makes no sense; the capability SYS_PTRACE; or as `start`. Nothing was created.
+            TinyvisorError: the workload can't be traced.
+            LaunchError: as `start`.
+        Cancellation: kills everything in the container and waits for it to be gone. So does leaving, and the tracer's death.
+        """
+        spec = self._spec(command, limits, changes)
+        _check_count("string_limit", string_limit, 0)
+        calls = wanted_calls(filter)
+        if "SYS_PTRACE" in spec.capabilities:
+            raise SpecError("cap_add", "who is traced can't trace: SYS_PTRACE and a tracer exclude each other")
+        check_installed()
+        watch = self._watch(spec, calls, seccomp_bpf)
+        with _as_launch_error(spec):
+            streams = Streams(stdin, stdout, stderr, self.null)
+            waiting = Streams(None, None, None, self.null)
+        container = tracer = None
+        try:
+            container = await self.launch(spec, waiting, terminal=terminal, events=True, park=True, watch=watch)
+            await container.wait_parked()
+            with _as_launch_error(spec):
+                tracer = TracerProcess(
+                    calls, pids=[only_child(container.pid)], launching=True, filtered=watch.stops is not None, limit=string_limit
+                )
+            await tracer.wait_ready()
+            if not self._hand_over(container, spec, streams):
+                raise ContainerError(container.name, "was killed while it was starting")
+            await container.wait_started()
+            yield container, Events(tracer)
+        finally:
+            streams.close_given()
+            if container is None:
+                streams.close()
+            else:
+                try:
+                    if tracer is not None:
+                        await tracer.aclose()  # first: who is dead stays a zombie until its tracer has looked
+                finally:
+                    await self.end(container)
+                    streams.close()
+
+    def _watch(self, spec: Spec, calls: Calls, seccomp_bpf: bool) -> planning.Watch:
+        machine = this_machine()
+        if calls.everything or not spec.no_new_privs or os.uname().machine != "x86_64":
+            return planning.Watch()
+        profile = filter_for(spec)
+        if profile is not None and profile.asks_tracer:  # what it leaves to a tracer is ENOSYS: we are another one
+            return planning.Watch()
+        if not seccomp_bpf and profile is not None and not profile.passes.issuperset(calls.among(machine.numbers)):
+            return planning.Watch()
+        return planning.Watch(stopping_filter(calls, machine))
+
     async def run_container(
         self, command: Spec | Sequence[str], *, task_status: TaskStatus[Container] = TASK_STATUS_IGNORED, **arguments: Any
     ) -> Exit:
@@ -636,6 +727,7 @@ class Runtime:
         park: bool = False,
         early: bool = False,
         ids: Ids | None = None,
+        watch: planning.Watch | None = None,
     ) -> Container:
         """Sends a launch on its way. The streams are the container's to close from here on, whatever comes, and the ids its to
         give back.
@@ -644,7 +736,7 @@ class Runtime:
             events: with a socket of its own, over which it can be signalled and says when it has started.
             workspace: mounted on the working directory.
             park: it waits for its command.
-            early: as in `plan.plan`.
+            early, watch: as in `plan.plan`.
             ids: what `lease` gave; None: it is asked for them.
         """
         try:
@@ -654,7 +746,7 @@ class Runtime:
                 spec = await self._with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self._check_open()
-            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids)
+            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids, watch)
         except BaseException:
             self.give_back(ids)
             streams.close_given()
@@ -676,6 +768,7 @@ class Runtime:
         park: bool,
         early: bool,
         ids: Ids | None,
+        watch: planning.Watch | None,
     ) -> Container:
         id_ = next(self._ids)
         name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
@@ -695,16 +788,16 @@ class Runtime:
             if ids is not None:
                 trees.append(ids.fd)
             template = workspace.template if workspace else None
-            shape = self._shape(spec, view, identity, seccomp, terminal, template, early, name, ids)
+            shape = self._shape(spec, view, identity, seccomp, terminal, template, early, watch, name, ids)
             first = wire.encode([planning.ids_step(ids.map, identity)]) if ids else wire.EMPTY
-            describe = functools.partial(self._describe, spec, view, identity, seccomp, template, ids)
+            describe = functools.partial(self._describe, spec, view, identity, seccomp, template, ids, watch)
             container = self._container(spec, name, id_, streams, shape, describe, events)
             container.ids = ids
             _own_pipes(streams, ids, identity)
             if park:
 
                 def describe_another(spec: Spec, section: int, step: int) -> str:
-                    return self._describe(spec, view, identity, seccomp, template, ids, section, step)
+                    return self._describe(spec, view, identity, seccomp, template, ids, watch, section, step)
 
                 self._parked[id_] = _Parked(shape, identity, describe_another)
                 workload = shape.parked
@@ -883,12 +976,13 @@ class Runtime:
         terminal: tuple[int, int],
         workspace: str | None,
         early: bool,
+        watch: planning.Watch | None,
         name: str,
         ids: Ids | None,
     ) -> Shape:
         program = seccomp.program if seccomp else b""
-        if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program:
-            return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids))
+        if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program or watch is not None:
+            return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch))
         # The program, too: a profile's file may have changed.
         key = (len(name), identity, terminal, workspace, early, program, shape_of(spec), *spec.ulimits.items())
         shape = self._shapes.get(key)
@@ -917,6 +1011,7 @@ class Runtime:
         workspace: str | None = None,
         early: bool = False,
         ids: Ids | None = None,
+        watch: planning.Watch | None = None,
     ) -> planning.Plan:
         return planning.plan(
             spec,
@@ -931,6 +1026,7 @@ class Runtime:
             early=early,
             ids=ids.map if ids else None,
             idmapped=self._idmapped or frozenset(),
+            watch=watch,
         )
 
     def _limits(self, spec: Spec) -> planning.Limits:
@@ -947,11 +1043,12 @@ class Runtime:
         seccomp: Filter | None,
         workspace: str | None,
         ids: Ids | None,
+        watch: planning.Watch | None,
         section: int,
         step: int,
     ) -> str:
         """The failed step in words: the plan is made again, which a start that went well never pays for."""
-        plan = self._plan(spec, view, identity, seccomp, spec.name, workspace=workspace, ids=ids)
+        plan = self._plan(spec, view, identity, seccomp, spec.name, workspace=workspace, ids=ids, watch=watch)
         return _step_in((plan.init, plan.workload)[section - 1], step)
 
     # ---- events ----

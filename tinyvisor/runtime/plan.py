@@ -94,6 +94,17 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A tracer is to have the container from its first instruction on.
+
+    Attributes:
+        stops: a filter that stops it at the calls that are asked for; None where it is stopped at every call.
+    """
+
+    stops: Filter | None = None
+
+
 def plan(
     spec: Spec,
     *,
@@ -108,6 +119,7 @@ def plan(
     early: bool = False,
     ids: IdMap | None = None,
     idmapped: frozenset[str] = frozenset(),
+    watch: Watch | None = None,
 ) -> Plan:
     """The launch steps for `spec`.
 
@@ -124,6 +136,7 @@ def plan(
         ids: of the user namespace; given where ``spec.userns`` is not ``host``. They are in the first step of init and in no
             other.
         idmapped: targets of the shared trees that can be idmapped. A user namespace for that comes as the last fd.
+        watch: a tracer will have it: it waits for its command, and says so.
     """
     assert (ids is None) == (spec.userns == "host")
     name = name if name is not None else spec.name
@@ -152,10 +165,11 @@ def plan(
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *_identity_of_host(spec, name),
         *_cpu_time(spec, limits, name),
-        _init(spec, name, early=early),
+        _init(spec, name, early=early, watched=watch is not None),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
-    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp)), tuple(cleanup), tuple(trees))
+    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None)
+    return Plan(tuple(init), tuple(workload), tuple(cleanup), tuple(trees))
 
 
 def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
@@ -357,12 +371,14 @@ def _cpu_time(spec: Spec, limits: Limits, name: str) -> Iterator[Step]:
         yield s.CpuTime(s.KEPT | hierarchy, f"{name}/{file}", max(1, round(spec.cpu_time * 1000)), min(most), label)
 
 
-def _init(spec: Spec, name: str, *, early: bool) -> Step:
+def _init(spec: Spec, name: str, *, early: bool, watched: bool) -> Step:
     flags = s.INIT_SIGNAL_GROUP if spec.signal_group else 0
     if "time" in spec.namespaces:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
     if early:
         flags |= s.INIT_EARLY
+    if watched:
+        flags |= s.INIT_TELL_PARKED
     if "SYS_PTRACE" in spec.capabilities and spec.userns == "host":
         flags |= s.INIT_TRACE
     return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, _milliseconds(spec.timeout), name)
@@ -404,7 +420,9 @@ def capability_mask(names: Iterable[str]) -> int:
     return sum(1 << CAPABILITIES.index(name) for name in names)
 
 
-def _workload(spec: Spec, limits: Limits, name: str, identity: Identity, seccomp: Filter | None) -> Iterator[Step]:
+def _workload(
+    spec: Spec, limits: Limits, name: str, identity: Identity, seccomp: Filter | None, stops: Filter | None = None
+) -> Iterator[Step]:
     assert (seccomp is None) == (spec.seccomp == "unconfined")
     for index, hierarchy in limits.used():
         if hierarchy.version == 1:
@@ -433,6 +451,8 @@ def _workload(spec: Spec, limits: Limits, name: str, identity: Identity, seccomp
     yield s.WorkingDir(spec.working_dir or "/")
     if spec.no_new_privs:
         yield s.NoNewPrivs()
+    if stops:
+        yield s.Seccomp(stops.program, stops.flags, "stops for the tracer")  # first: the profile may refuse a second filter
     if seccomp and spec.no_new_privs:
         yield _seccomp(spec, seccomp)
     yield exec_step(spec, identity, name)

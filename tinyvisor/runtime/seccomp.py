@@ -85,12 +85,16 @@ class Filter:
         flags: SECCOMP_FILTER_FLAG_* bits.
         ignored: of the profile: names of calls that are none on any machine, and architectures that are refused on this one.
         refused: system calls, of those in `NEEDED`, that it never lets through.
+        passes: system calls that it always lets through, whatever their arguments.
+        asks_tracer: it leaves some to a tracer (SCMP_ACT_TRACE), which for one without a tracer are ENOSYS.
     """
 
     program: bytes
     flags: int = 0
     ignored: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    passes: frozenset[str] = frozenset()
+    asks_tracer: bool = False
 
 
 NEEDED = ("execve", "chdir", "getcwd", "setgroups", "setresgid", "setresuid", "capset", "prctl")
@@ -128,6 +132,8 @@ def compile_profile(
         flags=profile.flags,
         ignored=(*sorted(decisions.keys() - _NAMES), *(arch for arch in profile.architectures if arch in machine.others)),
         refused=tuple(name for name in NEEDED if not _may_pass(known.get(name, profile.default), profile.default)),
+        passes=frozenset(name for name in machine.numbers if _always_passes(known.get(name, profile.default))),
+        asks_tracer="trace" in {profile.default.kind, *(rule.action.kind for rule in rules)},
     )
 
 
@@ -153,6 +159,10 @@ def _simplified(cases: Iterable[_Case], default: Action) -> _Decision:
 def _may_pass(decision: _Decision, default: Action) -> bool:
     actions = [decision] if isinstance(decision, Action) else [action for _, action in decision]
     return any(action.lets_through() for action in actions)
+
+
+def _always_passes(decision: _Decision) -> bool:
+    return isinstance(decision, Action) and decision.kind in ("allow", "log")
 
 
 class _Range(NamedTuple):

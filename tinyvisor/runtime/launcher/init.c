@@ -313,8 +313,9 @@ static int own_null(const struct context *context, int fd, int *null)
 
 /* All is ready but for the command. The end of the stream: nobody wants it any more. Nothing of this container's runs yet, and
  * init sleeps until our exec, so what is received can go where the launch was. */
-static int wait_for_run(struct context *context, struct plan *plan, int *fds)
+static int wait_for_run(struct context *context, const struct report *report, struct plan *plan, int *fds)
 {
+	struct event parked = {.type = EVENT_PARKED, .id = context->id, .a = report->pid};
 	struct request request;
 	uint32_t offset;
 	int count, error;
@@ -323,6 +324,8 @@ static int wait_for_run(struct context *context, struct plan *plan, int *fds)
 	for (int i = 1; i < context->fd_count; i++)
 		close(context->fds[i]);
 	(void)madvise(scratch, offsetof(struct scratch, stack), MADV_DONTNEED); /* not the stack's top: we may stand on it */
+	if (context->init_flags & INIT_TELL_PARKED)
+		send_event(context->event, &parked, NULL, 0, -1);
 	size = receive_request(context->event, scratch->request, fds, &count);
 	if (size <= 0)
 		return size ? (int)size : -ECANCELED;
@@ -366,7 +369,7 @@ static int workload_main(void *argument)
 		error = run_steps(context, plan->section[SECTION_WORKLOAD], done, &failed);
 		if (!error) {
 			failed = done;
-			error = wait_for_run(context, plan, fds);
+			error = wait_for_run(context, birth->report, plan, fds);
 		}
 	}
 	if (!error) {

@@ -92,6 +92,7 @@ enum event_type {
 	EVENT_GONE,        /* a container has ended and is cleaned up: `struct gone`, then the files read */
 	EVENT_REFUSED,     /* a: errno, b: byte offset; nothing was done */
 	EVENT_PREPARED,    /* a: 0 or errno, b: the step that failed */
+	EVENT_PARKED,      /* a: host pid of init, whose only child waits for REQUEST_RUN; on the container's socket */
 };
 
 struct event {
@@ -181,6 +182,7 @@ enum {
 	INIT_SIGNAL_GROUP = 1,
 	INIT_FORK = 2,
 	INIT_EARLY = 4, /* the container is gone when it is empty and its cgroups are: what is mounted in it is nobody else's */
+	INIT_TELL_PARKED = 16, /* EVENT_PARKED: somebody wants the workload's process before it has a command */
 	INIT_TRACE = 8, /* the workload may trace init: it does not run before init has nothing left to be had */
 };
 

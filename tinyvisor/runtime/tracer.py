@@ -1,0 +1,272 @@
+"""The tracer's process, from outside: starts it, reads its events, ends it. Written on anyio alone.
+
+The process is ``python -m tinyvisor.tracing``; python-ptrace is imported there and nowhere else. What was started for it dies
+with it (PTRACE_O_EXITKILL), what ran before runs on without it, and it ends when our end of its stdin is closed: nothing is
+ever half-traced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from tinyvisor.errors import HostError, SpecError, TinyvisorError
+from tinyvisor.profile import Action, Profile, Rule
+from tinyvisor.runtime.launcher import shielded
+from tinyvisor.runtime.seccomp import MACHINES, Filter, Machine, compile_profile
+from tinyvisor.runtime.stdio import ReceivePipe
+from tinyvisor.trace import STOP, Calls, Event, from_json, parse_calls
+
+DETACH_PATIENCE = 10.0
+"""Seconds that letting go of running processes may take. One that sleeps where no signal reaches it (in a vfork) can't be let
+go in order; then the tracer is killed, and the kernel lets go."""
+
+STRING_LIMIT = 32
+"""Bytes that are shown of strings and data, as in strace."""
+
+_CHUNK = 256 << 10
+
+
+def this_machine() -> Machine:
+    """The tables of the machine we run on.
+
+    Raises:
+        HostError: there are none.
+    """
+    machine = os.uname().machine
+    if machine not in MACHINES:
+        raise HostError(f"there is no table of system calls for {machine}", "trace on x86_64 or aarch64")
+    return MACHINES[machine]
+
+
+def check_installed() -> None:
+    """Raises HostError where python-ptrace is not installed; imports nothing."""
+    if importlib.util.find_spec("ptrace") is None:
+        raise HostError("tracing needs python-ptrace, which is not installed", "pip install 'tinyvisor[trace]'")
+
+
+def wanted_calls(filter: str) -> Calls:
+    """The calls that `filter` names. Raises SpecError where it names what is none."""
+    try:
+        return parse_calls(filter, this_machine().numbers)
+    except ValueError as exc:
+        raise SpecError("filter", str(exc)) from None
+
+
+def stopping_filter(calls: Calls, machine: Machine) -> Filter:
+    """A seccomp program that stops the program at these calls, for its tracer, and lets all others run at full speed."""
+    rule = Rule(calls.among(machine.numbers), Action("trace", STOP))
+    return compile_profile(Profile(Action("allow"), (rule,)), machine)
+
+
+class TracerProcess:
+    """One tracer, started synchronously from this thread.
+
+    Args (of the constructor):
+        pids: to seize, as we number them.
+        trees: whose descendants are seized.
+        launching: the one in `pids` has yet to exec what is to be traced.
+        calls: that are reported.
+        filtered: the program has `stopping_filter`.
+        limit: bytes that are shown of strings and data.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        *,
+        pids: Sequence[int] = (),
+        trees: Sequence[int] = (),
+        launching: bool = False,
+        filtered: bool = False,
+        limit: int = STRING_LIMIT,
+    ) -> None:
+        machine = this_machine()
+        task = {
+            "pids": list(pids), "trees": list(trees), "launching": launching, "filtered": filtered, "limit": limit,
+            "names": dict(machine.numbers), "audit": machine.audit,
+            "wanted": None if calls.everything else calls.among(machine.numbers),
+        }  # fmt: skip
+        self._ended = False
+        self._launching = launching
+        self._ready = False
+        self._lines: deque[bytes] = deque()
+        self._rest = b""
+        control, self._control = os.pipe2(os.O_CLOEXEC)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        self._pipe = ReceivePipe(reading)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tinyvisor.tracing"],
+                stdin=control,
+                stdout=writing,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
+                start_new_session=True,  # the terminal's Ctrl-C is not for it
+            )
+            self._pidfd = os.pidfd_open(self._process.pid)
+            os.write(self._control, json.dumps(task).encode() + b"\n")
+        except BaseException:
+            self._pipe.close()
+            os.close(self._control)
+            raise
+        finally:
+            os.close(control)
+            os.close(writing)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait_ready(self) -> None:
+        """Until all that was asked for is seized.
+
+        Raises:
+            TinyvisorError: it can't be, and why.
+        """
+        line = await self._line()
+        word: Mapping[str, Any] = json.loads(line) if line else {"event": "died"}
+        if word["event"] == "ready":
+            self._ready = True
+            return
+        self._ended = True
+        if word["event"] != "refused":
+            raise TinyvisorError("the tracer ended before it had begun")
+        if "by" in word:
+            raise TinyvisorError(f"it can't be traced: process {word['by']} traces it already")
+        raise TinyvisorError(f"it can't be traced: {os.strerror(word['errno'])}")
+
+    async def event(self) -> Event | None:
+        """The next one; None at the end of all.
+
+        Raises:
+            TinyvisorError: the tracer was killed.
+        Cancellation: no event is lost.
+        """
+        if self._ended:
+            return None
+        line = await self._line()
+        if line == b'{"event": "end"}':
+            self._ended = True
+            return None
+        if line is None:
+            self._ended = True
+            raise TinyvisorError("the tracer was killed" + (", and what it traced with it" if self._launching else ""))
+        return from_json(line)
+
+    async def _line(self) -> bytes | None:
+        if self._lines:
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            return self._lines.popleft()
+        while not self._lines:
+            try:
+                data = await self._pipe.receive(_CHUNK)
+            except anyio.EndOfStream:
+                return None
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._lines.extend(lines)
+        return self._lines.popleft()
+
+    async def detach(self) -> None:
+        """Lets go of everything, which runs on; events that nobody read are lost.
+
+        Cancellation: shielded; it is bounded by `DETACH_PATIENCE`.
+        """
+        if self._ready and not self._ended:
+            with contextlib.suppress(BrokenPipeError), contextlib.suppress(TinyvisorError):
+                os.write(self._control, b"detach\n")
+                await shielded(self._drain)
+
+    async def _drain(self) -> None:
+        with anyio.move_on_after(DETACH_PATIENCE):
+            while await self.event() is not None:
+                pass
+
+    def kill(self) -> None:
+        """Now, and what it traces with it."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    async def aclose(self) -> None:
+        """Kills it, unless it has ended, and waits for its end. Cancellation: shielded."""
+        self.kill()
+        try:
+            await shielded(lambda: anyio.wait_readable(self._pidfd))
+        finally:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it has ended already
+            self._process.returncode = 0  # nothing is left for Popen to wait for
+            anyio.notify_closing(self._pidfd)
+            os.close(self._pidfd)
+            os.close(self._control)
+            self._pipe.close()
+
+
+def only_child(pid: int) -> int:
+    """The number of init's child that is parked; 0 where it is gone."""
+    with contextlib.suppress(OSError, ValueError):
+        (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return int(child)
+    return 0
+
+
+class Events(AsyncIterator[Event]):
+    """What happens in a traced container, as it happens: ``async for event in events``. Ends with the last process.
+
+    Where nobody reads, the container waits: nothing is lost, and memory is bounded. Made by `Runtime.trace` and
+    `Container.trace`.
+
+    Raises TinyvisorError where the tracer was killed; the container was killed with it.
+    """
+
+    def __init__(self, tracer: TracerProcess) -> None:
+        self._tracer = tracer
+
+    @property
+    def tracer_pid(self) -> int:
+        """The tracer's process."""
+        return self._tracer.pid
+
+    async def __anext__(self) -> Event:
+        event = await self._tracer.event()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+
+@contextlib.asynccontextmanager
+async def attached(
+    filter: str = "all", *, pids: Sequence[int] = (), trees: Sequence[int] = (), string_limit: int = STRING_LIMIT
+) -> AsyncIterator[Events]:
+    """A tracer of what runs already, as a scope; leaving it lets go.
+
+    Args:
+        pids, trees: as `TracerProcess`.
+        filter, string_limit: as `Runtime.trace`.
+
+    Raises:
+        HostError: python-ptrace is not installed.
+        SpecError: `filter` makes no sense.
+        TinyvisorError: a process is traced already, or is not there.
+    """
+    calls = wanted_calls(filter)
+    check_installed()
+    tracer = TracerProcess(calls, pids=pids, trees=trees, limit=string_limit)
+    try:
+        await tracer.wait_ready()
+        yield Events(tracer)
+    finally:
+        try:
+            await tracer.detach()
+        finally:
+            await tracer.aclose()

@@ -1,0 +1,516 @@
+"""The tracer: seizes processes, follows what they start, writes an event per system call. Single-threaded and blocking.
+
+The only module that imports python-ptrace. From there come ptrace(2) itself and its constants; the loop is our own, because
+python-ptrace's does not know PTRACE_SEIZE: group-stops would be lost, a tracer that dies would leave its tracees behind, a
+new thread would be told from a signal by guessing. A thread is between stops either running or, in a group-stop, listening;
+what it is in is what the kernel says at each stop (PTRACE_GET_SYSCALL_INFO), never what we remember. Every request may find
+the thread killed (ESRCH): its end is then on its way to waitpid.
+
+Nothing polls: SIGCHLD (a stop) and SIGIO (a word on stdin, or its end) are blocked and waited for.
+
+Sources: ptrace(2), kernel/ptrace.c, kernel/signal.c (do_jobctl_trap, ptrace_signal), Linux 5.12 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ptrace.binding import func
+from ptrace.error import PtraceError
+
+from tinyvisor.trace import STOP, End, Event, Signal, Syscall, to_json
+from tinyvisor.tracing.decode import Call, split_result
+from tinyvisor.tracing.flags import CHILD_CODES, FAULT_CODES, SIGNAL_CODES
+
+# linux/ptrace.h: what python-ptrace has no name for
+SEIZE, INTERRUPT, LISTEN, GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
+EVENT_SECCOMP, EVENT_STOP = 7, 128
+O_TRACESECCOMP, O_EXITKILL = 1 << 7, 1 << 20
+ENTRY, EXIT, SECCOMP = 1, 2, 3
+
+_WALL = func.THREAD_TRACE_FLAGS
+_STOPS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
+_ENTERED = struct.Struct("=7Q")
+_INFO_SIZE, _INFO, _RET_DATA = 96, 24, 80  # of struct ptrace_syscall_info: bytes asked for; where these begin
+_X32 = 1 << 30
+_X86 = os.uname().machine == "x86_64"
+_FLUSH_SIZE = 32 << 10
+_FLUSH_AFTER = 0.02
+"""Seconds that an event waits for others, so that a busy program's are written together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the tracer is asked for; a line of JSON on its stdin.
+
+    Attributes:
+        pids: processes to seize.
+        trees: processes whose descendants are seized.
+        launching: the one in `pids` has not yet exec'ed what is to be traced. It, and all it starts, die with us; who ran before
+            us runs on.
+        names: number of a call → its name.
+        wanted: names of calls that are reported; None for all.
+        audit: AUDIT_ARCH_* that the numbers are of.
+        filtered: a seccomp filter stops the program at what is wanted; else it stops at everything.
+        limit: bytes that are shown of strings and data.
+    """
+
+    names: dict[int, str]
+    audit: int
+    pids: tuple[int, ...] = ()
+    trees: tuple[int, ...] = ()
+    launching: bool = False
+    wanted: frozenset[str] | None = None
+    filtered: bool = False
+    limit: int = 32
+
+    @classmethod
+    def from_json(cls, line: bytes) -> Task:
+        fields: dict[str, Any] = json.loads(line)
+        fields["names"] = {number: name for name, number in fields["names"].items()}
+        fields["wanted"] = None if fields["wanted"] is None else frozenset(fields["wanted"])
+        return cls(**{**fields, "pids": tuple(fields["pids"]), "trees": tuple(fields["trees"])})
+
+
+class _IoVector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_vm_read = _libc.process_vm_readv
+_vm_read.argtypes = (
+    ctypes.c_int, ctypes.POINTER(_IoVector), ctypes.c_ulong, ctypes.POINTER(_IoVector), ctypes.c_ulong, ctypes.c_ulong,
+)  # fmt: skip
+_vm_read.restype = ctypes.c_ssize_t
+
+
+class ThreadMemory:
+    """A thread's memory, by process_vm_readv(2)."""
+
+    _buffer = ctypes.create_string_buffer(64 << 10)
+    _address = ctypes.addressof(_buffer)
+    _local = _IoVector(_address, 0)
+    _remote = _IoVector(0, 0)
+
+    def __init__(self, tid: int) -> None:
+        self._tid = tid
+
+    def read(self, address: int, size: int) -> bytes:
+        size = min(size, len(self._buffer))  # the kernel copies page by page, up to one that is not there
+        self._local.size = self._remote.size = size
+        self._remote.base = address & (1 << 64) - 1
+        count = _vm_read(self._tid, self._local, 1, self._remote, 1, 0)
+        return ctypes.string_at(self._address, count) if count > 0 else b""
+
+
+class Thread:
+    """One thread that is traced.
+
+    Attributes:
+        tid: as we number it.
+        inner_pid, inner_tid: as its own pid namespace does.
+        call: the one that it is in, where that is wanted.
+        launching: it has not yet exec'ed what is to be traced.
+    """
+
+    __slots__ = ("call", "entered", "inner_pid", "inner_tid", "launching", "memory", "paths", "started", "tid")
+
+    def __init__(self, tid: int, launching: bool = False) -> None:
+        self.tid = tid
+        self.inner_pid, self.inner_tid = _inner_numbers(tid)
+        self.memory = ThreadMemory(tid)
+        self.call: Call | None = None
+        self.paths: tuple[str, ...] = ()
+        self.entered = self.started = 0.0
+        self.launching = launching
+
+
+def _inner_numbers(tid: int) -> tuple[int, int]:
+    found = {}
+    with contextlib.suppress(OSError), open(f"/proc/{tid}/status", "rb") as file:
+        for line in file:
+            if line.startswith((b"NStgid:", b"NSpid:")):
+                found[line[:5]] = int(line.split()[-1])
+    return found.get(b"NStgi", 0), found.get(b"NSpid", 0)  # 0: it was killed meanwhile
+
+
+class Output:
+    """Lines for whoever reads our stdout. Blocks where nobody does: then the program waits, and nothing is lost."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lines: list[str] = []
+        self._size = 0
+
+    def write(self, line: str) -> None:
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size >= _FLUSH_SIZE:
+            self.flush()
+
+    def flush(self) -> None:
+        data = memoryview("".join(line + "\n" for line in self._lines).encode())
+        self._lines.clear()
+        self._size = 0
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._lines)
+
+
+class Tracer:
+    """The threads that are traced, and what comes of each of their stops.
+
+    Attributes:
+        detaching: each is let go of at its next stop.
+    """
+
+    def __init__(self, task: Task, output: Output) -> None:
+        self._task = task
+        self._output = output
+        self._threads: dict[int, Thread] = {}
+        self.detaching: bool = False
+        self._info = ctypes.create_string_buffer(_INFO_SIZE)
+        self._options = (
+            func.PTRACE_O_TRACESYSGOOD | func.PTRACE_O_TRACEFORK | func.PTRACE_O_TRACEVFORK | func.PTRACE_O_TRACECLONE
+            | func.PTRACE_O_TRACEEXEC | (O_EXITKILL if task.launching else 0) | (O_TRACESECCOMP if task.filtered else 0)
+        )  # fmt: skip
+
+    # ---- seizing ----
+
+    def seize(self) -> None:
+        """All that the task asks for, each thread stopped once, so that from then on it stops at what is wanted.
+
+        Raises:
+            PtraceError: the first of `Task.pids` can't be traced; with its errno.
+        """
+        for pid in self._task.pids:
+            self._seize_process(pid, must=True)
+            if pid not in self._threads:
+                raise PtraceError(f"process {pid} is gone", errno=errno.ESRCH, pid=pid)
+        before = -1
+        while before != len(self._threads):  # what is started by those that we did not have yet
+            before = len(self._threads)
+            for root in self._task.trees:
+                for pid in _descendants(root):
+                    self._seize_process(pid, must=False)
+
+    def _seize_process(self, pid: int, *, must: bool) -> None:
+        before = -1
+        while before != len(self._threads):
+            before = len(self._threads)
+            for tid in _numbers_in(f"/proc/{pid}/task"):
+                if tid not in self._threads:
+                    self._seize_thread(tid, must=must and tid == pid)
+
+    def _seize_thread(self, tid: int, *, must: bool) -> None:
+        try:
+            func.ptrace(SEIZE, tid, 0, self._options)
+        except PtraceError as error:
+            if must:
+                raise
+            if _tracer_of(tid) == os.getpid():  # a child of one that is ours already
+                self._threads.setdefault(tid, Thread(tid))
+            elif _tracer_of(tid):
+                raise Traced(tid, _tracer_of(tid)) from error
+            return
+        self._threads[tid] = Thread(tid, self._task.launching)
+        if not (self._task.launching and self._task.filtered):  # that one is stopped by its filter
+            self._request(INTERRUPT, tid)
+            if self._task.launching:  # else they come by as they come
+                self.handle(*os.waitpid(tid, _WALL))
+
+    def detach(self) -> None:
+        """Lets go of every thread at its next stop, which comes at once."""
+        self.detaching = True
+        for tid in tuple(self._threads):
+            self._request(INTERRUPT, tid)
+
+    # ---- stops ----
+
+    def handle(self, tid: int, status: int) -> None:
+        """One answer of waitpid's."""
+        thread = self._threads.get(tid)
+        if thread is None:  # its first stop; its parent's event may come later
+            thread = self._threads[tid] = Thread(tid)
+        if not os.WIFSTOPPED(status):
+            self._end(thread, status)
+            return
+        number, event = status >> 8 & 0xFF, status >> 16
+        if number == signal.SIGTRAP | 0x80 or event == EVENT_SECCOMP:
+            self._at_call(thread)
+        elif event == func.PTRACE_EVENT_EXEC:
+            thread = self._at_exec(thread)
+        elif event == EVENT_STOP and number in _STOPS:
+            if not self.detaching:
+                self._emit_signal(thread, number, stopped=True)
+                self._request(LISTEN, tid)  # stays stopped, and still hears SIGCONT
+                return
+        elif not event:
+            self._emit_signal(thread, number)
+            self._resume(thread, number)
+            return
+        self._resume(thread)
+
+    def _resume(self, thread: Thread, number: int = 0) -> None:
+        if self.detaching:
+            self._unfinished(thread)
+            self._request(func.PTRACE_DETACH, thread.tid, number)
+            del self._threads[thread.tid]
+        elif self._task.filtered and thread.call is None:
+            self._request(func.PTRACE_CONT, thread.tid, number)
+        else:
+            self._request(func.PTRACE_SYSCALL, thread.tid, number)
+
+    def _request(self, request: int, tid: int, data: int = 0) -> bool:
+        try:
+            func.ptrace(request, tid, 0, data)
+        except PtraceError as error:
+            if error.errno != errno.ESRCH:  # killed
+                raise
+            return False
+        return True
+
+    def _at_call(self, thread: Thread) -> None:
+        try:
+            func.ptrace(GET_SYSCALL_INFO, thread.tid, _INFO_SIZE, ctypes.addressof(self._info))
+        except PtraceError:
+            return
+        data = self._info.raw
+        if data[0] == EXIT:
+            if thread.call is not None:
+                self._returned(thread, int.from_bytes(data[_INFO : _INFO + 8], "little"))
+        elif data[0] in (ENTRY, SECCOMP):
+            if data[0] == SECCOMP and int.from_bytes(data[_RET_DATA : _RET_DATA + 4], "little") != STOP:
+                self._refuse(thread)
+            number, *registers = _ENTERED.unpack_from(data, _INFO)
+            self._entered(thread, self._name(number, int.from_bytes(data[4:8], "little")), tuple(registers))
+
+    def _refuse(self, thread: Thread) -> None:
+        """A filter of the program's own asks for a tracer. It has none, and without us gets ENOSYS, which is in rax by now."""
+        with contextlib.suppress(PtraceError):
+            registers = func.ptrace_getregs(thread.tid)
+            registers.orig_rax = (1 << 64) - 1
+            func.ptrace_setregs(thread.tid, registers)
+
+    def _name(self, number: int, audit: int) -> str:
+        if audit != self._task.audit:
+            return f"other_{number}"  # of the 32-bit table
+        if number & _X32:
+            return f"x32_{number & ~_X32}"
+        return self._task.names.get(number) or f"syscall_{number}"
+
+    def _entered(self, thread: Thread, name: str, registers: tuple[int, ...]) -> None:
+        wanted = self._task.wanted
+        if (wanted is not None and name not in wanted) or (thread.launching and name not in ("execve", "execveat")):
+            thread.call = None
+            return
+        thread.entered = time.time()
+        thread.call = Call(name, registers, thread.memory, self._task.limit, x86=_X86)
+        thread.paths = tuple(os.fsdecode(_located(thread.tid, *found)) for found in thread.call.paths)
+        thread.started = time.perf_counter()
+
+    def _returned(self, thread: Thread, value: int) -> None:
+        call, thread.call = thread.call, None
+        duration = time.perf_counter() - thread.started
+        if call is None or thread.launching:
+            return
+        result, error = split_result(value)
+        self._emit_call(thread, call, call.finish(value if not error else -1), result, error, duration)
+
+    def _unfinished(self, thread: Thread) -> None:
+        call, thread.call = thread.call, None
+        if call is not None and not thread.launching:
+            self._emit_call(thread, call, call.unfinished(), None, "", time.perf_counter() - thread.started)
+
+    def _emit_call(
+        self, thread: Thread, call: Call, args: tuple[str, ...], result: int | None, error: str, duration: float
+    ) -> None:
+        self._emit(
+            Syscall(
+                time=thread.entered, pid=thread.inner_pid, tid=thread.inner_tid, name=call.name, args=args, raw=call.raw,
+                result=result, errno=error, duration=duration, paths=thread.paths, address=call.address,
+            )
+        )  # fmt: skip
+
+    def _at_exec(self, thread: Thread) -> Thread:
+        """All threads but the one that called are gone, and it has the leader's number now."""
+        former = ctypes.c_ulong()
+        with contextlib.suppress(PtraceError):
+            func.ptrace(func.PTRACE_GETEVENTMSG, thread.tid, 0, ctypes.addressof(former))
+        caller = self._threads.pop(former.value, None) if former.value != thread.tid else None
+        if caller is not None:
+            self._unfinished(thread)
+            thread.call, thread.entered, thread.started, thread.paths = caller.call, caller.entered, caller.started, caller.paths
+        thread.launching = False
+        return thread
+
+    def _end(self, thread: Thread, status: int) -> None:
+        del self._threads[thread.tid]
+        self._unfinished(thread)
+        if thread.launching:
+            return
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        self._emit(
+            End(
+                time=time.time(), pid=thread.inner_pid, tid=thread.inner_tid, exit_code=code, signal=number,
+                core=os.WIFSIGNALED(status) and os.WCOREDUMP(status),
+            )
+        )  # fmt: skip
+
+    def _emit_signal(self, thread: Thread, number: int, *, stopped: bool = False) -> None:
+        if thread.launching:
+            return
+        code, sender = "", 0
+        if not stopped:
+            with contextlib.suppress(PtraceError):
+                info = ctypes.create_string_buffer(128)
+                func.ptrace(func.PTRACE_GETSIGINFO, thread.tid, 0, ctypes.addressof(info))
+                code_number = int.from_bytes(info.raw[8:12], "little", signed=True)
+                code = _code_name(number, code_number)
+                if code_number <= 0 or number == signal.SIGCHLD:
+                    sender = int.from_bytes(info.raw[16:20], "little", signed=True)
+        self._emit(
+            Signal(
+                time=time.time(), pid=thread.inner_pid, tid=thread.inner_tid, signal=number, code=code, sender=sender,
+                stopped=stopped,
+            )
+        )  # fmt: skip
+
+    def _emit(self, event: Event) -> None:
+        self._output.write(to_json(event))
+
+
+class Traced(Exception):
+    """Another tracer has it: (its tid, the tracer's)."""
+
+
+def _code_name(number: int, code: int) -> str:
+    names = {int(signal.SIGCHLD): CHILD_CODES, int(signal.SIGSEGV): FAULT_CODES}.get(number, {})
+    return names.get(code) or SIGNAL_CODES.get(code) or str(code)
+
+
+def _numbers_in(directory: str) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(directory) if name.isdecimal()]
+    except OSError:
+        return []
+
+
+def _descendants(root: int) -> Iterator[int]:
+    left = [root]
+    while left:
+        pid = left.pop()
+        for tid in _numbers_in(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{tid}/children") as file:
+                children = [int(word) for word in file.read().split()]
+                yield from children
+                left += children
+
+
+def _tracer_of(tid: int) -> int:
+    with contextlib.suppress(OSError), open(f"/proc/{tid}/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"TracerPid:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _located(tid: int, directory: int | None, path: bytes) -> bytes:
+    """A path as the thread's root has it: a relative one behind the directory that it is looked up in."""
+    if path.startswith(b"/"):
+        return path
+    try:
+        base = os.readlink(b"/proc/%d/cwd" % tid if directory is None else b"/proc/%d/fd/%d" % (tid, directory))
+        root = os.readlink(b"/proc/%d/root" % tid)
+    except OSError:
+        return path
+    if root != b"/" and (base + b"/").startswith(root + b"/"):
+        base = base[len(root) :] or b"/"
+    return os.path.join(base, path) if path else base
+
+
+# ---- the process ----
+
+
+def _wait(output: Output, signals: frozenset[int]) -> None:
+    """Until there may be something to do. What has been written is flushed first, soon."""
+    if output.waiting:
+        if signal.sigtimedwait(signals, _FLUSH_AFTER) is not None:
+            return
+        output.flush()
+    signal.sigwaitinfo(signals)
+
+
+def _words_on(control: int) -> bytes | None:
+    """What our starter says; nothing where it says nothing, None where it is gone."""
+    words = b""
+    while select.select([control], [], [], 0)[0]:
+        data = os.read(control, 4096)
+        if not data:
+            return None
+        words += data
+    return words
+
+
+def trace(task: Task, control: int, output: Output) -> None:
+    """Traces to the end of all: none is left, we let go of them, or whoever started us is gone (then they are killed)."""
+    signals = frozenset((signal.SIGCHLD, signal.SIGIO))
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(control, fcntl.F_SETFL, fcntl.fcntl(control, fcntl.F_GETFL) | os.O_ASYNC)
+    tracer = Tracer(task, output)
+    tracer.seize()
+    output.write('{"event": "ready"}')
+    output.flush()
+    while True:
+        words = _words_on(control)
+        if words is None and task.launching:
+            os._exit(1)  # O_EXITKILL
+        if words != b"" and not tracer.detaching:
+            tracer.detach()
+        try:
+            for tid, status in iter(lambda: os.waitpid(-1, os.WNOHANG | _WALL), (0, 0)):
+                tracer.handle(tid, status)
+        except ChildProcessError:
+            break
+        _wait(output, signals)
+    output.write('{"event": "end"}')
+    output.flush()
+
+
+def main() -> None:
+    """Reads a `Task` from stdin and writes events to stdout; a failure to start is a line, too."""
+    output = Output(1)
+    line = bytearray()
+    while not line.endswith(b"\n"):  # byte by byte: what follows is for the loop
+        byte = os.read(0, 1)
+        if not byte:
+            return
+        line += byte
+    try:
+        trace(Task.from_json(bytes(line)), 0, output)
+    except BrokenPipeError:
+        os._exit(1)
+    except Traced as error:
+        output.write(json.dumps({"event": "refused", "errno": 1, "by": error.args[1]}))
+        output.flush()
+    except PtraceError as error:
+        output.write(json.dumps({"event": "refused", "errno": error.errno or 0}))
+        output.flush()
