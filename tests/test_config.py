@@ -848,6 +848,8 @@ def projects(draw: st.DrawFn) -> Project:
     for name in draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)):
         chosen = draw(st.lists(st.sampled_from(sorted(SPECS)), unique=True))
         values = {"command": ("x",)} | {key: draw(SPECS[key]) for key in chosen} | draw(mounts())
+        if values.get("network_mode") == "host":
+            values.pop("capabilities", None)  # those of a network are refused there
         services[name] = Service(
             spec=Spec(name=name, **values),
             restart=draw(POLICIES),
