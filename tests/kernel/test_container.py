@@ -789,7 +789,8 @@ async def test_volumes(shared: Runtime, tmp_path: Path) -> None:
 async def test_a_read_only_volume_is_read_only_all_the_way_down(shared: Runtime, tmp_path: Path) -> None:
     below = tmp_path / "volume/below"
     below.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", below], check=True)
+    (tmp_path / "mounted").mkdir()
+    subprocess.run(["mount", "--bind", tmp_path / "mounted", below], check=True)
     try:
         volumes = (Volume(tmp_path / "volume", "/ro", read_only=True), Volume(tmp_path / "volume", "/rw"))
         _, _, err = await shell(shared, "echo x > /rw/below/x; echo x > /ro/below/y; echo x > /ro/y", volumes=volumes)

@@ -11,7 +11,7 @@ if [ "$1" != --inside ]; then
 	mkdir host upper work root
 	# Mounted once more: virtme-ng's own share of it has no page cache, and with one everything is several times as fast.
 	mount -t 9p -o version=9p2000.L,trans=virtio,access=any,msize=524288,cache=loose,ro host host
-	modprobe overlay
+	modprobe -a overlay loop ext4
 	mount -t overlay -o lowerdir=host,upperdir=upper,workdir=work root root
 	cd root
 	mount -t proc proc proc
@@ -20,7 +20,12 @@ if [ "$1" != --inside ]; then
 	mount -t devtmpfs devtmpfs dev
 	mkdir -p dev/pts dev/shm
 	mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
-	for directory in dev/shm run tmp var/tmp var/log var/cache; do mount -t tmpfs -o mode=1777 tmpfs "$directory"; done
+	for directory in dev/shm run var/tmp var/log var/cache; do mount -t tmpfs -o mode=1777 tmpfs "$directory"; done
+	# Volumes and roots are idmapped, which a tmpfs can't be before Linux 6.3.
+	truncate -s 512M ../disk
+	/sbin/mkfs.ext4 -q -O ^has_journal ../disk
+	mount -o loop ../disk tmp
+	chmod 1777 tmp
 	for directory in "$here" "$(dirname "$(dirname "$2")")"; do
 		mkdir -p ".$directory"
 		mount --bind "../host$directory" ".$directory"
