@@ -22,7 +22,7 @@ class Syscall:
     Attributes:
         time: when it was entered, seconds since the epoch.
         pid, tid: process and thread as the container numbers them, where it has a pid namespace of its own.
-        name: of the call; ``syscall_N`` where the number has no name, ``i386_N`` where it is of the other architecture.
+        name: of the call; ``syscall_N`` where the number has no name; ``other_N``, ``x32_N``: of another ABI.
         args: as text, as strace shows them.
         raw: the registers, 64 bits each; as many as there are arguments.
         result: what it returned; -1 where `errno` says why; None where it never returned (exit_group, or the thread's end).

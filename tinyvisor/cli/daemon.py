@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from tinyvisor import interpreter
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.spec import Project
 
@@ -45,7 +46,7 @@ def start_daemon(arguments: Sequence[str], project: Project, log_dir: Path) -> i
     reading, writing = os.pipe()
     try:
         subprocess.Popen(
-            [sys.executable, "-m", "tinyvisor", "up", "--daemon-fd", str(writing), *arguments],
+            interpreter.command("tinyvisor", "up", "--daemon-fd", str(writing), *arguments),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

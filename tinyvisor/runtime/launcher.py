@@ -187,6 +187,19 @@ def receive_event(sock: socket.socket) -> tuple[Event, list[int]] | None:
     return decode_event(message), fds
 
 
+async def reap(process: subprocess.Popen[bytes], pidfd: int) -> None:
+    """Waits for the end of a child, which is on its way, and closes its pidfd. Cancellation: shielded."""
+    try:
+        await shielded(lambda: anyio.wait_readable(pidfd))
+    finally:
+        # By pidfd: where the host program reaps children that it does not know, the number may be another's by now.
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it has ended already
+        process.returncode = 0  # nothing is left for Popen to wait for
+        anyio.notify_closing(pidfd)
+        os.close(pidfd)
+
+
 async def shielded(wait: Callable[[], Awaitable[None]]) -> None:
     """Waits to the end, whatever comes; to be called for ends that are on their way. asyncio's own Task.cancel does not stop at
     anyio's shields: it is heard, and takes effect afterwards."""
@@ -335,16 +348,8 @@ class LauncherProcess:
             _close_all(self._queue.popleft()[1])
         if self._pidfd < 0:
             return
-        try:
-            await shielded(lambda: anyio.wait_readable(self._pidfd))
-        finally:
-            # By pidfd: where the host program reaps children that it does not know, the number may be another's by now.
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it has ended already
-            self._process.returncode = 0  # nothing is left for Popen to wait for
-            anyio.notify_closing(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+        pidfd, self._pidfd = self._pidfd, -1
+        await reap(self._process, pidfd)
 
 
 def send_request(sock: socket.socket, request: bytes, fds: Sequence[int]) -> None:

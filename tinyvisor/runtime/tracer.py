@@ -1,6 +1,6 @@
 """The tracer's process, from outside: starts it, reads its events, ends it. Written on anyio alone.
 
-The process is ``python -m tinyvisor.tracing``; python-ptrace is imported there and nowhere else. What was started for it dies
+The process runs `tinyvisor.tracing`; python-ptrace is imported there and nowhere else. What was started for it dies
 with it (PTRACE_O_EXITKILL), what ran before runs on without it, and it ends when our end of its stdin is closed: nothing is
 ever half-traced.
 """
@@ -13,7 +13,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ from typing import Any
 
 import anyio
 
+from tinyvisor import interpreter
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
 from tinyvisor.profile import Action, Profile, Rule
-from tinyvisor.runtime.launcher import shielded
+from tinyvisor.runtime.launcher import reap, shielded
 from tinyvisor.runtime.seccomp import MACHINES, Filter, Machine, compile_profile
 from tinyvisor.runtime.stdio import ReceivePipe
 from tinyvisor.trace import STOP, Calls, Event, from_json, parse_calls
@@ -103,26 +103,28 @@ class TracerProcess:
         self._ready = False
         self._lines: deque[bytes] = deque()
         self._rest = b""
-        control, self._control = os.pipe2(os.O_CLOEXEC)
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        self._pipe = ReceivePipe(reading)
-        try:
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
+            control, self._control = os.pipe2(os.O_CLOEXEC)
+            theirs.callback(os.close, control)
+            undo.callback(os.close, self._control)
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            theirs.callback(os.close, writing)
+            self._pipe = ReceivePipe(reading)
+            undo.callback(self._pipe.close)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tinyvisor.tracing"],
+                interpreter.command("tinyvisor.tracing"),
                 stdin=control,
                 stdout=writing,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path)},
                 start_new_session=True,  # the terminal's Ctrl-C is not for it
             )
+            undo.callback(self._process.wait)
+            undo.callback(self._process.kill)
             self._pidfd = os.pidfd_open(self._process.pid)
-            os.write(self._control, json.dumps(task).encode() + b"\n")
-        except BaseException:
-            self._pipe.close()
-            os.close(self._control)
-            raise
-        finally:
-            os.close(control)
-            os.close(writing)
+            undo.callback(os.close, self._pidfd)
+            theirs.close()
+            with contextlib.suppress(BrokenPipeError):  # it has died: `wait_ready` says so
+                os.write(self._control, json.dumps(task).encode() + b"\n")
+            undo.pop_all()
 
     @property
     def pid(self) -> int:
@@ -183,7 +185,7 @@ class TracerProcess:
         Cancellation: shielded; it is bounded by `DETACH_PATIENCE`.
         """
         if self._ready and not self._ended:
-            with contextlib.suppress(BrokenPipeError), contextlib.suppress(TinyvisorError):
+            with contextlib.suppress(BrokenPipeError, TinyvisorError):
                 os.write(self._control, b"detach\n")
                 await shielded(self._drain)
 
@@ -201,13 +203,8 @@ class TracerProcess:
         """Kills it, unless it has ended, and waits for its end. Cancellation: shielded."""
         self.kill()
         try:
-            await shielded(lambda: anyio.wait_readable(self._pidfd))
+            await reap(self._process, self._pidfd)
         finally:
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it has ended already
-            self._process.returncode = 0  # nothing is left for Popen to wait for
-            anyio.notify_closing(self._pidfd)
-            os.close(self._pidfd)
             os.close(self._control)
             self._pipe.close()
 
@@ -226,7 +223,7 @@ class Events(AsyncIterator[Event]):
     Where nobody reads, the container waits: nothing is lost, and memory is bounded. Made by `Runtime.trace` and
     `Container.trace`.
 
-    Raises TinyvisorError where the tracer was killed; the container was killed with it.
+    Raises TinyvisorError where the tracer was killed: with it a container that was started for it, and no other.
     """
 
     def __init__(self, tracer: TracerProcess) -> None:
