@@ -26,8 +26,9 @@ from hypothesis import settings
 settings.register_profile("tinyvisor", deadline=None)  # a busy machine is no failure
 settings.load_profile("tinyvisor")
 
-# A shell starts a job in the background with SIGINT ignored, and what the tests start would go by that.
+# A shell starts a job in the background with these two ignored, and what the tests start would go by that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 

@@ -3,6 +3,7 @@ measure where it is installed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -386,6 +388,56 @@ def test_command_attaches_and_lets_go() -> None:
             assert status(process.pid)["TracerPid"] == "0"
         finally:
             process.kill()
+
+
+BUSY = "import os\nwhile True: os.getppid()"
+
+
+@contextlib.contextmanager
+def stuck(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`tinyvisor trace` whose output nobody reads, and its tracer, which waits for that."""
+    command = [sys.executable, "-m", "tinyvisor", "trace", *words]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            deadline, tracer = time.monotonic() + BOUND, 0
+            while not tracer or "pipe_write" not in Path(f"/proc/{tracer}/wchan").read_text():
+                assert time.monotonic() < deadline
+                for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+                    if b"tinyvisor.tracing" in Path(f"/proc/{child}/cmdline").read_bytes():
+                        tracer = int(child)
+                time.sleep(0.01)
+            yield process, tracer
+        finally:
+            process.kill()
+
+
+async def test_kill_9_of_the_command_that_runs_it() -> None:
+    """With every pipe full: what was started for it ends, and so does the tracer. The rest is looked for after every test."""
+    with stuck("--", "python3", "-c", BUSY) as (process, tracer):
+        pids = [int(pid) for pid in os.listdir("/proc") if pid.isdecimal() and _tracer(pid) == str(tracer)]
+        assert pids
+        process.kill()
+        await wait_for_the_end_of(tracer, *pids)
+
+
+async def test_kill_9_of_the_command_that_has_attached() -> None:
+    with subprocess.Popen([sys.executable, "-c", BUSY]) as busy:
+        try:
+            with stuck(str(busy.pid)) as (process, tracer):
+                assert _tracer(busy.pid) == str(tracer)
+                process.kill()
+                await wait_for_the_end_of(tracer)
+            assert _tracer(busy.pid) == "0"
+            assert busy.poll() is None
+            assert status(busy.pid)["State"][0] in "RS"
+        finally:
+            busy.kill()
+
+
+def _tracer(pid: int | str) -> str | None:
+    with contextlib.suppress(OSError):
+        return status(pid)["TracerPid"]
+    return None
 
 
 def test_files_and_addresses_as_configuration(tmp_path: Path) -> None:
