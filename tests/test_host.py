@@ -86,7 +86,7 @@ def test_kernel_versions(release: str, expected: tuple[int, int]) -> None:
 
 
 def test_a_good_host(good: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "default_lock_dir", lambda: tmp_path / "tinyvisor")
+    monkeypatch.setattr(module, "run_directory", lambda: tmp_path / "tinyvisor")
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (1024, 524288))
     found = checks(good, Path("/proc/self/exe"))
     assert {item.level for item in found} == {"ok"}
@@ -186,7 +186,7 @@ def test_few_open_files(good: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_directory_that_can_not_be_made(good: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(module, "default_lock_dir", lambda: tmp_path / "file/tinyvisor")
+    monkeypatch.setattr(module, "run_directory", lambda: tmp_path / "file/tinyvisor")
     assert check(good, "run state").level == "fail"
 
 

@@ -119,8 +119,8 @@ class _Daemon:
     async def run(self) -> None:
         import trio
 
-        from tinyvisor.client import run_directory
         from tinyvisor.control import Control, Feed, listening
+        from tinyvisor.places import run_directory
         from tinyvisor.runtime import open_runtime
         from tinyvisor.supervisor import Supervisor
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
+from tinyvisor.places import log_directory
 from tinyvisor.spec import Project
 
 
@@ -113,10 +114,3 @@ def _be_daemon(
 def wants_colour(no_color: bool) -> bool:
     """Source: no-color.org."""
     return not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and sys.stdout.isatty()
-
-
-def log_directory() -> Path:
-    """/var/log/tinyvisor for root, else $XDG_STATE_HOME/tinyvisor."""
-    if os.geteuid() == 0:
-        return Path("/var/log/tinyvisor")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "tinyvisor"

@@ -27,6 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from tinyvisor import places
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
 from tinyvisor.spec import NAME, Blkio, Spec, check_name
 from tinyvisor.state import Stats
@@ -160,7 +161,7 @@ def detect(mountinfo: str, self_cgroup: str, v2_controllers: str = "", *, root: 
 def read_layout() -> Layout:
     """`detect` for this process."""
     mountinfo, self_cgroup = Path("/proc/self/mountinfo").read_text(errors="surrogateescape"), _read("/proc/self/cgroup")
-    root = os.geteuid() == 0
+    root = places.privileged()
     layout = detect(mountinfo, self_cgroup, root=root)
     if layout.unified is None:
         return layout
@@ -699,13 +700,6 @@ def _remove_parents(layout: Layout) -> None:
 
 
 # ---- the lock that tells the living from the dead ----
-
-
-def default_lock_dir() -> Path:
-    """/run/tinyvisor for root, else $XDG_RUNTIME_DIR/tinyvisor."""
-    if os.geteuid() == 0:
-        return Path("/run/tinyvisor")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "tinyvisor"
 
 
 class ProjectLock:

@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from tinyvisor.errors import ContainerError, HostError, LauncherDied, LaunchError, RunFailed, SpecError, TinyvisorError
 from tinyvisor.job import Job
+from tinyvisor.places import cache_directory, run_directory
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
@@ -31,7 +32,6 @@ from tinyvisor.runtime.cgroup import (
     ProjectLock,
     Usage,
     cpu_usage_file,
-    default_lock_dir,
     limit_writes,
     read_stats,
     read_usage,
@@ -72,13 +72,6 @@ from tinyvisor.trace import Calls
 from tinyvisor.units import parse_size
 
 _runs = itertools.count()
-
-
-def cache_directory() -> Path:
-    """Where unpacked roots live: /var/cache/tinyvisor for root, else $XDG_CACHE_HOME/tinyvisor."""
-    if os.geteuid() == 0:
-        return Path("/var/cache/tinyvisor")
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinyvisor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +173,7 @@ class Runtime:
     def _open(self) -> None:
         if os.geteuid() != 0:
             raise HostError("tinyvisor needs root for now", "run it as root; rootless containers are on their way")
-        stack, locks = self._stack, default_lock_dir()
+        stack, locks = self._stack, run_directory()
         self._lock = stack.enter_context(ProjectLock(locks, self.name))
         sweep(self.host.layout, locks, mine=self.name)
         self._tree = CgroupTree.open(self.host.layout, self.name)
@@ -223,7 +216,7 @@ class Runtime:
     async def _prepare_first(self) -> None:
         """What every container needs: the fds of the cgroups, and the shared /dev."""
         await self._prepared[0].wait("leave the host's mounts")
-        locks = os.open(default_lock_dir(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        locks = os.open(run_directory(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         assert self._leases is not None
         fds = [*self._tree.fds, *self._tree.parent_fds, self._lock.fd, self._leases.fd, locks]
         parents, hierarchies = len(self._tree.fds), self._tree.layout.hierarchies
@@ -233,7 +226,7 @@ class Runtime:
             s.Remove(s.KEPT | parents + n, f"../{PARENT}", item.label, patient=False) for n, item in enumerate(hierarchies)
         ]
         # Last, and only when the others are gone: what has a lock file, the next run sweeps.
-        epilogue.append(s.Remove(last, f"{self.name}.lock", str(default_lock_dir())))
+        epilogue.append(s.Remove(last, f"{self.name}.lock", str(run_directory())))
         try:
             await self._prepare((), fds=fds, flags=wire.KEEP_FDS, epilogue=epilogue)
         finally:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tinyvisor.errors import HostError
+from tinyvisor.places import run_directory
 from tinyvisor.runtime import syscalls
 from tinyvisor.runtime.cgroup import (
     USED,
     Layout,
     cure_for_occupied,
-    default_lock_dir,
     missing_controller,
     occupied,
     read_layout,
@@ -333,7 +333,7 @@ def _check_files() -> Check:
 
 
 def _check_run_directory() -> Check:
-    directory = default_lock_dir()
+    directory = run_directory()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     if existing.is_dir() and _writable(str(existing)):
         return Check("run state", "ok", str(directory))
