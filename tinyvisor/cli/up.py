@@ -64,6 +64,7 @@ def up(
 
     from tinyvisor.cli.session import run_project
     from tinyvisor.cli.summary import print_summary
+    from tinyvisor.runtime import rootless
     from tinyvisor.supervisor import exit_code
     from tinyvisor.view import Style, View
 
@@ -71,6 +72,7 @@ def up(
     log_dir = _logs_of(project, log_dir)
     style = Style(colour=colour, prefix=not no_log_prefix, timestamps=timestamps)
     sys.stdout.flush()
+    rootless.enter()
     with View(1, project.instances, log_dir=log_dir, style=style) as view:
         summaries = run_project(
             project,

@@ -33,6 +33,7 @@ from tinyvisor.spec import NAME, Blkio, Spec, check_name
 from tinyvisor.state import Stats
 
 PARENT: Final = "tinyvisor"
+LEAF: Final = "tinyvisor-supervisor"
 CONTROLLERS: Final = ("pids", "memory", "cpu", "io", "cpuacct", "cpuset", "freezer", "devices")
 USED: Final = ("pids", "memory", "cpu", "io", "cpuacct")
 """Controllers in whose hierarchies we make cgroups; the order of `Layout.hierarchies`."""
@@ -168,6 +169,31 @@ def read_layout() -> Layout:
     return detect(mountinfo, self_cgroup, _read(f"{layout.unified}/cgroup.controllers"), root=root)
 
 
+def settle() -> Callable[[], None] | None:
+    """Moves this process, where it is alone in a v2 cgroup that was delegated to it, to a child `LEAF`: a cgroup with processes
+    has no children with controllers. None where that is not so; else what takes it back, at the end, so that nothing is left.
+    """
+    layout = read_layout()
+    own = next((item.own for item in layout.hierarchies if item.version == 2), None)
+    if own is None or not os.access(f"{own}/cgroup.procs", os.W_OK) or not os.access(own, os.W_OK):
+        return None
+    if not occupied(own) or _pids(f"{own}/cgroup.procs") != {os.getpid()} or own.endswith(f"/{LEAF}"):
+        return None
+    leaf = f"{own}/{LEAF}"
+    with suppress(FileExistsError):  # of who was killed
+        os.mkdir(leaf, 0o755)
+    _write(f"{leaf}/cgroup.procs", "0")
+
+    def leave() -> None:
+        with suppress(OSError):  # another of ours is there now
+            for name in _read(f"{own}/cgroup.subtree_control").split():
+                _write(f"{own}/cgroup.subtree_control", f"-{name}")
+            _write(f"{own}/cgroup.procs", "0")
+            os.rmdir(leaf)
+
+    return leave
+
+
 def _hierarchy(mount: _Mount, own: Mapping[str, str], v2_controllers: str, root: bool) -> Hierarchy | None:
     if mount.type == "cgroup2":
         offered = {*v2_controllers.split(), *_V2_ALWAYS}
@@ -177,7 +203,7 @@ def _hierarchy(mount: _Mount, own: Mapping[str, str], v2_controllers: str, root:
         path = next((own[name] for name in mount.super_options if name in own), None)
     controllers = tuple(name for name in CONTROLLERS if name in offered)
     inside = _below(mount, path)
-    directory = mount.point if root else inside
+    directory = mount.point if root else inside and inside.removesuffix(f"/{LEAF}")
     if directory is None or not controllers:
         return None
     return Hierarchy(2 if mount.type == "cgroup2" else 1, directory, inside, controllers)

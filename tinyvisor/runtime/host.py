@@ -23,7 +23,8 @@ from tinyvisor.runtime.cgroup import (
     occupied,
     read_layout,
 )
-from tinyvisor.runtime.leases import read_ranges
+from tinyvisor.runtime.idmap import TTY_GROUP
+from tinyvisor.runtime.leases import read_mapped, read_ranges
 from tinyvisor.runtime.seccomp import MACHINES
 from tinyvisor.spec import DEFAULT_NAMESPACES
 
@@ -54,6 +55,9 @@ class Host:
         calls: names of the system calls that we need and that can be used.
         namespaces: as in `tinyvisor.spec.NAMESPACES`.
         user_namespaces: this user may make them.
+        nested: we are in a user namespace ourselves: no devices can be made, and the host's file systems not be idmapped.
+        tty_group: the group that owns terminals; 0 where there is no such group in there.
+        groups_fixed: processes in there can't leave the groups that we are in (user_namespaces(7), /proc/PID/setgroups).
         overlay: overlayfs is there, or a module of it is.
         swap: the host swaps.
         swap_accounting: the memory controller counts swap; None where there is no cgroup to look at.
@@ -70,6 +74,9 @@ class Host:
     calls: frozenset[str]
     namespaces: frozenset[str]
     user_namespaces: bool
+    nested: bool
+    tty_group: int
+    groups_fixed: bool
     overlay: bool
     swap: bool
     swap_accounting: bool | None
@@ -98,6 +105,7 @@ def probe() -> Host:
     """Looks at the host: a handful of small kernel files, about a millisecond."""
     system = os.uname()
     layout = read_layout()
+    inside = read_mapped()
     return Host(
         kernel=kernel_version(system.release),
         release=system.release,
@@ -108,6 +116,9 @@ def probe() -> Host:
         calls=frozenset(name for name, number in _CALLS.items() if syscalls.supported(number)),
         namespaces=_namespaces(),
         user_namespaces=_user_namespaces(),
+        nested=inside is not None,
+        tty_group=TTY_GROUP if inside is None or inside.count > TTY_GROUP else 0,
+        groups_fixed=inside is not None and _read("/proc/self/setgroups").strip() == "deny",
         overlay=_overlay(system.release),
         swap=_read("/proc/swaps").count("\n") > 1,
         swap_accounting=_swap_accounting(layout),
