@@ -40,7 +40,6 @@ USED: Final = ("pids", "memory", "cpu", "io", "cpuacct")
 
 _V2_ALWAYS: Final = ("cpuacct", "freezer", "devices")  # cpu.stat, cgroup.freeze, BPF: no controllers of their own there
 PERIOD: Final = 100_000  # µs
-_WRITABLE: Final = "run as root where /sys/fs/cgroup is writable"
 _REMOVE_SECONDS: Final = 2.0
 _TRIES: Final = 100  # of making a directory below one that others remove when it is empty
 
@@ -99,7 +98,7 @@ class Layout:
         """The hierarchy that serves a controller of `USED`."""
         return next((index for index, item in enumerate(self.hierarchies) if name in item.controllers), None)
 
-    def without(self, names: Iterable[str], reason: str, cure: str = _WRITABLE) -> Layout:
+    def without(self, names: Iterable[str], reason: str, cure: str = "see `tinyvisor doctor`") -> Layout:
         """The layout with some controllers gone; a hierarchy that has none of `USED` left goes with them."""
         gone = frozenset(names)
         left = (replace(item, controllers=tuple(c for c in item.controllers if c not in gone)) for item in self.hierarchies)
@@ -643,7 +642,8 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
     except OSError as error:  # a read-only or foreign hierarchy: only a limit that needs it shall fail
         for fd in fds:
             os.close(fd)
-        failed = dict.fromkeys(hierarchy.controllers, (f"{error.filename}: {error.strerror}", _WRITABLE))
+        why = f"{error.filename}: {error.strerror}", cure_for_read_only(hierarchy.version)
+        failed = dict.fromkeys(hierarchy.controllers, why)
     for directory in (path, os.path.dirname(path)):
         with suppress(OSError):
             os.rmdir(directory)
@@ -693,7 +693,10 @@ def _enable(path: str, names: list[str], *, ours: bool = False) -> _Failed:
         except OSError as error:
             if error.errno == errno.ENODEV:  # removed between open and write
                 raise
-            failed[name] = f"{file}: {error.strerror}", cure_for_occupied(path) if error.errno == errno.EBUSY else _WRITABLE
+            failed[name] = (
+                f"{file}: {error.strerror}",
+                cure_for_occupied(path) if error.errno == errno.EBUSY else cure_for_read_only(2),
+            )
     return failed
 
 
@@ -704,7 +707,21 @@ def occupied(directory: str) -> bool:
     return os.path.exists(f"{directory}/cgroup.type") and bool(_read(f"{directory}/cgroup.procs").strip())
 
 
+def cure_for_read_only(version: int) -> str:
+    """What to do where no cgroups can be made."""
+    if places.privileged():
+        return "mount /sys/fs/cgroup writable; in a container, run that one privileged"
+    if version == 2:
+        return _SCOPE
+    return "have root delegate one: mkdir CGROUP; chown -R USER CGROUP; echo SHELL-PID >CGROUP/cgroup.procs"
+
+
+_SCOPE: Final = "start it in a cgroup that is yours: systemd-run --user --scope -p Delegate=yes tinyvisor ..."
+
+
 def cure_for_occupied(directory: str) -> str:
+    if not places.privileged():
+        return f"nothing else may run in it; {_SCOPE}"
     return (
         f"move them below it: mkdir {directory}/init; "
         f"for p in $(cat {directory}/cgroup.procs); do echo $p > {directory}/init/cgroup.procs; done 2>/dev/null"

@@ -939,7 +939,9 @@ class Runtime:
             return spec
         if not spec.rootfs.exists():
             raise SpecError("rootfs", f"{spec.rootfs} does not exist")
-        return spec.with_(rootfs=await anyio.to_thread.run_sync(unpack, spec.rootfs, cache_directory()))
+        ids = self._mapped.shared_map() if self._mapped else None
+        work = functools.partial(unpack, spec.rootfs, cache_directory(), ids=ids)
+        return spec.with_(rootfs=await anyio.to_thread.run_sync(work))
 
     def _provider(self, spec: Spec) -> Container | None:
         """The container whose network is joined."""

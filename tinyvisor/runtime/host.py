@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tinyvisor.errors import HostError
-from tinyvisor.places import run_directory
+from tinyvisor.places import owner, privileged, run_directory
 from tinyvisor.runtime import syscalls
 from tinyvisor.runtime.cgroup import (
     USED,
     Layout,
     cure_for_occupied,
+    cure_for_read_only,
     missing_controller,
     occupied,
     read_layout,
@@ -249,9 +250,16 @@ def _check_kernel(host: Host) -> Check:
 
 
 def _check_root(host: Host) -> Check:
-    if host.euid == 0:
+    user = owner()
+    if host.euid != 0:
+        return Check("root", "fail", f"running as uid {host.euid}", "run as root, or by `tinyvisor unshare`")
+    if user is None:
         return Check("root", "ok", "running as root")
-    return Check("root", "fail", f"running as uid {host.euid}", "run as root; rootless containers are not there yet")
+    who = f"rootless: uid {user[0]} is root of a user namespace"
+    if host.groups_fixed:
+        cure = f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, where USER is uid {user[0]}"
+        return Check("root", "warn", f"{who} with no other ids: containers have one, and the user's groups", cure)
+    return Check("root", "ok", who)
 
 
 def _check_namespaces(host: Host) -> Check:
@@ -278,8 +286,10 @@ def _check_id_ranges() -> Check:
         ranges = read_ranges()
     except HostError as error:
         return Check("id ranges", "fail", error.lacks, error.cure)
+    if not len(ranges):
+        return Check("id ranges", "warn", "none: all containers have the user's own id", "give the user ids, see above")
     (first, _), count = ranges[0], len(ranges)
-    return Check("id ranges", "ok", f"for {count} containers at once, from {first} on ({ranges.source})")
+    return Check("id ranges", "ok", f"for {count} containers at once, {ranges.size} ids each, from {first} on ({ranges.source})")
 
 
 def _check_seccomp(host: Host) -> Check:
@@ -307,7 +317,7 @@ def _check_cgroups(host: Host) -> Iterator[Check]:
             yield Check(f"cgroup {name}", "warn", f"{error.lacks}: {_LIMITS[name]} can't be enforced", error.cure)
         elif not _writable(controller.directory):
             text = f"v{controller.version}, {controller.directory} can't be written: {_LIMITS[name]} can't be enforced"
-            yield Check(f"cgroup {name}", "warn", text, "mount it writable; in a container, run that one privileged")
+            yield Check(f"cgroup {name}", "warn", text, cure_for_read_only(controller.version))
         elif controller.version == 2 and occupied(controller.directory):
             text = f"v2, {controller.directory} has processes of its own: {_LIMITS[name]} can't be enforced"
             yield Check(f"cgroup {name}", "warn", text, cure_for_occupied(controller.directory))
@@ -348,7 +358,7 @@ def _check_run_directory() -> Check:
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     if existing.is_dir() and _writable(str(existing)):
         return Check("run state", "ok", str(directory))
-    cure = "make it writable" if os.geteuid() == 0 else "log in so that XDG_RUNTIME_DIR is set, or set it"
+    cure = "make it writable" if privileged() else "log in so that XDG_RUNTIME_DIR is set, or set it"
     return Check("run state", "fail", f"{directory} can't be made: {existing} can't be written", cure)
 
 

@@ -38,6 +38,11 @@ class IdMap:
     uids: tuple[Extent, ...]
     gids: tuple[Extent, ...]
 
+    @property
+    def count(self) -> int:
+        """How many users it has."""
+        return sum(count for _, _, count in self.uids)
+
     def uid(self, inside: int) -> int:
         """What a user of the container is on the host. Raises `SpecError` for one that is not mapped."""
         return _outside(self.uids, inside, "uid")

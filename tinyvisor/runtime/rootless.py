@@ -25,6 +25,7 @@ from tinyvisor.runtime.idmap import IdMap, map_text, user_map
 from tinyvisor.runtime.syscalls import unshare
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
+_APPARMOR: Final = "kernel.apparmor_restrict_unprivileged_userns"
 _HELPERS: Final = (("newuidmap", "uids"), ("newgidmap", "gids"))
 
 
@@ -92,10 +93,10 @@ def _check_rights() -> None:
     try:
         unshare(CLONE_NEWNS)
     except OSError as exc:
-        if _read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "0").strip() == "1":
+        if _read(f"/proc/sys/{_APPARMOR.replace('.', '/')}", "0").strip() == "1":
+            profile = f"a profile with `userns,` for {os.readlink('/proc/self/exe')}"
             raise HostError(
-                "AppArmor gives a user namespace no rights here",
-                f"sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile with `userns,` for {os.readlink('/proc/self/exe')}",
+                "AppArmor gives user namespaces no rights here", f"sysctl {_APPARMOR}=0, or {profile}, or run as root"
             ) from None
         raise HostError(f"a mount namespace can't be made ({exc.strerror})", "run as root") from None
 
