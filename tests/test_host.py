@@ -30,7 +30,8 @@ def good(tmp_path: Path) -> Host:
             (Hierarchy(2, directory, directory, names),), tuple(Controller(name, 2, directory) for name in names), directory
         ),
         calls=frozenset(module._CALLS), namespaces=DEFAULT_NAMESPACES | {"user", "time"},
-        user_namespaces=True, nested=False, tty_group=5, groups_fixed=False, overlay=True, swap=True, swap_accounting=True, pids_peak=True, seccomp=True,
+        user_namespaces=True,
+        nested=False, tty_group=5, groups_fixed=False, overlay=True, swap=True, swap_accounting=True, pids_peak=True, seccomp=True,
     )  # fmt: skip
 
 
