@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.command import BOUND, Running, arguments, environment, tinyvisor
+from tinyvisor.places import run_directory
 
 pytestmark = pytest.mark.kernel
 

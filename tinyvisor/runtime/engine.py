@@ -41,7 +41,7 @@ from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.filters import filter_for
 from tinyvisor.runtime.host import Host, file_system, probe
 from tinyvisor.runtime.identity import Identity, invoking_user, read_in_root, resolve
-from tinyvisor.runtime.idmap import IdMap, Mapped, auto_map, keep_id_map, map_text
+from tinyvisor.runtime.idmap import IDS, IdMap, Mapped, auto_map, keep_id_map, map_text
 from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
 from tinyvisor.runtime.leases import Ids, Leases, read_mapped, read_ranges
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
@@ -306,10 +306,17 @@ class Runtime:
             return await self._shared_ids(self._mapped, kept)
         slot = self._leases.take()
         try:
-            ids = slot.maps.get(kept)
+            # Where there are few, its user's are among them. Only the host view, whose names we know, has few.
+            who = self._identity(spec, None) if self._leases.size < IDS else planning.ROOT_USER
+            ids = slot.maps.get((kept, who))
             if ids is None:
-                map_ = keep_id_map(slot.uid, slot.gid, *kept) if kept else auto_map(slot.uid, slot.gid, self._leases.size)
-                ids = slot.maps[kept] = Ids(map_, await self._user_namespace(map_), slot)
+                map_ = (
+                    keep_id_map(slot.uid, slot.gid, *kept)
+                    if kept
+                    else auto_map(slot.uid, slot.gid, self._leases.size, [who.uid], [who.gid, *who.groups])
+                )
+                slot.forget_maps(but=7)
+                ids = slot.maps[kept, who] = Ids(map_, await self._user_namespace(map_), slot)
             if self._idmapped is None:
                 self._idmapped = self._try_idmaps(ids.fd)
             return ids

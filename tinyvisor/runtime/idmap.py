@@ -10,7 +10,7 @@ Sources: user_namespaces(7), subuid(5), newuidmap(1), podman-run(1) ``--userns``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,8 +18,8 @@ from tinyvisor.errors import HostError, SpecError
 
 IDS = 65536
 """Ids of one container: 0 to 65535."""
-FEW_IDS = 1024
-"""Ids of one container where there are not enough of them: 0 to 1022, and `NOBODY`."""
+FEW_IDS = 256
+"""Ids of one container where there are not enough of them: the first ones, its user's, and `NOBODY`."""
 NOBODY = 65534
 TTY_GROUP = 5
 """Owns pseudo-terminals: the same in all distributions."""
@@ -56,19 +56,22 @@ def _outside(extents: tuple[Extent, ...], inside: int, kind: str) -> int:
     for first, outside, count in extents:
         if first <= inside < first + count:
             return outside + inside - first
-    last = max(first + count for first, _, count in extents if first != NOBODY or count > 1) - 1
+    last = max(first + count for first, _, count in extents if count > 1 or first == 0) - 1
     raise SpecError("user", f'{kind} {inside} is not one of the container\'s, 0 to {last}; use "userns_mode: host"')
 
 
-def auto_map(uid: int, gid: int, size: int = IDS) -> IdMap:
-    """0 to 65535 on the ranges that start at these ids of the host; with a smaller size, the first ones and `NOBODY`."""
-    return IdMap(_from_zero(uid, size), _from_zero(gid, size))
+def auto_map(uid: int, gid: int, size: int = IDS, uids: Iterable[int] = (), gids: Iterable[int] = ()) -> IdMap:
+    """0 to 65535 on the ranges that start at these ids of the host; with a smaller size, the first ones, `NOBODY`, and those that
+    are asked for, of which there may be `size` / 2."""
+    return IdMap(_from_zero(uid, size, uids), _from_zero(gid, size, gids))
 
 
-def _from_zero(start: int, size: int) -> tuple[Extent, ...]:
+def _from_zero(start: int, size: int, wanted: Iterable[int]) -> tuple[Extent, ...]:
     if size >= IDS or size == 1:
         return ((0, start, size),)
-    return ((0, start, size - 1), (NOBODY, start + size - 1, 1))
+    far = sorted({NOBODY, *wanted})[: size // 2]
+    near = size - len(far)
+    return ((0, start, near), *((id_, start + near + n, 1) for n, id_ in enumerate(far) if id_ >= near))
 
 
 def keep_id_map(uid: int, gid: int, kept_uid: int, kept_gid: int) -> IdMap:

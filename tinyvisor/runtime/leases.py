@@ -37,6 +37,13 @@ class Slot:
     gid: int
     maps: dict[Hashable, Ids] = field(default_factory=dict)
 
+    def forget_maps(self, *, but: int = 0) -> None:
+        """Closes their fds, if there are more than `but`; no container may have the slot."""
+        if len(self.maps) > but:
+            for ids in self.maps.values():
+                os.close(ids.fd)
+            self.maps.clear()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ids:
@@ -129,8 +136,7 @@ class Leases:
     def close(self) -> None:
         """The locks stay for as long as the launcher lives."""
         for slot in self._free:
-            for ids in slot.maps.values():
-                os.close(ids.fd)
+            slot.forget_maps()
         self._free.clear()
         os.close(self.fd)
 

@@ -255,7 +255,7 @@ def _own_namespaces(spec: Spec) -> frozenset[str]:
 
 
 def _flags(names: Iterable[str]) -> int:
-    return sum(NAMESPACE_FLAGS[name] for name in names)
+    return sum(NAMESPACE_FLAGS[name] for name in set(names))
 
 
 def _namespaces(spec: Spec) -> Iterator[Step]:
@@ -429,7 +429,10 @@ def exec_plan(
 
     ``spec`` is the container's with the command, user, environment, working_dir and timeout of the process.
     """
-    joined = _flags(("pid", "mount", "uts", "ipc", "net", *(["user"] if spec.userns != "host" else [])))
+    own = {"pid", *_own_namespaces(spec) - {"time"}}
+    own |= {"net"} if spec.network_mode.startswith("service:") else set()
+    # What it shares with us it need not join, nor may it everywhere: a user namespace has no rights over the host's network.
+    joined = _flags(own | ({"user"} if spec.userns != "host" else set()))
     init = [
         *(s.CgroupInto(s.KEPT | index, name, item.label) for index, item in limits.used() if item.version == 2),
         s.Join(joined, name),
