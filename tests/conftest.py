@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tinyvisor.places import run_directory
+from tinyvisor.places import in_user_namespace, run_directory
 from tinyvisor.runtime.cgroup import read_layout
 
 settings.register_profile("tinyvisor", deadline=None)  # a busy machine is no failure
@@ -110,6 +110,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kernel") is None:
         return
+    if item.get_closest_marker("hostroot") is not None and in_user_namespace():
+        pytest.skip("needs to be root of the host")
     refusal = kernel_refusal()
     if refusal is None:
         return

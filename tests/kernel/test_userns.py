@@ -26,7 +26,7 @@ from tinyvisor.runtime.idmap import IDS, Ranges
 from tinyvisor.runtime.leases import Leases, read_ranges
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Volume
 
-pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
+pytestmark = [pytest.mark.kernel, pytest.mark.hostroot, pytest.mark.anyio]
 
 LIMITS: dict[str, Any] = {"pids_limit": 64, "mem_limit": 256 << 20}
 ALL: dict[str, Any] = {"capabilities": frozenset(CAPABILITIES), "seccomp": "unconfined", **LIMITS}

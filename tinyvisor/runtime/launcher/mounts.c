@@ -139,7 +139,7 @@ static int make_null(bool nested, int tree)
  * nothing of value. */
 int enter_own_world(bool nested)
 {
-	static const char *const places[] = {"/new", "/lower", "/upper", "/shell", "/t", "/proc", NULL};
+	static const char *const places[] = {"/new", "/lower", "/upper", "/shell", "/t", NULL};
 	static const char *const templates[] = {"/t/empty", "/t/shell", "/t/shell/container", NULL};
 	int root, error, null = -1, proc = -1;
 
@@ -160,7 +160,7 @@ int enter_own_world(bool nested)
 	if (!error)
 		error = make_directories(templates);
 	if (!error && nested)
-		error = attach_and_close(proc, open("/proc", O_PATH | O_CLOEXEC));
+		error = mkdir("/proc", 0755) < 0 ? -errno : attach_and_close(proc, open("/proc", O_PATH | O_CLOEXEC));
 	return error ? error : make_null(nested, null);
 }
 
