@@ -69,7 +69,7 @@ def auto_map(uid: int, gid: int, size: int = IDS, uids: Iterable[int] = (), gids
 def _from_zero(start: int, size: int, wanted: Iterable[int]) -> tuple[Extent, ...]:
     if size >= IDS or size == 1:
         return ((0, start, size),)
-    far = sorted({NOBODY, *wanted})[: size // 2]
+    far = sorted(id_ for id_ in {NOBODY, *wanted} if id_ >= size // 2)[: size // 2]
     near = size - len(far)
     return ((0, start, near), *((id_, start + near + n, 1) for n, id_ in enumerate(far) if id_ >= near))
 
