@@ -308,7 +308,7 @@ def test_in_a_user_namespace(tmp_path: Path) -> None:
     can't leave its groups does not try to."""
     steps = dev_template("/t/dev", console=False, bound=True)
     assert of(steps, s.Node) == []
-    assert [(bind.slot, bind.target, bind.path) for bind in of(steps, s.Bind)][:2] == [
+    assert [(bind.slot, bind.target, bind.source) for bind in of(steps, s.Bind)][:2] == [
         (0, "/t/dev/null", "/dev/null"),
         (1, "/t/dev/zero", "/dev/zero"),
     ]

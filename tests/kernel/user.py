@@ -25,12 +25,13 @@ class User:
 
     Attributes:
         home: what it may write to.
+        cgroups: that were delegated to it; its programs start in them.
     """
 
     def __init__(self, directory: Path, ids: int, cgroups: list[str]) -> None:
         self.home = directory / "home"
         self._directory = directory
-        self._cgroups = cgroups
+        self.cgroups = cgroups
         given = f"tester:{FIRST_ID}:{ids}\n" if ids else ""
         contents = [Path("/etc/passwd").read_text() + f"tester:x:{UID}:{GID}::{self.home}:/bin/sh\n", given, given]
         for name in ("home", "run"):
@@ -48,7 +49,7 @@ class User:
         }  # fmt: skip
         script = [f"mount --bind {shlex.quote(str(self._directory / Path(file).name))} {file}" for file in _FILES]
         script += _open_up([Path(sys.prefix), Path(sys.base_prefix), REPOSITORY, self._directory])
-        script += [f"echo $$ >{cgroup}/cgroup.procs" for cgroup in self._cgroups]
+        script += [f"echo $$ >{cgroup}/cgroup.procs" for cgroup in self.cgroups]
         script.append(f"cd {shlex.quote(str(self.home))}")
         script.append(
             f"exec setpriv --reuid {UID} --regid {GID} --groups {GID},{GROUP} env -i "
