@@ -362,7 +362,8 @@ int step_chroot(struct context *context, const struct step *step)
 		return -errno;
 	(void)umount2("/lower", MNT_DETACH); /* EINVAL: no overlay */
 	(void)umount2("/upper", MNT_DETACH);
-	(void)umount2("/proc", MNT_DETACH); /* not nested: likewise */
+	if (umount2("/proc", MNT_DETACH) < 0 && errno != ENOENT) /* that: not nested */
+		return -errno;
 	error = set_attributes(world, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, -1, 0);
 	close(world);
 	return error;
