@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
 from tinyvisor.runtime import cgroup
 from tinyvisor.runtime.cgroup import (
+    LEAF,
     USED,
     CgroupTree,
     Hierarchy,
@@ -150,6 +151,8 @@ def test_pure_v2_without_root_uses_our_own_cgroup() -> None:
     own = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/app.slice/run:4.scope"
     assert layout.unified == layout.hierarchies[0].directory == own
     assert layout.index("cpu") is None
+    settled = detect(PURE, PURE_SELF.rstrip("\n") + f"/{LEAF}\n", "memory pids", root=False)
+    assert settled.unified == own, "beside us, not below us"
 
 
 def test_co_mounted_controllers_are_one_hierarchy() -> None:

@@ -123,6 +123,7 @@ print("nice", attempt(os.setpriority, os.PRIO_PROCESS, 1, 19))
         assert answer != "ENOENT" or name.startswith("fd") or name == "map_files", line
 
 
+@pytest.mark.hostroot
 async def test_init_holds_no_right_and_no_fd_of_the_host(shared: Runtime) -> None:
     async with waiting(shared, **LIMITS) as container:
         init = Path(f"/proc/{container.pid}")
@@ -440,6 +441,8 @@ async def test_a_chroot_escape_ends_in_an_empty_world(shared: Runtime, tmp_path:
     marker(tmp_path)
     out = await inside(shared, ESCAPE, root_method=method, capabilities={"SYS_CHROOT"})
     around, written, templates, host = out.splitlines()
+    if method == "chroot" and shared.host.nested:
+        world = sorted([*world, "proc"])  # where the launcher has the host's; there is nothing on it
     assert around == str(world)
     assert written == "{'EROFS'}"
     assert templates == "[]", "what all containers share is out of reach"
@@ -495,7 +498,7 @@ for directory in ("/", "/tmp", "/run", "/dev/shm", "/var/tmp", "/root", "/home",
     )
     assert "OPENED" not in out
     assert "honours" not in out
-    assert ("/tmp None EACCES" in out) == (bool(capabilities) and mode == "host")
+    assert ("/tmp None EACCES" in out) == (bool(capabilities) and mode == "host" and not shared.host.nested)
 
 
 async def test_proc_can_be_written_nowhere(shared: Runtime) -> None:
