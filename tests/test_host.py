@@ -22,7 +22,7 @@ from tinyvisor.spec import DEFAULT_NAMESPACES
 @pytest.fixture
 def good(tmp_path: Path) -> Host:
     """A host that has everything."""
-    names = ("pids", "memory", "cpu", "io", "cpuacct")
+    names = ("pids", "memory", "cpu", "io", "cpuacct", "devices")
     directory = str(tmp_path)
     return Host(
         kernel=(6, 1), release="6.1.0", machine="x86_64", euid=0, cpus=4,
@@ -90,6 +90,7 @@ def test_kernel_versions(release: str, expected: tuple[int, int]) -> None:
 def test_a_good_host(good: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(module, "run_directory", lambda: tmp_path / "tinyvisor")
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (1024, 524288))
+    monkeypatch.setattr("tinyvisor.runtime.devices.problem", lambda: None)
     found = checks(good, Path("/proc/self/exe"))
     assert {item.level for item in found} == {"ok"}
     assert all(item.cure == "" and item.text for item in found)

@@ -29,14 +29,16 @@ from typing import Final, Literal, Self
 
 from tinyvisor import places
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
+from tinyvisor.runtime.devices import wall_off
 from tinyvisor.spec import NAME, Blkio, Spec, check_name
 from tinyvisor.state import Stats
 
 PARENT: Final = "tinyvisor"
 LEAF: Final = "tinyvisor-supervisor"
 CONTROLLERS: Final = ("pids", "memory", "cpu", "io", "cpuacct", "cpuset", "freezer", "devices")
-USED: Final = ("pids", "memory", "cpu", "io", "cpuacct")
-"""Controllers in whose hierarchies we make cgroups; the order of `Layout.hierarchies`."""
+USED: Final = ("pids", "memory", "cpu", "io", "cpuacct", "devices")
+"""Controllers in whose hierarchies we make cgroups; the order of `Layout.hierarchies`. Devices are v2's alone (BPF), and the
+project's: containers have no cgroup of their own for that."""
 
 _V2_ALWAYS: Final = ("cpuacct", "freezer", "devices")  # cpu.stat, cgroup.freeze, BPF: no controllers of their own there
 PERIOD: Final = 100_000  # µs
@@ -150,6 +152,10 @@ def detect(mountinfo: str, self_cgroup: str, v2_controllers: str = "", *, root: 
     if unified is not None:
         for name in unified.controllers:
             found.setdefault(name, unified)
+    found.pop("devices", None)
+    if unified is not None:
+        serves = any(found.get(name) is unified for name in USED)
+        found["devices"] = unified if serves else replace(unified, controllers=("devices",))
     used = dict.fromkeys(found[name] for name in USED if name in found)
     return Layout(
         hierarchies=tuple(used),
@@ -635,6 +641,8 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
     fds: list[int] = []
     try:
         failed = _make(hierarchy, project)
+        if "devices" in hierarchy.controllers:
+            failed |= _wall_off(path)
         if any(name not in failed for name in USED if name in hierarchy.controllers):
             for directory in (os.path.dirname(path), path):
                 fds.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -648,6 +656,14 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
         with suppress(OSError):
             os.rmdir(directory)
     return [], failed
+
+
+def _wall_off(path: str) -> _Failed:
+    try:
+        wall_off(path)
+    except OSError as error:
+        return {"devices": (f"bpf(2): {error.strerror}", "run as root, with a kernel that has CONFIG_CGROUP_BPF")}
+    return {}
 
 
 def _make(hierarchy: Hierarchy, project: str) -> _Failed:

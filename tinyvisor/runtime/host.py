@@ -14,9 +14,8 @@ from typing import Final, Literal
 
 from tinyvisor.errors import HostError
 from tinyvisor.places import owner, privileged, run_directory
-from tinyvisor.runtime import syscalls
+from tinyvisor.runtime import devices, syscalls
 from tinyvisor.runtime.cgroup import (
-    USED,
     Layout,
     cure_for_occupied,
     cure_for_read_only,
@@ -228,6 +227,7 @@ def checks(host: Host, launcher: Path | None = None) -> list[Check]:
     found = [_check_kernel(host), _check_root(host), _check_namespaces(host), _check_user_namespaces(host)]
     found += [_check_id_ranges(), _check_overlay(host)]
     found += _check_cgroups(host)
+    found.append(_check_devices(host))
     found.append(_check_seccomp(host))
     found.append(_check_swap(host))
     found.append(_check_peaks(host))
@@ -310,7 +310,7 @@ def _check_overlay(host: Host) -> Check:
 
 
 def _check_cgroups(host: Host) -> Iterator[Check]:
-    for name in USED:
+    for name in _LIMITS:
         controller = host.layout.controller(name)
         if controller is None:
             error = missing_controller(host.layout, name)
@@ -325,7 +325,25 @@ def _check_cgroups(host: Host) -> Iterator[Check]:
             yield Check(f"cgroup {name}", "ok", f"v{controller.version}, {controller.directory}")
 
 
-_LIMITS: Final = {"pids": "pids_limit", "memory": "mem_limit", "cpu": "cpus", "io": "blkio_config", "cpuacct": "cpu_time"}
+def _check_devices(host: Host) -> Check:
+    controller = host.layout.controller("devices")
+    if controller is None:
+        cure = "mount cgroup2: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"
+        return Check("devices", "warn", "no second wall, no cgroup v2 is mounted: mounts without devices are the only one", cure)
+    problem = devices.problem() if _writable(controller.directory) else f"{controller.directory} can't be written"
+    if problem is not None:
+        cure = "run as root, with a kernel that has CONFIG_CGROUP_BPF; in a container, run that one privileged"
+        return Check("devices", "warn", f"no second wall, {problem}: mounts without devices are the only one", cure)
+    return Check("devices", "ok", "walled off twice: by mounts without them, and by a BPF program")
+
+
+_LIMITS: Final = {
+    "pids": "pids_limit",
+    "memory": "mem_limit",
+    "cpu": "cpus",
+    "io": "blkio_config",
+    "cpuacct": "cpu_time",
+}
 
 
 def _check_swap(host: Host) -> Check:

@@ -82,6 +82,15 @@ class Limits:
             wanted.add(self.cpu_usage[0])
         return tuple((index, hierarchy) for index, hierarchy in enumerate(self.layout.hierarchies) if index in wanted)
 
+    def born_in(self, name: str) -> tuple[int, str, str] | None:
+        """(hierarchy, path, label) of the v2 cgroup that the workload starts in: the container's or, where that has none, the
+        project's, which has the wall around devices."""
+        for index, hierarchy in self.used():
+            if hierarchy.version == 2:
+                return index, name, hierarchy.label
+        wall = self.layout.index("devices")
+        return None if wall is None else (wall, ".", f"{self.layout.hierarchies[wall].label}, the project's")
+
     def readback(self) -> tuple[tuple[int, str], ...]:
         """(hierarchy, file) of the counters to read at the end, in the order in which they come back."""
         used = {index for index, _ in self.used()}
@@ -270,9 +279,14 @@ def _make_cgroups(limits: Limits, name: str) -> Iterator[Step]:
     for write in limits.writes:
         where = limits.layout.hierarchies[write.hierarchy].label
         yield s.CgroupWrite(s.KEPT | write.hierarchy, f"{name}/{write.file}", write.content, write.optional, where)
-    for index, hierarchy in limits.used():
-        if hierarchy.version == 2:
-            yield s.CgroupInto(s.KEPT | index, name, hierarchy.label)
+    yield from _born_in(limits, name)
+
+
+def _born_in(limits: Limits, name: str) -> Iterator[Step]:
+    cgroup = limits.born_in(name)
+    if cgroup is not None:
+        index, path, label = cgroup
+        yield s.CgroupInto(s.KEPT | index, path, label)
 
 
 def _no_suid(spec: Spec) -> int:
@@ -434,7 +448,7 @@ def exec_plan(
     # What it shares with us it need not join, nor may it everywhere: a user namespace has no rights over the host's network.
     joined = _flags(own | ({"user"} if spec.userns != "host" else set()))
     init = [
-        *(s.CgroupInto(s.KEPT | index, name, item.label) for index, item in limits.used() if item.version == 2),
+        *_born_in(limits, name),
         s.Join(joined, name),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         s.Init(s.INIT_SIGNAL_GROUP if spec.signal_group else 0, 0, spec.stop_signal, _milliseconds(spec.timeout), name),
