@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import trio
@@ -24,6 +25,16 @@ PIPE_CHUNKS = 4
 
 def failure(code: int = 1) -> Exit:
     return Exit(status="nonzero_exit", exit_code=code)
+
+
+@dataclass(frozen=True)
+class FakeProcess:
+    terminal: int
+    exit: Exit
+
+    async def wait(self) -> Exit:
+        await trio.lowlevel.checkpoint()
+        return self.exit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +172,27 @@ class FakeContainer:
         return (
             exit if timeout is None or seconds < timeout else Exit(status="time_limit", signal=9, reason="killed after timeout")
         )
+
+    @asynccontextmanager
+    async def open_exec(
+        self,
+        command: tuple[str, ...],
+        *,
+        environment: Mapping[str, str] | None = None,
+        terminal: tuple[int, int] = (24, 80),
+        **changes: Any,
+    ) -> AsyncIterator[FakeProcess]:
+        """On a terminal, which shows the script's output."""
+        self._runtime.note("exec", self.name)
+        self._runtime.executed.append((self.name, command, changes.get("user"), changes.get("working_dir"), environment))
+        _, exit, output = self._script.exec(trio.current_time() - self._started_at, command)
+        master, slave = os.openpty()
+        try:
+            os.write(slave, output)
+            yield FakeProcess(master, exit)
+        finally:
+            os.close(master)
+            os.close(slave)
 
     async def stats(self) -> Stats:
         await trio.lowlevel.checkpoint()

@@ -248,9 +248,28 @@ async def test_exec_gets_the_callers_own_fds(tmp_path: Path) -> None:
             os.close(reading)
 
 
+async def test_exec_hands_out_the_other_side_of_a_terminal(tmp_path: Path) -> None:
+    script = Script(exec=lambda seconds, command: (0.0, failure(4), b"on a screen"))
+    async with rig(tmp_path, service("a"), scripts={"a": [script]}) as r, r.connect() as stream:
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs, socket.socket(fileno=os.dup(stream.socket.fileno())) as raw:
+                body = request("POST", "/v1/services/a/exec", b'{"command": ["x"], "terminal": [30, 100]}')
+                socket.send_fds(raw, [body], [theirs.fileno()])
+            answer = await read_all(stream)
+            assert b'"exit_code": 4' in answer or b'"exit_code":4' in answer, answer
+            _, (master,), _, _ = socket.recv_fds(ours, 1, 1)
+            assert ours.recv(1) == b"", "the daemon has let go of its copy"
+        assert os.read(master, 100) == b"on a screen"
+        os.close(master)
+
+
 @pytest.mark.parametrize(
     "method, path, body, status",
     [
+        ("POST", "/v1/services/a/exec", {"command": ["x"], "terminal": [30]}, 400),
+        ("POST", "/v1/services/a/exec", {"command": ["x"], "terminal": [30, -1]}, 400),
+        ("POST", "/v1/services/a/exec", {"command": ["x"], "terminal": [30, 100]}, 400),
         ("GET", "/", None, 404),
         ("GET", "/v1/services/nobody", None, 404),
         ("GET", "/v1/logs?service=..%2f..%2fetc", None, 404),

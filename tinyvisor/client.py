@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
@@ -102,13 +102,20 @@ class Client:
         with self._request("GET", path, query) as response:
             return json.loads(b"".join(response))
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, fds: Sequence[int] = ()) -> Any:
+    def post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        fds: Sequence[int] = (),
+        meanwhile: Callable[[socket.socket], None] | None = None,
+    ) -> Any:
         """The answer's JSON.
 
         Args:
             fds: sent along.
+            meanwhile: called between question and answer, with the connection, which can be read from once that comes.
         """
-        with self._request("POST", path, body=body, fds=fds) as response:
+        with self._request("POST", path, body=body, fds=fds, meanwhile=meanwhile) as response:
             return json.loads(b"".join(response))
 
     def stream(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
@@ -137,6 +144,7 @@ class Client:
         query: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
         fds: Sequence[int] = (),
+        meanwhile: Callable[[socket.socket], None] | None = None,
     ) -> Iterator[Iterator[bytes]]:
         target = quote(path) + (f"?{urlencode(query, doseq=True)}" if query else "")
         asked = json.dumps(body or {}).encode() if method == "POST" else b""
@@ -144,6 +152,8 @@ class Client:
         with _connect(self.project) as connection:
             try:
                 _send(connection, head + asked, fds)
+                if meanwhile is not None:
+                    meanwhile(connection)
                 with connection.makefile("rb") as answer:
                     status, content = _receive(answer)
                     if status != 200:

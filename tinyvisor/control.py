@@ -12,7 +12,8 @@
                                            ``reset-failed``, and ``kill`` with ``signal``
 ``POST /v1/scale``                         ``{"service": NAME, "count": N}``
 ``POST /v1/reload``                        reads the configuration anew; 422 with its problems changes nothing
-``POST /v1/services/NAME/exec``            ``{"command": […], "user", "environment", "working_dir", "timeout"}``; three fds
+``POST /v1/services/NAME/exec``            ``{"command": […], "user", "environment", "working_dir", "timeout"}``; three fds,
+                                           or a socket for a terminal's other side, and ``"terminal": [rows, columns]``
                                            sent along with the request are the command's stdio, else its output comes back
 ``POST /v1/down``                          stops everything, and answers when it is down
 =========================================  =======================================================================
@@ -475,8 +476,11 @@ class Control:
             raise Refused(400, "command: expected at least one word")
         if not all(isinstance(value, str) for value in environment.values()):
             raise Refused(400, "environment: expected texts")
-        if len(request.fds) not in (0, STDIO):
-            raise Refused(400, f"expected {STDIO} fds or none")
+        terminal = request.take("terminal", list)
+        if terminal is not None and not (len(terminal) == 2 and all(type(it) is int and 0 <= it < 65536 for it in terminal)):
+            raise Refused(400, "terminal: expected [rows, columns]")
+        if len(request.fds) not in ((1,) if terminal else (0, STDIO)):
+            raise Refused(400, "expected one fd, a socket" if terminal else f"expected {STDIO} fds or none")
         running = [it for it in self._supervisor.containers((request.name,)).values() if it is not None]
         if not running:
             raise Refused(409, f"{request.name} is not running")
@@ -486,7 +490,7 @@ class Control:
             "environment": environment or None,
             "timeout": request.take("timeout", (int, float)),
         }
-        return await client.attend(lambda: _run(running[0], tuple(command), request.fds, options))
+        return await client.attend(lambda: _run(running[0], tuple(command), request.fds, options, terminal))
 
 
 _Handler = Callable[[Control, Request, "_Client"], Awaitable[Any]]
@@ -530,17 +534,34 @@ def _route(method: str, path: str) -> tuple[_Handler, str]:
     raise Refused(404, "there is no such path")
 
 
-async def _run(container: Container, command: tuple[str, ...], fds: tuple[int, ...], options: dict[str, Any]) -> Any:
+async def _run(
+    container: Container, command: tuple[str, ...], fds: tuple[int, ...], options: dict[str, Any], terminal: list[int] | None
+) -> Any:
     if not fds:
         exit, output = await run_inside(container, command, **options)
         return {"exit": asdict(exit), "output": output.decode("utf-8", "replace")}
     try:
-        exit = await container.exec(command, stdin=fds[0], stdout=fds[1], stderr=fds[2], **options)
+        if terminal:
+            exit = await _on_a_terminal(container, command, fds[0], options, (terminal[0], terminal[1]))
+        else:
+            exit = await container.exec(command, stdin=fds[0], stdout=fds[1], stderr=fds[2], **options)
     except LaunchError as error:  # 127 and 126 as in shells
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         code = (127 if missing else 126) if error.step.startswith("exec ") else 125
         exit = Exit(status="sandbox_error", exit_code=code, reason=error.problem)
     return {"exit": asdict(exit), "output": None}
+
+
+async def _on_a_terminal(
+    container: Container, command: tuple[str, ...], fd: int, options: dict[str, Any], size: tuple[int, int]
+) -> Exit:
+    """The other side of its terminal goes to who asked, by the socket `fd`: what passes over it is not for us to carry."""
+    given = {name: value for name, value in options.items() if value is not None}
+    async with container.open_exec(command, tty=True, terminal=size, **given) as process:
+        assert process.terminal is not None
+        with socket.socket(fileno=os.dup(fd)) as theirs, suppress(OSError):  # gone: `attend` ends us
+            socket.send_fds(theirs, [b"\0"], [process.terminal], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return await process.wait()
 
 
 def _results(results: tuple[CommandResult, ...]) -> list[dict[str, Any]]:

@@ -12,11 +12,11 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import anyio
 import trio
@@ -99,8 +99,26 @@ class ByteReceive(Protocol):
     async def aclose(self) -> None: ...
 
 
+class Process(Protocol):
+    """A command in a running container, as a scope has it."""
+
+    @property
+    def terminal(self) -> int | None: ...
+
+    async def wait(self) -> Exit: ...
+
+
 class Container(Executor, Protocol):
     """What the supervisor needs of a running container."""
+
+    def open_exec(
+        self,
+        command: tuple[str, ...],
+        *,
+        environment: Mapping[str, str] | None = None,
+        terminal: tuple[int, int] = ...,
+        **changes: Any,
+    ) -> AbstractAsyncContextManager[Process]: ...
 
     @property
     def pid(self) -> int: ...

@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,34 @@ def test_trace_attaches_to_a_service_and_lets_go(directory: Directory) -> None:
     run = directory.run("trace", "-m", "64m", "loop")
     assert run.returncode != 0
     assert "--memory is for a new container" in run.stderr
+
+
+def test_exec_on_a_terminal(directory: Directory) -> None:
+    """As `docker exec -it`: job control, sizes, keys and output are the program's, and our terminal is afterwards as it was."""
+    directory.write("web", WAIT)
+    started(directory)
+    with Running(["exec", "-it", "-p", directory.name, "web", "sh"], terminal=True) as command:
+        before = termios.tcgetattr(command.slave)
+        command.resize(33, 77)
+        command.expect(r"# ")
+        assert not termios.tcgetattr(command.slave)[3] & termios.ECHO, "raw: the echo is the program's"
+        command.send("tty; stty size; stat -c %u:%g $(tty); echo $((6 * 7))\r")
+        command.expect(r"/dev/pts/\d+\s+33 77\s+0:0\s+42")
+        os.kill(command.process.pid, signal.SIGSTOP)
+        command.resize(20, 60)
+        os.kill(command.process.pid, signal.SIGCONT)
+        command.send("stty size\r")
+        command.expect(r"20 60")
+        command.send("sleep 99\r")
+        command.expect("sleep 99")
+        command.send("\x03")
+        command.send("head -c 300000 /dev/zero | tr '\\0' x; echo; exit 7\r")
+        assert command.end() == 7
+        assert command.text.count("x") > 300000
+        assert termios.tcgetattr(command.slave) == before
+    for words, code in ((["-t", "web", "true"], 0), (["-t", "web", "no-such-command"], 127), (["-t", "other", "true"], 1)):
+        assert directory.run("exec", *words).returncode == code
+    refused = directory.run("exec", "-it", "web", "true")
+    assert refused.returncode != 0
+    assert "the input device is not a TTY" in refused.stderr
+    assert directory.ps()["web"]["state"] == "running"

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import trio
 
-from tinyvisor.cli import terminal
+from tinyvisor.cli import relay, terminal
 from tinyvisor.cli.failures import expected
 from tinyvisor.cli.session import heeded
 from tinyvisor.errors import TinyvisorError
@@ -125,7 +125,7 @@ class _Foreground:
         stdout, stderr = (fd if _is_open(fd) else None for fd in (1, 2))
         if spec.tty:
             stdin = stdout = stderr = None
-        streams: dict[str, Any] = {"stdin": stdin, "stdout": stdout, "stderr": stderr, "terminal": terminal.size()}
+        streams: dict[str, Any] = {"stdin": stdin, "stdout": stdout, "stderr": stderr, "terminal": relay.size()}
         async with open_runtime() as runtime, self._opener(runtime, spec, **streams) as container:
             self._container = container
             self._started.set()
@@ -140,7 +140,7 @@ class _Foreground:
         async for number in signals:
             if number == signal.SIGWINCH:
                 if self._container is not None:  # else `attach` sets the size
-                    self._container.resize(*terminal.size())
+                    self._container.resize(*relay.size())
                 continue
             with trio.move_on_after(START_PATIENCE):
                 await self._started.wait()

@@ -5,27 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import termios
-import tty
-from collections.abc import Iterator
 
 import trio
 
+from tinyvisor.cli.relay import CHUNK, raw, size, write_out
 from tinyvisor.runtime import Container
 
-CHUNK = 64 << 10
-DEFAULT_SIZE = (24, 80)
 REOPEN_PATIENCE = 0.1
 """Seconds between two looks at a terminal that every process of a living container has closed."""
-
-
-def size() -> tuple[int, int]:
-    """Rows and columns of our terminal."""
-    for fd in (1, 0, 2):
-        with contextlib.suppress(OSError):
-            columns, rows = os.get_terminal_size(fd)
-            return (rows, columns) if rows and columns else DEFAULT_SIZE
-    return DEFAULT_SIZE
 
 
 async def attach(container: Container, *, interactive: bool) -> None:
@@ -46,18 +33,6 @@ async def attach(container: Container, *, interactive: bool) -> None:
                 nursery.start_soon(_copy_in, master)
             await _copy_out(master, container)
             nursery.cancel_scope.cancel()
-
-
-@contextlib.contextmanager
-def raw(fd: int) -> Iterator[None]:
-    """Every key is the container's, Ctrl-C and Ctrl-Z, too."""
-    before = termios.tcgetattr(fd)
-    tty.setraw(fd, termios.TCSADRAIN)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(termios.error):  # the terminal has been hung up: there is nothing to restore
-            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 async def _copy_in(master: int) -> None:
@@ -102,15 +77,9 @@ async def _copy_out(master: int, container: Container) -> None:
             data = b""
         if data:
             # From a thread: our stdout may be slow, and making it non-blocking would show in all who share it.
-            await trio.to_thread.run_sync(_write_out, data, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(write_out, data, abandon_on_cancel=True)
         elif container.exit is not None:
             return
         else:
             with trio.move_on_after(REOPEN_PATIENCE):
                 await container.wait()
-
-
-def _write_out(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view) :]

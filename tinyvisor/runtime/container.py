@@ -37,7 +37,9 @@ MAX_PROCESSES = 1000
 """How many processes `Container.processes` names at most."""
 
 
-_OF_AN_EXEC = frozenset(("user", "group_add", "working_dir", "timeout", "umask", "ulimits", "stop_signal", "stop_grace_period"))
+_OF_AN_EXEC = frozenset(
+    ("user", "group_add", "working_dir", "tty", "timeout", "umask", "ulimits", "stop_signal", "stop_grace_period")
+)
 
 
 class Host(Protocol):
@@ -46,7 +48,7 @@ class Host(Protocol):
     def kill(self, container: Container, /) -> None: ...
 
     def exec(
-        self, container: Container, spec: Spec, stdin: Stdio, stdout: Stdio, stderr: Stdio, /
+        self, container: Container, spec: Spec, stdin: Stdio, stdout: Stdio, stderr: Stdio, terminal: tuple[int, int], /
     ) -> AbstractAsyncContextManager[Container]: ...
 
     def stats(self, container: Container, /) -> Stats: ...
@@ -218,14 +220,16 @@ class Container:
         stdin: Stdio = None,
         stdout: Stdio = None,
         stderr: Stdio = None,
+        terminal: tuple[int, int] = (24, 80),
         **changes: Any,
     ) -> AbstractAsyncContextManager[Container]:
         """`exec` as a scope: entered once the program runs, left when it has ended; leaving early kills it.
 
         Args:
-            stdin, stdout, stderr: also `PIPE`.
-            changes: `Spec` fields of the program: ``user``, ``group_add``, ``working_dir``, ``timeout``, ``umask``, ``ulimits``,
-                ``stop_signal``, ``stop_grace_period``.
+            stdin, stdout, stderr: also `PIPE`. Not used with ``tty``.
+            terminal: rows and columns of the pty that it gets with ``tty=True``; the other side is its `terminal`.
+            changes: `Spec` fields of the program: ``user``, ``group_add``, ``working_dir``, ``tty``, ``timeout``, ``umask``,
+                ``ulimits``, ``stop_signal``, ``stop_grace_period``.
 
         Raises:
             SpecError: an unknown field; or the container has the capability SYS_PTRACE and no user namespace.
@@ -239,7 +243,7 @@ class Container:
         merged = {**self.spec.environment, **(environment or {})}
         spec = self.spec.with_(**{"timeout": None, "cpu_time": None, "tty": False, **changes})
         spec = spec.with_(command=tuple(command), environment=merged)
-        return self._host.exec(self, spec, stdin, stdout, stderr)
+        return self._host.exec(self, spec, stdin, stdout, stderr, terminal)
 
     @contextlib.asynccontextmanager
     async def trace(self, *, filter: str = "all", string_limit: int = STRING_LIMIT) -> AsyncIterator[Events]:

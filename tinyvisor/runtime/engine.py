@@ -890,7 +890,7 @@ class Runtime:
 
     @contextlib.asynccontextmanager
     async def exec(
-        self, container: Container, spec: Spec, stdin: Stdio, stdout: Stdio, stderr: Stdio
+        self, container: Container, spec: Spec, stdin: Stdio, stdout: Stdio, stderr: Stdio, terminal: tuple[int, int]
     ) -> AsyncIterator[Container]:
         """One more process in a running container, as a scope; see `Container.open_exec`."""
         self._check_open()
@@ -907,7 +907,14 @@ class Runtime:
                 _own_pipes(streams, container.ids, identity)
                 limits = self._limits(container.spec)  # all of its cgroups are joined, whatever they limit
                 plan = planning.exec_plan(
-                    spec, limits=limits, seccomp=filter_for(spec), name=container.name, identity=identity, around=self._around
+                    spec,
+                    limits=limits,
+                    seccomp=filter_for(spec),
+                    name=container.name,
+                    identity=identity,
+                    ids=container.ids.map if container.ids else None,
+                    terminal=terminal,
+                    around=self._around,
                 )
                 shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
 

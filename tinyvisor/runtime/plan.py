@@ -437,12 +437,22 @@ CONTAINER_ROOT = {"pivot": "/container", "chroot": "/new"}
 
 
 def exec_plan(
-    spec: Spec, *, limits: Limits, seccomp: Filter | None, name: str, identity: Identity, around: Around = Around()
+    spec: Spec,
+    *,
+    limits: Limits,
+    seccomp: Filter | None,
+    name: str,
+    identity: Identity,
+    ids: IdMap | None = None,
+    terminal: tuple[int, int] = (24, 80),
+    around: Around = Around(),
 ) -> Plan:
     """One more process in the running container `name`: it joins what its init has made, and takes the workload's steps.
 
-    ``spec`` is the container's with the command, user, environment, working_dir and timeout of the process.
+    ``spec`` is the container's with the command, user, environment, working_dir, tty and timeout of the process; `ids` are the
+    container's, `terminal` as in `plan`.
     """
+    owner = (ids.uid(identity.uid), ids.gid(identity.gid)) if ids else (identity.uid, identity.gid)
     own = {"pid", *_own_namespaces(spec) - {"time"}}
     own |= {"net"} if spec.network_mode.startswith("service:") else set()
     # What it shares with us it need not join, nor may it everywhere: a user namespace has no rights over the host's network.
@@ -451,6 +461,7 @@ def exec_plan(
         *_born_in(limits, name),
         s.Join(joined, name),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
+        *([s.Pty(*owner, *terminal, console=False)] if spec.tty else []),
         s.Init(s.INIT_SIGNAL_GROUP if spec.signal_group else 0, 0, spec.stop_signal, _milliseconds(spec.timeout), name),
     ]
     return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp, None, around)), (), ())

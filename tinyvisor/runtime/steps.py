@@ -411,12 +411,14 @@ class Pty(Step):
     gid: int
     rows: int
     columns: int
+    console: bool = True
 
     def numbers(self) -> tuple[int, ...]:
-        return self.uid, self.gid, self.rows, self.columns
+        return self.uid, self.gid, self.rows, self.columns, self.console
 
     def describe(self) -> str:
-        return f"make a pseudo-terminal ({self.columns}x{self.rows}), bind it on /dev/console"
+        bound = ", bind it on /dev/console" if self.console else ""
+        return f"make a pseudo-terminal ({self.columns}x{self.rows}){bound}"
 
 
 @dataclass(frozen=True, slots=True)

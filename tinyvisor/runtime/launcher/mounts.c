@@ -567,7 +567,7 @@ int step_pty(struct context *context, const struct step *step)
 	else if (fchown(context->tty, step->number[0] == MAPPED ? context->ids.uid : (uid_t)step->number[0],
 			step->number[1] == MAPPED ? context->ids.gid : (gid_t)step->number[1]) < 0)
 		error = -errno;
-	if (!error)
+	if (!error && step->number[4])
 		error = attach_and_close(tree_of(context->tty, "", EMPTY_PATH), open_target(context, "/dev/console", false));
 	if (!error)
 		send_event(context->event, &event, NULL, 0, master);
