@@ -249,9 +249,10 @@ struct clone_arguments { /* linux/sched.h struct clone_args */
 };
 pid_t clone3_vm(struct clone_arguments *arguments, int (*entry)(void *), void *argument);
 void die_with_launcher(void);
+_Noreturn void give_up(int error);
 _Noreturn void init_main(struct context *context, struct plan *plan);
 int init_standalone(int argc, char **argv);
 void block_all_signals(uint64_t *old);
-void set_signal_mask(uint64_t mask);
+int set_signal_mask(uint64_t mask);
 void reset_dispositions(void);
 void show_as(const char *comm, const char *title);

@@ -179,7 +179,8 @@ static void finish(struct container *container)
 	if (!container->data) /* else an early try has read them, and may have removed one already */
 		(void)run_cleanup(container, OP_READ, ledger->counters, sizeof ledger->counters, &size);
 	container->gone.cleanup_error = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
-	if (container->gone.cleanup_error != EBUSY || (!container->data && !keep_data(container, data, size))) {
+	/* Mostly EBUSY; but whatever else it is, it may pass, and what is given up now stays for ever. */
+	if (!container->gone.cleanup_error || (!container->data && !keep_data(container, data, size))) {
 		report_last(container, data, size);
 		return;
 	}
@@ -192,7 +193,7 @@ static void retry_cleaning(void)
 	for (struct container **at = &cleaning; *at;) {
 		struct container *container = *at;
 		container->gone.cleanup_error = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
-		if (container->gone.cleanup_error == EBUSY && ++container->tries < MAX_TRIES) {
+		if (container->gone.cleanup_error && ++container->tries < MAX_TRIES) {
 			at = &container->next;
 			continue;
 		}
@@ -240,9 +241,9 @@ static void reap_inits(void)
 
 	while (read(signals, drain, sizeof drain) > 0)
 		;
-	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0 || (pid < 0 && errno != ECHILD)) {
 		struct container **at = find(pid), *container = *at;
-		if (!container)
+		if (pid < 0 || !container)
 			continue;
 		*at = container->next;
 		ledger->at_slot[container->slot] = NULL;
@@ -455,8 +456,11 @@ static void serve_for_ever(void)
 	bool ending = false;
 
 	while (!ending || running) {
-		if (poll(fds, 4, cleaning ? RETRY_MS : -1) < 0 && errno != EINTR)
-			abort();
+		if (poll(fds, 4, cleaning ? RETRY_MS : -1) < 0) {
+			if (errno != EINTR && errno != ENOMEM)
+				abort();
+			continue; /* it says nothing of any fd */
+		}
 		if (fds[3].revents)
 			finish_early();
 		if (fds[1].revents)

@@ -187,7 +187,7 @@ ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count)
 	*fd_count = 0;
 	do
 		size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-	while (size < 0 && errno == EINTR);
+	while (size < 0 && (errno == EINTR || errno == ENOMEM || errno == ENOBUFS)); /* it waits for us in the socket */
 	if (size < 0 || (size == 0 && is_at_end(socket)))
 		return 0; /* a broken socket is an ended supervisor */
 	*fd_count = take_fds(&message, fds);
@@ -221,7 +221,8 @@ void send_event(int socket, struct event *event, const void *data, uint32_t size
 		control.align = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
 		memcpy(CMSG_DATA(&control.align), &fd, sizeof fd);
 	}
-	while (sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && (errno == EINTR || errno == EAGAIN)) {
+	while (sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 &&
+	       (errno == EINTR || errno == EAGAIN || errno == ENOMEM || errno == ENOBUFS)) {
 		struct pollfd wait[2] = {{socket, POLLOUT, 0}, {supervisor_pidfd, POLLIN, 0}};
 		if (errno == EAGAIN && poll(wait, 2, -1) > 0 && wait[1].revents)
 			return;
