@@ -380,6 +380,9 @@ class Container:
                     self.pid = event.a
                 if event.type == wire.PTY and fds and self.terminal is None:
                     self.terminal = fds.pop()
+                elif event.type == wire.PTY and self.terminal is None:  # the kernel dropped what we had no number for
+                    self._error = LaunchError(self.name, "receive its terminal", errno.EMFILE)
+                    self.kill()
                 for fd in fds:
                     os.close(fd)
                 received = wire.receive_event(self._events)

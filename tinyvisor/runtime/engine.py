@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import os
@@ -181,13 +182,15 @@ class Runtime:
         if os.geteuid() != 0:
             raise HostError("tinyvisor needs root for now", "run it as root; rootless containers are on their way")
         stack, locks = self._stack, default_lock_dir()
-        self._lock = stack.enter_context(ProjectLock(locks, self.name))
+        with _state_in(locks):
+            self._lock = stack.enter_context(ProjectLock(locks, self.name))
         sweep(self.host.layout, locks, mine=self.name)
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, self.null)
-        self._leases = Leases(locks, read_ranges())
+        with _state_in(locks):
+            self._leases = Leases(locks, read_ranges())
         stack.callback(self._leases.close)
         self._prepared[0] = _Reply()
         self._launcher = LauncherProcess(self._on_event)
@@ -285,6 +288,7 @@ class Runtime:
 
         Raises:
             HostError: none are left, or this host has no user namespaces.
+            LaunchError: no file descriptor is left for them.
             SpecError: there is no user to keep.
         """
         if spec.userns == "host":
@@ -302,7 +306,7 @@ class Runtime:
             ids = slot.maps.get(kept)
             if ids is None:
                 map_ = keep_id_map(slot.uid, slot.gid, *kept) if kept else auto_map(slot.uid, slot.gid)
-                ids = slot.maps[kept] = Ids(map_, await self._user_namespace(map_), slot)
+                ids = slot.maps[kept] = Ids(map_, await self._user_namespace(map_, spec.name), slot)
             if self._idmapped is None:
                 self._idmapped = self._try_idmaps(ids.fd)
             return ids
@@ -315,9 +319,12 @@ class Runtime:
         if ids is not None and self._leases is not None:
             self._leases.give_back(ids.slot)
 
-    async def _user_namespace(self, map_: IdMap) -> int:
-        (fd,) = await self._prepare([s.IdMap(map_text(map_.uids), map_text(map_.gids))])
-        return fd
+    async def _user_namespace(self, map_: IdMap, name: str) -> int:
+        step = s.IdMap(map_text(map_.uids), map_text(map_.gids))
+        fds = await self._prepare([step])
+        if not fds:  # the kernel drops what we have no number for
+            raise LaunchError(name, step.describe(), errno.EMFILE)
+        return fds[0]
 
     def _try_idmaps(self, userns: int) -> frozenset[str]:
         """Which of the trees that containers share can be idmapped. They are read-only, and can be used all the same."""
@@ -1115,6 +1122,14 @@ def _resolv_conf() -> bytes | None:
         return Path("/etc/resolv.conf").read_bytes()
     except OSError:
         return None  # a host without one resolves without one
+
+
+@contextlib.contextmanager
+def _state_in(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise HostError(f"{exc.filename or directory}: {os.strerror(exc.errno or 0)}", f"make {directory} writable") from exc
 
 
 @contextlib.contextmanager
