@@ -168,7 +168,9 @@ def test_no_space_for_results(tmp_path: Path) -> None:
 
 
 def talker(config: Path) -> None:
-    script = "echo ready; while [ ! -e /work/go ]; do sleep 0.02; done; i=0; while [ $$i -lt 2000 ]; do echo kept $$i; i=$$((i+1)); done"
+    script = (
+        "echo ready; until [ -e /work/go ]; do sleep 0.02; done; i=0; while [ $$i -lt 2000 ]; do echo kept $$i; i=$$((i+1)); done"
+    )
     (config / "work").mkdir(parents=True)
     lines = [f"command: [sh, -c, {json.dumps(script)}]", "volumes: [./work:/work]", "logging: {options: {max-size: 10k}}"]
     (config / "talker.yaml").write_text("\n".join(lines) + "\n")
