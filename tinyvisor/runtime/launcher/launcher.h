@@ -159,7 +159,7 @@ struct context {
 	int stdio[3];
 	const int *fds;     /* fds of this request */
 	int fd_count;
-	int joined;         /* pidfd of the container whose namespaces are joined, or -1 */
+	int joined;         /* pidfd of the container whose namespaces are joined, or -errno */
 	pid_t joined_pid;   /* of its init */
 	int root;           /* O_PATH fd of the new root, or -1 */
 	int cgroup;         /* v2: where the workload is born, or -1 */

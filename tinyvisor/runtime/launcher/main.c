@@ -327,15 +327,18 @@ static int launch(const struct request *request, int *fds, int count)
 {
 	struct container *container = free_count ? remember(request) : NULL, **bucket;
 	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
-				  .joined = -1, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id,
+				  .joined = -ESRCH, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id,
 				  .cpu_usage = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
 	int error;
 
 	if (!container)
 		return free_count ? -ENOMEM : -EAGAIN;
 	context.joined_pid = (pid_t)request->pid;
-	if (request->other && find_id((pid_t)request->pid, request->other))
+	if (request->other && find_id((pid_t)request->pid, request->other)) {
 		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
+		if (context.joined < 0)
+			context.joined = -errno;
+	}
 	context.slot = container->slot = ledger->free_slots[free_count - 1];
 	container->exec = context.exec;
 	container->pid = clone_init(report_of(container->slot), context.exec);
