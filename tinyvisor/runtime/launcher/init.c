@@ -595,15 +595,17 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	error = keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended}, 4);
 	if (!error)
 		error = drop_rights();
+	if (!error) {
+		forget_request();
+		if (context->init_flags & INIT_TRACE)
+			(void)ptrace(PTRACE_DETACH, init.workload, NULL, NULL);
+		started.a = report->pid;
+		error = send_event(init.event, &started, NULL, 0, -1);
+	}
 	if (error) {
 		forward(&init, SIGKILL, SCOPE_GROUP); /* in another's container it would live on */
 		give_up(-error);
 	}
-	forget_request();
-	if (context->init_flags & INIT_TRACE)
-		(void)ptrace(PTRACE_DETACH, init.workload, NULL, NULL);
-	started.a = report->pid;
-	send_event(init.event, &started, NULL, 0, -1);
 	run(&init);
 }
 

@@ -206,7 +206,7 @@ extern struct scratch *scratch;
 int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan, uint32_t *offset);
 int decode_steps(const char **at, const char *end, int count, enum section section, int fds, struct step *out);
 ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count);
-void send_event(int socket, struct event *event, const void *data, uint32_t size, int fd);
+int send_event(int socket, struct event *event, const void *data, uint32_t size, int fd);
 
 /* steps.c */
 typedef int step_function(struct context *context, const struct step *step); /* 0 or -errno */

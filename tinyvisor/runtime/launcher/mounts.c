@@ -547,7 +547,9 @@ int step_pty(struct context *context, const struct step *step)
 
 	if (master < 0)
 		return master;
-	if (fstatfs(master, &fs) < 0 || fs.f_type != DEVPTS_MAGIC)
+	if (fstatfs(master, &fs) < 0)
+		error = -errno;
+	else if (fs.f_type != DEVPTS_MAGIC)
 		error = -ENOTTY;
 	else if (ioctl(master, TIOCSPTLCK, &unlocked) < 0 || ioctl(master, TIOCSWINSZ, &size) < 0 ||
 		 (context->tty = ioctl(master, _IO('T', 0x41), O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) /* TIOCGPTPEER */
@@ -558,7 +560,7 @@ int step_pty(struct context *context, const struct step *step)
 	if (!error)
 		error = attach_and_close(tree_of(context->tty, "", EMPTY_PATH), open_target(context, "/dev/console", false));
 	if (!error)
-		send_event(context->event, &event, NULL, 0, master);
+		error = send_event(context->event, &event, NULL, 0, master);
 	close(master);
 	return error;
 }
