@@ -19,7 +19,7 @@ def tables() -> str:
     """What stands between `BEGIN` and `END`."""
     audit = [("attack", "what it tries", "what holds it", "may succeed with")]
     for attack in ATTACKS:
-        opened = [profile for profile in PROFILES if profile in attack.open_in and profile != NAKED]
+        opened = [profile for profile in PROFILES if profile in attack.open_in and profile != NAKED and ", " not in profile]
         audit.append(
             (attack.name, attack.tries, attack.wall, ", ".join(opened) or ("nothing" if NAKED in attack.open_in else "—"))
         )
