@@ -334,7 +334,7 @@ static int launch(const struct request *request, int *fds, int count)
 	if (!container)
 		return free_count ? -ENOMEM : -EAGAIN;
 	context.joined_pid = (pid_t)request->pid;
-	if (request->other && find_id((pid_t)request->pid, request->other)) {
+	if (request->other && request->pid && find_id((pid_t)request->pid, request->other)) {
 		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
 		if (context.joined < 0)
 			context.joined = -errno;
