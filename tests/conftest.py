@@ -23,6 +23,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tinyvisor.places import in_user_namespace, run_directory
+from tinyvisor.runtime.cgroup import read_layout
+
 settings.register_profile("tinyvisor", deadline=None)  # a busy machine is no failure
 settings.load_profile("tinyvisor")
 
@@ -59,7 +62,7 @@ SLOWNESS = 5 if "QEMU" in Path("/proc/cpuinfo").read_text() else 1  # of an emul
 SETTLE = 5.0 * SLOWNESS  # seconds at most for what the kernel or another process takes away in the background
 LASTING = 1.0  # seconds
 OF_THE_KERNEL = ("tests/kernel/", "tests/test_cgroup.py", "tests/test_init.py", "tests/test_rootfs.py")
-RUN = Path("/run/tinyvisor")
+RUN = run_directory()
 
 
 @functools.cache
@@ -73,11 +76,11 @@ def kernel_refusal() -> str | None:
     )  # fmt: skip
     if probe.returncode:
         return f"needs namespaces: {probe.stderr.strip()}"
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in line]
-    if not points:
+    hierarchies = read_layout().hierarchies
+    if not hierarchies:
         return "needs cgroups: none are mounted"
-    for point in points:
-        directory = Path(point, f"tinyvisor-probe-{os.getpid()}")
+    for hierarchy in hierarchies:
+        directory = Path(hierarchy.directory, f"tinyvisor-probe-{os.getpid()}")
         try:
             directory.mkdir()
             directory.rmdir()
@@ -107,6 +110,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("kernel") is None:
         return
+    if item.get_closest_marker("hostroot") is not None and in_user_namespace():
+        pytest.skip("needs to be root of the host")
     refusal = kernel_refusal()
     if refusal is None:
         return

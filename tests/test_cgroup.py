@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
 from tinyvisor.runtime import cgroup
 from tinyvisor.runtime.cgroup import (
+    LEAF,
     USED,
     CgroupTree,
     Hierarchy,
@@ -130,8 +131,9 @@ def writes(layout: Layout, **limits: object) -> list[LimitWrite]:
 
 def test_single_controller_mounts_beside_an_empty_v2() -> None:
     layout = detect(HYBRID, HYBRID_SELF, "hugetlb\n")
-    assert [item.label for item in layout.hierarchies] == ["pids", "memory", "cpu", "blkio", "cpuacct"]
-    assert {item.version for item in layout.hierarchies} == {1}
+    assert [item.label for item in layout.hierarchies] == ["pids", "memory", "cpu", "blkio", "cpuacct", "cgroup2"]
+    assert [item.version for item in layout.hierarchies] == [1] * 5 + [2]
+    assert layout.hierarchies[5].controllers == ("devices",)
     assert by_name(layout)["io"] == (1, "/sys/fs/cgroup/blkio")
     assert by_name(layout)["cpuacct"] == (1, "/sys/fs/cgroup/cpuacct")
     assert layout.hierarchies[1].own == "/sys/fs/cgroup/memory/jobs/fecaf1e6"
@@ -150,11 +152,13 @@ def test_pure_v2_without_root_uses_our_own_cgroup() -> None:
     own = "/sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/app.slice/run:4.scope"
     assert layout.unified == layout.hierarchies[0].directory == own
     assert layout.index("cpu") is None
+    settled = detect(PURE, PURE_SELF.rstrip("\n") + f"/{LEAF}\n", "memory pids", root=False)
+    assert settled.unified == own, "beside us, not below us"
 
 
 def test_co_mounted_controllers_are_one_hierarchy() -> None:
     layout = detect(SYSTEMD_HYBRID, SYSTEMD_HYBRID_SELF, "")
-    assert [item.label for item in layout.hierarchies] == ["pids", "memory", "cpu,cpuacct"]
+    assert [item.label for item in layout.hierarchies] == ["pids", "memory", "cpu,cpuacct", "cgroup2"]
     assert layout.hierarchies[2].own == "/sys/fs/cgroup/cpu,cpuacct/system.slice/ssh.service"
     assert layout.index("io") is None
     assert (2, "cpuacct.usage_user") in readback_files(layout)
@@ -207,7 +211,7 @@ def test_detection_never_raises(mountinfo: str, self_cgroup: str, controllers: s
 
 def test_without_takes_away_a_hierarchy_that_has_nothing_left() -> None:
     layout = detect(SYSTEMD_HYBRID, SYSTEMD_HYBRID_SELF).without(["pids"], "because")
-    assert [item.label for item in layout.hierarchies] == ["memory", "cpu,cpuacct"]
+    assert [item.label for item in layout.hierarchies] == ["memory", "cpu,cpuacct", "cgroup2"]
     assert layout.controller("pids") is None
     assert [item[:2] for item in layout.missing] == [("pids", "because")]
 
@@ -744,7 +748,7 @@ def test_a_controller_that_can_not_be_enabled_is_missing_and_not_fatal(layout: L
 @pytest.mark.kernel
 def test_a_cgroup_that_has_processes_is_named_with_a_cure_that_works(layout: Layout) -> None:
     """As in a container that has a cgroup namespace of its own: its top is not the root of all, and its processes are there."""
-    unified = next((item for item in layout.hierarchies if item.version == 2), None)
+    unified = next((item for item in layout.hierarchies if item.version == 2 and "pids" in item.controllers), None)
     if unified is None:
         pytest.skip("needs controllers on cgroup v2")
     child = start_in(unified.directory, "sleep", "300")

@@ -22,7 +22,7 @@ from tinyvisor.spec import DEFAULT_NAMESPACES
 @pytest.fixture
 def good(tmp_path: Path) -> Host:
     """A host that has everything."""
-    names = ("pids", "memory", "cpu", "io", "cpuacct")
+    names = ("pids", "memory", "cpu", "io", "cpuacct", "devices")
     directory = str(tmp_path)
     return Host(
         kernel=(6, 1), release="6.1.0", machine="x86_64", euid=0, cpus=4,
@@ -30,7 +30,9 @@ def good(tmp_path: Path) -> Host:
             (Hierarchy(2, directory, directory, names),), tuple(Controller(name, 2, directory) for name in names), directory
         ),
         calls=frozenset(module._CALLS), namespaces=DEFAULT_NAMESPACES | {"user", "time"},
-        user_namespaces=True, overlay=True, swap=True, swap_accounting=True, pids_peak=True, seccomp=True,
+        user_namespaces=True,
+        nested=False, tty_group=5, groups_fixed=False,
+        overlay=True, swap=True, swap_accounting=True, pids_peak=True, seccomp=True,
     )  # fmt: skip
 
 
@@ -86,8 +88,9 @@ def test_kernel_versions(release: str, expected: tuple[int, int]) -> None:
 
 
 def test_a_good_host(good: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "default_lock_dir", lambda: tmp_path / "tinyvisor")
+    monkeypatch.setattr(module, "run_directory", lambda: tmp_path / "tinyvisor")
     monkeypatch.setattr(resource, "getrlimit", lambda limit: (1024, 524288))
+    monkeypatch.setattr("tinyvisor.runtime.devices.problem", lambda: None)
     found = checks(good, Path("/proc/self/exe"))
     assert {item.level for item in found} == {"ok"}
     assert all(item.cure == "" and item.text for item in found)
@@ -186,7 +189,7 @@ def test_few_open_files(good: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_directory_that_can_not_be_made(good: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(module, "default_lock_dir", lambda: tmp_path / "file/tinyvisor")
+    monkeypatch.setattr(module, "run_directory", lambda: tmp_path / "file/tinyvisor")
     assert check(good, "run state").level == "fail"
 
 

@@ -26,7 +26,7 @@ def _words(text: str) -> frozenset[str]:
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
-        ("errors", "units", "cron", "pattern", "interpreter"),
+        ("errors", "units", "cron", "pattern", "interpreter", "places"),
         ("spec job", "state"),
         ("profile trace",),
         ("tracing learned accesses",),

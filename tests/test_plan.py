@@ -15,13 +15,26 @@ from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, limit_writes
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.idmap import auto_map
-from tinyvisor.runtime.plan import ROOT_USER, Limits, Plan, Tree, Watch, capability_mask, dev_template, exec_step, plan
+from tinyvisor.runtime.plan import (
+    ROOT_USER,
+    Around,
+    Limits,
+    Plan,
+    Tree,
+    Watch,
+    capability_mask,
+    dev_template,
+    exec_plan,
+    exec_step,
+    plan,
+)
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Ulimit, Volume
 
 BASE = 1 << 20
+OF_THE_HOST = Around()
 VIEW = HostView(("/usr",), (("/bin", "usr/bin"),))
 SEPARATE = Layout(
     hierarchies=(
@@ -43,6 +56,7 @@ def planned(
     early: bool = False,
     idmapped: frozenset[str] = frozenset({"/usr", "/etc", "/dev"}),
     watch: Watch | None = None,
+    around: Around = OF_THE_HOST,
     **fields: Any,
 ) -> Plan:
     spec = Spec(**{"command": ("true",), "name": "web", **fields})
@@ -59,6 +73,7 @@ def planned(
         ids=None if spec.userns == "host" else auto_map(BASE, BASE + 65536),
         idmapped=idmapped,
         watch=watch,
+        around=around,
     )
 
 
@@ -286,6 +301,42 @@ def test_the_shared_dev() -> None:
     }  # fmt: skip
     assert [step.target for step in of(steps, s.File)] == ["/t/dev/console"]
     assert of(dev_template("/t/dev", console=False), s.File) == []
+
+
+def test_in_a_user_namespace(tmp_path: Path) -> None:
+    """Devices are the host's, an overlay keeps its notes where we may write them, terminals have a group that there is, and who
+    can't leave its groups does not try to."""
+    steps = dev_template("/t/dev", console=False, bound=True)
+    assert of(steps, s.Node) == []
+    assert [(bind.slot, bind.target, bind.source) for bind in of(steps, s.Bind)][:2] == [
+        (0, "/t/dev/null", "/dev/null"),
+        (1, "/t/dev/zero", "/dev/zero"),
+    ]
+    for nested in (False, True):
+        around = Around(nested=nested, tty_group=0 if nested else 5, groups_fixed=nested)
+        made = planned(rootfs=tmp_path, userns_mode="host", around=around)
+        assert of(made.init, s.RootOverlay)[0].user_attributes == nested
+        assert of(made.init, s.Devpts)[0].numbers() == (0 if nested else 5,)
+        identity = of(made.workload, s.SetIdentity)[0]
+        assert identity.keep_groups == nested
+        assert identity.describe().endswith("the groups that we are in" if nested else "no other groups")
+
+
+@pytest.mark.parametrize(
+    "fields, joined",
+    [
+        ({}, {"pid", "mount", "uts", "ipc", "net", "user"}),
+        ({"userns_mode": "host"}, {"pid", "mount", "uts", "ipc", "net"}),
+        ({"network_mode": "host"}, {"pid", "mount", "uts", "ipc", "user"}),
+        ({"network_mode": "service:other"}, {"pid", "mount", "uts", "ipc", "net", "user"}),
+        ({"namespaces": DEFAULT_NAMESPACES - {"ipc"} | {"time"}}, {"pid", "mount", "uts", "net", "user"}),
+    ],
+)
+def test_what_is_executed_joins_what_is_the_containers_own(fields: dict[str, Any], joined: set[str]) -> None:
+    """What it shares with us is ours already; a user namespace has no right over the host's network."""
+    spec = Spec(command=("true",), **fields)
+    made = exec_plan(spec, limits=Limits(UNIFIED), seccomp=Filter(bytes(24), 4, ()), name="web", identity=ROOT_USER)
+    assert of(made.init, s.Join)[0].flags == sum(s.NAMESPACE_FLAGS[name] for name in joined)
 
 
 # ---- namespaces and network ----

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -65,7 +66,7 @@ def tar(*members: Member, format: int = tarfile.PAX_FORMAT) -> bytes:
 def make(tmp_path: Path) -> Callable[..., Path]:
     """Unpacks bytes."""
 
-    def make(content: bytes, **limits: int) -> Path:
+    def make(content: bytes, **limits: Any) -> Path:
         tarball = tmp_path / "root.tar"
         tarball.write_bytes(content)
         return unpack(tarball, tmp_path / "cache", **limits)

@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 from urllib.parse import quote, urlencode
 
 from tinyvisor.errors import TinyvisorError
+from tinyvisor.places import run_directory
 
 HERE: Final = ("configs", "tinyvisor.yaml", "")
 """What of the current directory a project may have been started with."""
@@ -34,13 +35,6 @@ class Refusal(TinyvisorError):
         super().__init__("\n".join(problems))
         self.status = status
         self.problems = tuple(problems)
-
-
-def run_directory() -> Path:
-    """/run/tinyvisor for root, else $XDG_RUNTIME_DIR/tinyvisor."""
-    if os.geteuid() == 0:
-        return Path("/run/tinyvisor")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "tinyvisor"
 
 
 def find_project(name: str | None, here: Path) -> str:

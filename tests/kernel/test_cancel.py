@@ -24,8 +24,9 @@ import trio
 
 from tests.kernel.helpers import BOUND, cgroups, fds, read_until, waiting
 from tinyvisor.errors import LaunchError
+from tinyvisor.places import run_directory
 from tinyvisor.runtime import PIPE, STDOUT, Runtime, open_runtime
-from tinyvisor.runtime.cgroup import default_lock_dir, project_path, read_layout
+from tinyvisor.runtime.cgroup import project_path, read_layout
 from tinyvisor.spec import Spec, Tmpfs, Volume
 
 pytestmark = pytest.mark.kernel
@@ -293,7 +294,7 @@ def test_every_step_of_a_runtime() -> None:
     """Opened, used and closed; what is left is looked for outside."""
     name = f"cancelled-{os.getpid()}"
     paths = [project_path(hierarchy, name) for hierarchy in read_layout().hierarchies]
-    paths.append(str(default_lock_dir() / f"{name}.lock"))
+    paths.append(str(run_directory() / f"{name}.lock"))
 
     async def whole() -> None:
         async with open_runtime(name=name) as runtime, runtime.start(SLEEP, stdout=PIPE) as container:

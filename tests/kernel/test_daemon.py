@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.kernel.command import BOUND, Running, arguments, environment, tinyvisor
+from tinyvisor.places import run_directory
 
 pytestmark = pytest.mark.kernel
 
@@ -44,7 +45,7 @@ class Directory:
         return {item["name"]: item for item in json.loads(ended.stdout)}
 
     def daemon(self) -> int:
-        return int(json.loads(Path("/run/tinyvisor", f"{self.name}.json").read_text())["pid"])
+        return int(json.loads(Path(run_directory(), f"{self.name}.json").read_text())["pid"])
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_kill_9_takes_the_containers_along_and_the_next_one_starts(directory: Di
     waiting.register(container, select.POLLIN)
     assert waiting.poll(BOUND * 1000)
     os.close(container)
-    assert Path("/run/tinyvisor", f"{directory.name}.sock").exists()
+    assert Path(run_directory(), f"{directory.name}.sock").exists()
     ended = directory.run("ps")
     assert ended.returncode == 1
     assert "no daemon runs" in ended.stderr

@@ -272,6 +272,7 @@ async def test_masks_hold(shared: Runtime) -> None:
         assert "Key" not in text
 
 
+@pytest.mark.hostroot
 async def test_its_own_fields(shared: Runtime) -> None:
     async with waiting(shared, environment={"A": "container", "B": "container"}) as container:
         script = "id -u; id -g; id -G; pwd; echo $A $B $C; umask; ulimit -n"

@@ -27,8 +27,9 @@ import trio
 
 from tests.kernel.helpers import BOUND, cgroups, waiting
 from tinyvisor.errors import ContainerError, LauncherDied, LaunchError
+from tinyvisor.places import run_directory
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
-from tinyvisor.runtime.cgroup import default_lock_dir, project_path, read_layout
+from tinyvisor.runtime.cgroup import project_path, read_layout
 from tinyvisor.spec import DEFAULT_NAME, Spec, Tmpfs, Volume
 
 pytestmark = pytest.mark.kernel
@@ -316,7 +317,7 @@ class Victim:
     def files(self) -> list[str]:
         """Cgroups and run files."""
         paths = [project_path(hierarchy, self.name) for hierarchy in read_layout().hierarchies]
-        return [path for path in (*paths, str(default_lock_dir() / f"{self.name}.lock")) if os.path.exists(path)]
+        return [path for path in (*paths, str(run_directory() / f"{self.name}.lock")) if os.path.exists(path)]
 
 
 def _read(path: str) -> bytes:

@@ -43,7 +43,7 @@ from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.launcher import Gone
 from tinyvisor.runtime.steps import KEPT, NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.hostroot]
 
 probe = harness.probe
 sanitized = harness.sanitized

@@ -17,8 +17,9 @@ import pytest
 
 from tests.kernel.helpers import BOUND, cgroup_of, cgroups, read_until, run, shell, until, wait_for_the_end_of, waiting, workload
 from tinyvisor.errors import HostError, LaunchError, SpecError
+from tinyvisor.places import run_directory
 from tinyvisor.runtime import PIPE, Container, Runtime, engine, open_runtime
-from tinyvisor.runtime.cgroup import Layout, default_lock_dir, remove_cgroup
+from tinyvisor.runtime.cgroup import Layout, remove_cgroup
 from tinyvisor.runtime.host import probe
 from tinyvisor.spec import Blkio, Spec
 
@@ -281,9 +282,9 @@ async def test_cgroups_are_removed(anyio_backend: str) -> None:
             assert len(cgroups(runtime)) == len({layout.index(name) for name in ("pids", "memory", "cpu")} - {None})
         assert cgroups(runtime) == []
         assert all(path.is_dir() for path in paths)
-        assert (default_lock_dir() / "test-removal.lock").exists()
+        assert (run_directory() / "test-removal.lock").exists()
     assert not [path for path in paths if path.exists()]
-    assert not (default_lock_dir() / "test-removal.lock").exists()
+    assert not (run_directory() / "test-removal.lock").exists()
 
 
 CRASHING = """
@@ -314,7 +315,7 @@ async def test_what_a_crashed_run_left_is_swept(anyio_backend: str) -> None:
     assert left
     async with open_runtime(name="test-after-crash") as runtime:
         assert not [path for path in paths if Path(path).exists()]
-        assert not (default_lock_dir() / "test-crashed.lock").exists()
+        assert not (run_directory() / "test-crashed.lock").exists()
         assert (await shell(runtime, "exit 3", name="victim"))[0].exit_code == 3
 
 

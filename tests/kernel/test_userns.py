@@ -20,13 +20,13 @@ import pytest
 from tests.kernel.helpers import BOUND, namespace, python, read_until, run, shell, skip, status, waiting, workload
 from tests.kernel.test_attacks import PRELUDE
 from tinyvisor.errors import HostError, SpecError
+from tinyvisor.places import run_directory
 from tinyvisor.runtime import Runtime, open_runtime
-from tinyvisor.runtime.cgroup import default_lock_dir
 from tinyvisor.runtime.idmap import IDS, Ranges
 from tinyvisor.runtime.leases import Leases, read_ranges
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Volume
 
-pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
+pytestmark = [pytest.mark.kernel, pytest.mark.hostroot, pytest.mark.anyio]
 
 LIMITS: dict[str, Any] = {"pids_limit": 64, "mem_limit": 256 << 20}
 ALL: dict[str, Any] = {"capabilities": frozenset(CAPABILITIES), "seccomp": "unconfined", **LIMITS}
@@ -161,7 +161,7 @@ async def test_ranges_come_back_when_the_supervisor_is_killed(anyio_backend: str
         assert process.stdout is not None
         start, _pid = map(int, process.stdout.readline().split())
         own = Ranges(((start, IDS),), ((start, IDS),), "a test")
-        leases = Leases(default_lock_dir(), own)
+        leases = Leases(run_directory(), own)
         with pytest.raises(HostError, match="in use"):
             leases.take()
         process.send_signal(signal.SIGKILL)

@@ -182,6 +182,7 @@ async def test_what_a_job_plants_is_not_followed_by_patterns_either(shared: Runt
     }  # fmt: skip
 
 
+@pytest.mark.hostroot
 async def test_devices_can_not_be_planted_nor_read(shared: Runtime) -> None:
     script = "mknod null c 1 3; mknod mem c 1 1; mknod disk b 8 0; true"
     for userns_mode, what in (("host", "a device"), ("auto", "does not exist")):
@@ -348,6 +349,7 @@ while True:
 """
 
 
+@pytest.mark.hostroot
 async def test_directories_swapped_by_a_running_job(shared: Runtime) -> None:
     """The very name is a directory and a link to the host's /etc, in turn: while we look, and while we write."""
     secret = Path("/etc/passwd").read_bytes()

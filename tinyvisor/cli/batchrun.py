@@ -24,7 +24,7 @@ from tinyvisor.jobs import MAX_LINE, Invalid, NumberedJob, Reader, Template, des
 from tinyvisor.journal import Journal
 from tinyvisor.outputs import OutputDir
 from tinyvisor.report import Tally, summary_line, to_html, to_markdown, why
-from tinyvisor.runtime import open_runtime
+from tinyvisor.runtime import open_runtime, rootless
 from tinyvisor.state import Result
 from tinyvisor.units import format_duration
 
@@ -245,6 +245,7 @@ def run_batch(inputs: Inputs, settings: Settings) -> int:
         TinyvisorError: the input, the files to write, or this host are at fault. May come in an `ExceptionGroup`.
     """
     inputs.check(_complain)
+    rootless.enter()
     with contextlib.ExitStack() as files:
         journal = outputs = None
         if settings.output_dir is not None:

@@ -77,9 +77,11 @@ def run_daemon(project: Project, *, log_dir: Path, word_fd: int, reread: Callabl
     import trio
 
     from tinyvisor.cli.failures import ExitCodes, expected, lines
+    from tinyvisor.runtime import rootless
 
     word = _Word(word_fd)
     try:
+        rootless.enter()
         trio.run(_Daemon(project, log_dir, word, reread, paths).run)
     except Exception as error:
         problems = expected(error)
@@ -119,8 +121,8 @@ class _Daemon:
     async def run(self) -> None:
         import trio
 
-        from tinyvisor.client import run_directory
         from tinyvisor.control import Control, Feed, listening
+        from tinyvisor.places import run_directory
         from tinyvisor.runtime import open_runtime
         from tinyvisor.supervisor import Supervisor
 

@@ -20,11 +20,18 @@ def doctor(as_json: bool) -> int:
     from tinyvisor.errors import HostError
     from tinyvisor.runtime.host import Check, checks, probe
     from tinyvisor.runtime.launcher import launcher_path
+    from tinyvisor.runtime.rootless import enter
 
+    refused = []
+    try:
+        enter()
+    except HostError as exc:
+        refused.append(Check("rootless", "fail", exc.lacks, exc.cure))
     try:
         found = checks(probe(), launcher_path())
     except HostError as exc:
         found = [*checks(probe()), Check("launcher", "fail", exc.lacks, exc.cure)]
+    found = refused + found
     if as_json:
         click.echo(json.dumps([asdict(check) for check in found], indent=2))
     else:

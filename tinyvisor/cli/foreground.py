@@ -19,7 +19,7 @@ from tinyvisor.cli import terminal
 from tinyvisor.cli.failures import expected
 from tinyvisor.cli.session import heeded
 from tinyvisor.errors import TinyvisorError
-from tinyvisor.runtime import Container, Runtime, open_runtime
+from tinyvisor.runtime import Container, Runtime, open_runtime, rootless
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit
 
@@ -56,6 +56,7 @@ def run_foreground(
         raise TinyvisorError(f"{result} can't be written: its directory is missing or read-only")
     sys.stdout.flush()
     with _reported(result):
+        rootless.enter()
         foreground = _Foreground(spec, stop_timeout, opener)
         trio.run(foreground.run)
         if foreground.exit is None:

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "trace": ("tinyvisor.cli.trace:trace", "Run a command and show its system calls, like strace -f; or attach."),
     "profile": ("tinyvisor.cli.profile:profile", "Make seccomp profiles from what programs do; try and compare them."),
     "batch": ("tinyvisor.cli.batch:batch", "Run many jobs, each in a container of its own."),
+    "unshare": ("tinyvisor.cli.unshare:unshare", "Run a program as root of your user namespace, without being root."),
     "config": ("tinyvisor.cli.config:config", "Check a project and print it in normal form."),
     "schema": ("tinyvisor.cli.config:schema", "Print the JSON Schema of the configuration files."),
     "plan": ("tinyvisor.cli.config:plan", "Print the launch steps of every service; runs nothing."),

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
+from tinyvisor.places import log_directory
 from tinyvisor.spec import Project
 
 
@@ -63,6 +64,7 @@ def up(
 
     from tinyvisor.cli.session import run_project
     from tinyvisor.cli.summary import print_summary
+    from tinyvisor.runtime import rootless
     from tinyvisor.supervisor import exit_code
     from tinyvisor.view import Style, View
 
@@ -70,6 +72,7 @@ def up(
     log_dir = _logs_of(project, log_dir)
     style = Style(colour=colour, prefix=not no_log_prefix, timestamps=timestamps)
     sys.stdout.flush()
+    rootless.enter()
     with View(1, project.instances, log_dir=log_dir, style=style) as view:
         summaries = run_project(
             project,
@@ -113,10 +116,3 @@ def _be_daemon(
 def wants_colour(no_color: bool) -> bool:
     """Source: no-color.org."""
     return not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and sys.stdout.isatty()
-
-
-def log_directory() -> Path:
-    """/var/log/tinyvisor for root, else $XDG_STATE_HOME/tinyvisor."""
-    if os.geteuid() == 0:
-        return Path("/var/log/tinyvisor")
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "tinyvisor"

@@ -27,18 +27,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from tinyvisor import places
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
+from tinyvisor.runtime.devices import wall_off
 from tinyvisor.spec import NAME, Blkio, Spec, check_name
 from tinyvisor.state import Stats
 
 PARENT: Final = "tinyvisor"
+LEAF: Final = "tinyvisor-supervisor"
 CONTROLLERS: Final = ("pids", "memory", "cpu", "io", "cpuacct", "cpuset", "freezer", "devices")
-USED: Final = ("pids", "memory", "cpu", "io", "cpuacct")
-"""Controllers in whose hierarchies we make cgroups; the order of `Layout.hierarchies`."""
+USED: Final = ("pids", "memory", "cpu", "io", "cpuacct", "devices")
+"""Controllers in whose hierarchies we make cgroups; the order of `Layout.hierarchies`. Devices are v2's alone (BPF), and the
+project's: containers have no cgroup of their own for that."""
 
 _V2_ALWAYS: Final = ("cpuacct", "freezer", "devices")  # cpu.stat, cgroup.freeze, BPF: no controllers of their own there
 PERIOD: Final = 100_000  # µs
-_WRITABLE: Final = "run as root where /sys/fs/cgroup is writable"
 _REMOVE_SECONDS: Final = 2.0
 _TRIES: Final = 100  # of making a directory below one that others remove when it is empty
 
@@ -97,7 +100,7 @@ class Layout:
         """The hierarchy that serves a controller of `USED`."""
         return next((index for index, item in enumerate(self.hierarchies) if name in item.controllers), None)
 
-    def without(self, names: Iterable[str], reason: str, cure: str = _WRITABLE) -> Layout:
+    def without(self, names: Iterable[str], reason: str, cure: str = "see `tinyvisor doctor`") -> Layout:
         """The layout with some controllers gone; a hierarchy that has none of `USED` left goes with them."""
         gone = frozenset(names)
         left = (replace(item, controllers=tuple(c for c in item.controllers if c not in gone)) for item in self.hierarchies)
@@ -149,6 +152,10 @@ def detect(mountinfo: str, self_cgroup: str, v2_controllers: str = "", *, root: 
     if unified is not None:
         for name in unified.controllers:
             found.setdefault(name, unified)
+    found.pop("devices", None)
+    if unified is not None:
+        serves = any(found.get(name) is unified for name in USED)
+        found["devices"] = unified if serves else replace(unified, controllers=("devices",))
     used = dict.fromkeys(found[name] for name in USED if name in found)
     return Layout(
         hierarchies=tuple(used),
@@ -160,11 +167,36 @@ def detect(mountinfo: str, self_cgroup: str, v2_controllers: str = "", *, root: 
 def read_layout() -> Layout:
     """`detect` for this process."""
     mountinfo, self_cgroup = Path("/proc/self/mountinfo").read_text(errors="surrogateescape"), _read("/proc/self/cgroup")
-    root = os.geteuid() == 0
+    root = places.privileged()
     layout = detect(mountinfo, self_cgroup, root=root)
     if layout.unified is None:
         return layout
     return detect(mountinfo, self_cgroup, _read(f"{layout.unified}/cgroup.controllers"), root=root)
+
+
+def settle() -> Callable[[], None] | None:
+    """Moves this process, where it is alone in a v2 cgroup that was delegated to it, to a child `LEAF`: a cgroup with processes
+    has no children with controllers. None where that is not so; else what takes it back, at the end, so that nothing is left.
+    """
+    layout = read_layout()
+    own = next((item.own for item in layout.hierarchies if item.version == 2), None)
+    if own is None or not os.access(f"{own}/cgroup.procs", os.W_OK) or not os.access(own, os.W_OK):
+        return None
+    if not occupied(own) or _pids(f"{own}/cgroup.procs") != {os.getpid()} or own.endswith(f"/{LEAF}"):
+        return None
+    leaf = f"{own}/{LEAF}"
+    with suppress(FileExistsError):  # of who was killed
+        os.mkdir(leaf, 0o755)
+    _write(f"{leaf}/cgroup.procs", "0")
+
+    def leave() -> None:
+        with suppress(OSError):  # another of ours is there now
+            for name in _read(f"{own}/cgroup.subtree_control").split():
+                _write(f"{own}/cgroup.subtree_control", f"-{name}")
+            _write(f"{own}/cgroup.procs", "0")
+            os.rmdir(leaf)
+
+    return leave
 
 
 def _hierarchy(mount: _Mount, own: Mapping[str, str], v2_controllers: str, root: bool) -> Hierarchy | None:
@@ -176,7 +208,7 @@ def _hierarchy(mount: _Mount, own: Mapping[str, str], v2_controllers: str, root:
         path = next((own[name] for name in mount.super_options if name in own), None)
     controllers = tuple(name for name in CONTROLLERS if name in offered)
     inside = _below(mount, path)
-    directory = mount.point if root else inside
+    directory = mount.point if root else inside and inside.removesuffix(f"/{LEAF}")
     if directory is None or not controllers:
         return None
     return Hierarchy(2 if mount.type == "cgroup2" else 1, directory, inside, controllers)
@@ -609,6 +641,8 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
     fds: list[int] = []
     try:
         failed = _make(hierarchy, project)
+        if "devices" in hierarchy.controllers:
+            failed |= _wall_off(path)
         if any(name not in failed for name in USED if name in hierarchy.controllers):
             for directory in (os.path.dirname(path), path):
                 fds.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -616,11 +650,20 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
     except OSError as error:  # a read-only or foreign hierarchy: only a limit that needs it shall fail
         for fd in fds:
             os.close(fd)
-        failed = dict.fromkeys(hierarchy.controllers, (f"{error.filename}: {error.strerror}", _WRITABLE))
+        why = f"{error.filename}: {error.strerror}", cure_for_read_only(hierarchy.version)
+        failed = dict.fromkeys(hierarchy.controllers, why)
     for directory in (path, os.path.dirname(path)):
         with suppress(OSError):
             os.rmdir(directory)
     return [], failed
+
+
+def _wall_off(path: str) -> _Failed:
+    try:
+        wall_off(path)
+    except OSError as error:
+        return {"devices": (f"bpf(2): {error.strerror}", "run as root, with a kernel that has CONFIG_CGROUP_BPF")}
+    return {}
 
 
 def _make(hierarchy: Hierarchy, project: str) -> _Failed:
@@ -666,7 +709,10 @@ def _enable(path: str, names: list[str], *, ours: bool = False) -> _Failed:
         except OSError as error:
             if error.errno == errno.ENODEV:  # removed between open and write
                 raise
-            failed[name] = f"{file}: {error.strerror}", cure_for_occupied(path) if error.errno == errno.EBUSY else _WRITABLE
+            failed[name] = (
+                f"{file}: {error.strerror}",
+                cure_for_occupied(path) if error.errno == errno.EBUSY else cure_for_read_only(2),
+            )
     return failed
 
 
@@ -677,7 +723,21 @@ def occupied(directory: str) -> bool:
     return os.path.exists(f"{directory}/cgroup.type") and bool(_read(f"{directory}/cgroup.procs").strip())
 
 
+def cure_for_read_only(version: int) -> str:
+    """What to do where no cgroups can be made."""
+    if places.privileged():
+        return "mount /sys/fs/cgroup writable; in a container, run that one privileged"
+    if version == 2:
+        return _SCOPE
+    return "have root delegate one: mkdir CGROUP; chown -R USER CGROUP; echo SHELL-PID >CGROUP/cgroup.procs"
+
+
+_SCOPE: Final = "start it in a cgroup that is yours: systemd-run --user --scope -p Delegate=yes tinyvisor ..."
+
+
 def cure_for_occupied(directory: str) -> str:
+    if not places.privileged():
+        return f"nothing else may run in it; {_SCOPE}"
     return (
         f"move them below it: mkdir {directory}/init; "
         f"for p in $(cat {directory}/cgroup.procs); do echo $p > {directory}/init/cgroup.procs; done 2>/dev/null"
@@ -699,13 +759,6 @@ def _remove_parents(layout: Layout) -> None:
 
 
 # ---- the lock that tells the living from the dead ----
-
-
-def default_lock_dir() -> Path:
-    """/run/tinyvisor for root, else $XDG_RUNTIME_DIR/tinyvisor."""
-    if os.geteuid() == 0:
-        return Path("/run/tinyvisor")
-    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.geteuid()}") / "tinyvisor"
 
 
 class ProjectLock:

@@ -8,7 +8,7 @@ import functools
 import itertools
 import os
 import socket
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from tinyvisor.errors import ContainerError, HostError, LauncherDied, LaunchError, RunFailed, SpecError, TinyvisorError
 from tinyvisor.job import Job
+from tinyvisor.places import cache_directory, run_directory
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
@@ -32,7 +33,6 @@ from tinyvisor.runtime.cgroup import (
     ProjectLock,
     Usage,
     cpu_usage_file,
-    default_lock_dir,
     limit_writes,
     read_stats,
     read_usage,
@@ -42,9 +42,9 @@ from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.filters import filter_for
 from tinyvisor.runtime.host import Host, file_system, probe
 from tinyvisor.runtime.identity import Identity, invoking_user, read_in_root, resolve
-from tinyvisor.runtime.idmap import IdMap, auto_map, keep_id_map, map_text
+from tinyvisor.runtime.idmap import IDS, IdMap, Mapped, auto_map, keep_id_map, map_text
 from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
-from tinyvisor.runtime.leases import Ids, Leases, read_ranges
+from tinyvisor.runtime.leases import Ids, Leases, read_mapped, read_ranges
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.pool import Pool, WarmRuns
 from tinyvisor.runtime.results import Results, open_results
@@ -73,13 +73,6 @@ from tinyvisor.trace import Calls
 from tinyvisor.units import parse_size
 
 _runs = itertools.count()
-
-
-def cache_directory() -> Path:
-    """Where unpacked roots live: /var/cache/tinyvisor for root, else $XDG_CACHE_HOME/tinyvisor."""
-    if os.geteuid() == 0:
-        return Path("/var/cache/tinyvisor")
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tinyvisor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +162,9 @@ class Runtime:
         self._tasks: TaskGroup | None = None
         self._view: HostView | None = None
         self._leases: Leases | None = None
+        self._mapped: Mapped | None = None
+        self._shared: dict[Hashable, Ids] = {}  # of containers that get files of the host's, in a user namespace
+        self._around = planning.Around(host.nested, host.tty_group, host.groups_fixed)
         self._idmapped: frozenset[str] | None = None  # of the shared trees; None: not tried yet
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
@@ -180,8 +176,8 @@ class Runtime:
 
     def _open(self) -> None:
         if os.geteuid() != 0:
-            raise HostError("tinyvisor needs root for now", "run it as root; rootless containers are on their way")
-        stack, locks = self._stack, default_lock_dir()
+            raise HostError("containers need root, or a user namespace", "start the program by `tinyvisor unshare PROGRAM`")
+        stack, locks = self._stack, run_directory()
         with _state_in(locks):
             self._lock = stack.enter_context(ProjectLock(locks, self.name))
         sweep(self.host.layout, locks, mine=self.name)
@@ -189,11 +185,17 @@ class Runtime:
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, self.null)
+        self._mapped = read_mapped()
         with _state_in(locks):
             self._leases = Leases(locks, read_ranges())
         stack.callback(self._leases.close)
+        stack.callback(self._close_shared)
         self._prepared[0] = _Reply()
-        self._launcher = LauncherProcess(self._on_event)
+        self._launcher = LauncherProcess(self._on_event, nested=self.host.nested)
+
+    def _close_shared(self) -> None:
+        for ids in self._shared.values():
+            os.close(ids.fd)
 
     def _remove_tree(self) -> None:
         """The launcher has done it already, unless it was killed."""
@@ -226,7 +228,7 @@ class Runtime:
     async def _prepare_first(self) -> None:
         """What every container needs: the fds of the cgroups, and the shared /dev."""
         await self._prepared[0].wait("leave the host's mounts")
-        locks = os.open(default_lock_dir(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        locks = os.open(run_directory(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         assert self._leases is not None
         fds = [*self._tree.fds, *self._tree.parent_fds, self._lock.fd, self._leases.fd, locks]
         parents, hierarchies = len(self._tree.fds), self._tree.layout.hierarchies
@@ -236,13 +238,16 @@ class Runtime:
             s.Remove(s.KEPT | parents + n, f"../{PARENT}", item.label, patient=False) for n, item in enumerate(hierarchies)
         ]
         # Last, and only when the others are gone: what has a lock file, the next run sweeps.
-        epilogue.append(s.Remove(last, f"{self.name}.lock", str(default_lock_dir())))
+        epilogue.append(s.Remove(last, f"{self.name}.lock", str(run_directory())))
         try:
             await self._prepare((), fds=fds, flags=wire.KEEP_FDS, epilogue=epilogue)
         finally:
             os.close(locks)
-        steps = (s.Directory("/t/dev"), *planning.dev_template("/t/dev", console=False))
-        await self._prepare((*steps, s.Directory("/t/dev-tty"), *planning.dev_template("/t/dev-tty", console=True)))
+        for path, console in (("/t/dev", False), ("/t/dev-tty", True)):
+            with contextlib.ExitStack() as stack:
+                devices = [_open_device(name, stack) for name, _, _ in planning.DEVICES] if self.host.nested else []
+                template = planning.dev_template(path, console=console, bound=self.host.nested)
+                await self._prepare((s.Directory(path), *template), fds=devices)
 
     async def _prepare(
         self, steps: Iterable[Step], *, fds: Iterable[int] = (), flags: int = 0, epilogue: Iterable[Step] = ()
@@ -301,12 +306,21 @@ class Runtime:
                 'sysctl user.max_user_namespaces=100000, or use "userns_mode: host"',
             )
         kept = invoking_user() if spec.userns == "keep-id" else None
+        if self._mapped is not None and self._shares_ids(spec):
+            return await self._shared_ids(self._mapped, kept, spec.name)
         slot = self._leases.take()
         try:
-            ids = slot.maps.get(kept)
+            # Where there are few, its user's are among them. Only the host view, whose names we know, has few.
+            who = self._identity(spec, None) if self._leases.size < IDS else planning.ROOT_USER
+            ids = slot.maps.get((kept, who))
             if ids is None:
-                map_ = keep_id_map(slot.uid, slot.gid, *kept) if kept else auto_map(slot.uid, slot.gid)
-                ids = slot.maps[kept] = Ids(map_, await self._user_namespace(map_, spec.name), slot)
+                map_ = (
+                    keep_id_map(slot.uid, slot.gid, *kept)
+                    if kept
+                    else auto_map(slot.uid, slot.gid, self._leases.size, [who.uid], [who.gid, *who.groups])
+                )
+                slot.forget_maps(but=7)
+                ids = slot.maps[kept, who] = Ids(map_, await self._user_namespace(map_, spec.name), slot)
             if self._idmapped is None:
                 self._idmapped = self._try_idmaps(ids.fd)
             return ids
@@ -314,9 +328,26 @@ class Runtime:
             self._leases.give_back(slot)
             raise
 
+    def _shares_ids(self, spec: Spec) -> bool:
+        """Whether it gets files whose owners can't be mapped, or there are no ids to separate containers by."""
+        assert self._mapped is not None
+        return bool(spec.rootfs or spec.volumes) or spec.userns == "keep-id" or not len(self._mapped.ranges())
+
+    async def _shared_ids(self, mapped: Mapped, kept: tuple[int, int] | None, name: str) -> Ids:
+        if kept not in self._shared:
+            map_ = mapped.shared_map(kept)
+            fd = await self._user_namespace(map_, name)
+            if kept in self._shared:  # meanwhile, by another
+                os.close(fd)
+            else:
+                self._shared[kept] = Ids(map_, fd, None)
+        if self._idmapped is None:
+            self._idmapped = self._try_idmaps(self._shared[kept].fd)
+        return self._shared[kept]
+
     def give_back(self, ids: Ids | None) -> None:
         """No process of the container's is left, or there never was one."""
-        if ids is not None and self._leases is not None:
+        if ids is not None and ids.slot is not None and self._leases is not None:
             self._leases.give_back(ids.slot)
 
     async def _user_namespace(self, map_: IdMap, name: str) -> int:
@@ -328,9 +359,10 @@ class Runtime:
 
     def _try_idmaps(self, userns: int) -> frozenset[str]:
         """Which of the trees that containers share can be idmapped. They are read-only, and can be used all the same."""
-        found = [path for path in host_view().binds if _can_be_idmapped(open_tree(path, recursive=True, read_only=True), userns)]
+        binds = [] if self.host.nested else host_view().binds  # nobody can: mount_setattr(2), EPERM
+        found = [path for path in binds if _can_be_idmapped(open_tree(path, recursive=True, read_only=True), userns)]
         if _can_be_idmapped(new_tmpfs(size=1 << 12, inodes=1), userns):
-            found += ["/etc", "/dev"]
+            found += ["/etc"] if self.host.nested else ["/etc", "/dev"]  # nested, the devices are the host's
         return frozenset(found)
 
     # ---- containers ----
@@ -881,7 +913,9 @@ class Runtime:
                     planning.ids_step(container.ids.map, identity)  # for its check
                 _own_pipes(streams, container.ids, identity)
                 limits = self._limits(container.spec)  # all of its cgroups are joined, whatever they limit
-                plan = planning.exec_plan(spec, limits=limits, seccomp=filter_for(spec), name=container.name, identity=identity)
+                plan = planning.exec_plan(
+                    spec, limits=limits, seccomp=filter_for(spec), name=container.name, identity=identity, around=self._around
+                )
                 shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
 
                 def describe(section: int, step: int) -> str:
@@ -919,7 +953,9 @@ class Runtime:
             return spec
         if not spec.rootfs.exists():
             raise SpecError("rootfs", f"{spec.rootfs} does not exist")
-        return spec.with_(rootfs=await anyio.to_thread.run_sync(unpack, spec.rootfs, cache_directory()))
+        ids = self._mapped.shared_map() if self._mapped else None
+        work = functools.partial(unpack, spec.rootfs, cache_directory(), ids=ids)
+        return spec.with_(rootfs=await anyio.to_thread.run_sync(work))
 
     def _provider(self, spec: Spec) -> Container | None:
         """The container whose network is joined."""
@@ -943,7 +979,7 @@ class Runtime:
             raise LaunchError(spec.name, f"open {tree.path}", exc.errno or 0) from None
         stack.callback(os.close, fd)
         # The root first, which is the image's: its files have owners of its own, whoever is kept.
-        if ids is not None and (planning.maps_volumes(spec) or not tree.recursive):
+        if ids is not None and ids.slot is not None and (planning.maps_volumes(spec) or not tree.recursive):
             try:
                 idmap(fd, ids.fd, recursive=tree.recursive)
             except OSError as exc:
@@ -955,7 +991,7 @@ class Runtime:
         return fd
 
     def _check_tmpfs_idmap(self, what: str) -> None:
-        if self._idmapped is not None and "/dev" not in self._idmapped:
+        if self._idmapped is not None and "/etc" not in self._idmapped:
             raise HostError(f"{what}: Linux {self.host.release} can't idmap a tmpfs", 'use "userns_mode: host" or Linux 6.3')
 
     def _identity(self, spec: Spec, root: int | None) -> Identity:
@@ -1034,6 +1070,7 @@ class Runtime:
             ids=ids.map if ids else None,
             idmapped=self._idmapped or frozenset(),
             watch=watch,
+            around=self._around,
         )
 
     def _limits(self, spec: Spec) -> planning.Limits:
@@ -1101,6 +1138,12 @@ def _own_pipes(streams: Streams, ids: Ids | None, identity: Identity) -> None:
     owner = (ids.map.uid(identity.uid), ids.map.gid(identity.gid)) if ids else (identity.uid, identity.gid)
     if owner != (0, 0):
         own_pipes(streams.given, *owner)
+
+
+def _open_device(name: str, stack: contextlib.ExitStack) -> int:
+    fd = open_tree(f"/dev/{name}", recursive=False, read_only=False)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _can_be_idmapped(tree: int, userns: int) -> bool:

@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tinyvisor.errors import HostError
-from tinyvisor.runtime import syscalls
+from tinyvisor.places import owner, privileged, run_directory
+from tinyvisor.runtime import devices, syscalls
 from tinyvisor.runtime.cgroup import (
-    USED,
     Layout,
     cure_for_occupied,
-    default_lock_dir,
+    cure_for_read_only,
     missing_controller,
     occupied,
     read_layout,
 )
-from tinyvisor.runtime.leases import read_ranges
+from tinyvisor.runtime.idmap import TTY_GROUP
+from tinyvisor.runtime.leases import read_mapped, read_ranges
 from tinyvisor.runtime.seccomp import MACHINES
 from tinyvisor.spec import DEFAULT_NAMESPACES
 
@@ -54,6 +55,9 @@ class Host:
         calls: names of the system calls that we need and that can be used.
         namespaces: as in `tinyvisor.spec.NAMESPACES`.
         user_namespaces: this user may make them.
+        nested: we are in a user namespace ourselves: no devices can be made, and the host's file systems not be idmapped.
+        tty_group: the group that owns terminals; 0 where there is no such group in there.
+        groups_fixed: processes in there can't leave the groups that we are in (user_namespaces(7), /proc/PID/setgroups).
         overlay: overlayfs is there, or a module of it is.
         swap: the host swaps.
         swap_accounting: the memory controller counts swap; None where there is no cgroup to look at.
@@ -70,6 +74,9 @@ class Host:
     calls: frozenset[str]
     namespaces: frozenset[str]
     user_namespaces: bool
+    nested: bool
+    tty_group: int
+    groups_fixed: bool
     overlay: bool
     swap: bool
     swap_accounting: bool | None
@@ -98,6 +105,7 @@ def probe() -> Host:
     """Looks at the host: a handful of small kernel files, about a millisecond."""
     system = os.uname()
     layout = read_layout()
+    inside = read_mapped()
     return Host(
         kernel=kernel_version(system.release),
         release=system.release,
@@ -108,6 +116,9 @@ def probe() -> Host:
         calls=frozenset(name for name, number in _CALLS.items() if syscalls.supported(number)),
         namespaces=_namespaces(),
         user_namespaces=_user_namespaces(),
+        nested=inside is not None,
+        tty_group=TTY_GROUP if inside is None or inside.count > TTY_GROUP else 0,
+        groups_fixed=inside is not None and _read("/proc/self/setgroups").strip() == "deny",
         overlay=_overlay(system.release),
         swap=_read("/proc/swaps").count("\n") > 1,
         swap_accounting=_swap_accounting(layout),
@@ -216,6 +227,7 @@ def checks(host: Host, launcher: Path | None = None) -> list[Check]:
     found = [_check_kernel(host), _check_root(host), _check_namespaces(host), _check_user_namespaces(host)]
     found += [_check_id_ranges(), _check_overlay(host)]
     found += _check_cgroups(host)
+    found.append(_check_devices(host))
     found.append(_check_seccomp(host))
     found.append(_check_swap(host))
     found.append(_check_peaks(host))
@@ -238,9 +250,16 @@ def _check_kernel(host: Host) -> Check:
 
 
 def _check_root(host: Host) -> Check:
-    if host.euid == 0:
+    user = owner()
+    if host.euid != 0:
+        return Check("root", "fail", f"running as uid {host.euid}", "run as root, or by `tinyvisor unshare`")
+    if user is None:
         return Check("root", "ok", "running as root")
-    return Check("root", "fail", f"running as uid {host.euid}", "run as root; rootless containers are not there yet")
+    who = f"rootless: uid {user[0]} is root of a user namespace"
+    if host.groups_fixed:
+        cure = f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER, where USER is uid {user[0]}"
+        return Check("root", "warn", f"{who} with no other ids: containers have one, and the user's groups", cure)
+    return Check("root", "ok", who)
 
 
 def _check_namespaces(host: Host) -> Check:
@@ -267,8 +286,10 @@ def _check_id_ranges() -> Check:
         ranges = read_ranges()
     except HostError as error:
         return Check("id ranges", "fail", error.lacks, error.cure)
+    if not len(ranges):
+        return Check("id ranges", "warn", "none: all containers have the user's own id", "give the user ids, see above")
     (first, _), count = ranges[0], len(ranges)
-    return Check("id ranges", "ok", f"for {count} containers at once, from {first} on ({ranges.source})")
+    return Check("id ranges", "ok", f"for {count} containers at once, {ranges.size} ids each, from {first} on ({ranges.source})")
 
 
 def _check_seccomp(host: Host) -> Check:
@@ -289,14 +310,14 @@ def _check_overlay(host: Host) -> Check:
 
 
 def _check_cgroups(host: Host) -> Iterator[Check]:
-    for name in USED:
+    for name in _LIMITS:
         controller = host.layout.controller(name)
         if controller is None:
             error = missing_controller(host.layout, name)
             yield Check(f"cgroup {name}", "warn", f"{error.lacks}: {_LIMITS[name]} can't be enforced", error.cure)
         elif not _writable(controller.directory):
             text = f"v{controller.version}, {controller.directory} can't be written: {_LIMITS[name]} can't be enforced"
-            yield Check(f"cgroup {name}", "warn", text, "mount it writable; in a container, run that one privileged")
+            yield Check(f"cgroup {name}", "warn", text, cure_for_read_only(controller.version))
         elif controller.version == 2 and occupied(controller.directory):
             text = f"v2, {controller.directory} has processes of its own: {_LIMITS[name]} can't be enforced"
             yield Check(f"cgroup {name}", "warn", text, cure_for_occupied(controller.directory))
@@ -304,7 +325,25 @@ def _check_cgroups(host: Host) -> Iterator[Check]:
             yield Check(f"cgroup {name}", "ok", f"v{controller.version}, {controller.directory}")
 
 
-_LIMITS: Final = {"pids": "pids_limit", "memory": "mem_limit", "cpu": "cpus", "io": "blkio_config", "cpuacct": "cpu_time"}
+def _check_devices(host: Host) -> Check:
+    controller = host.layout.controller("devices")
+    if controller is None:
+        cure = "mount cgroup2: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"
+        return Check("devices", "warn", "no second wall, no cgroup v2 is mounted: mounts without devices are the only one", cure)
+    problem = devices.problem() if _writable(controller.directory) else f"{controller.directory} can't be written"
+    if problem is not None:
+        cure = "run as root, with a kernel that has CONFIG_CGROUP_BPF; in a container, run that one privileged"
+        return Check("devices", "warn", f"no second wall, {problem}: mounts without devices are the only one", cure)
+    return Check("devices", "ok", "walled off twice: by mounts without them, and by a BPF program")
+
+
+_LIMITS: Final = {
+    "pids": "pids_limit",
+    "memory": "mem_limit",
+    "cpu": "cpus",
+    "io": "blkio_config",
+    "cpuacct": "cpu_time",
+}
 
 
 def _check_swap(host: Host) -> Check:
@@ -333,11 +372,11 @@ def _check_files() -> Check:
 
 
 def _check_run_directory() -> Check:
-    directory = default_lock_dir()
+    directory = run_directory()
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     if existing.is_dir() and _writable(str(existing)):
         return Check("run state", "ok", str(directory))
-    cure = "make it writable" if os.geteuid() == 0 else "log in so that XDG_RUNTIME_DIR is set, or set it"
+    cure = "make it writable" if privileged() else "log in so that XDG_RUNTIME_DIR is set, or set it"
     return Check("run state", "fail", f"{directory} can't be made: {existing} can't be written", cure)
 
 

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tinyvisor import places
 from tinyvisor.errors import SpecError
 from tinyvisor.runtime.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 
@@ -80,12 +81,12 @@ def resolve(user: str | None, group_add: tuple[str, ...], passwd: bytes, group: 
 
 
 def invoking_user() -> tuple[int, int]:
-    """The uid and gid of who started us: the one behind sudo, where we are root by it.
+    """The uid and gid of who started us: the one behind sudo, where we are root by it, or whose user namespace we are in.
 
     Raises:
         SpecError: that is root, whose ids no container gets.
     """
-    uid, gid = os.getuid(), os.getgid()
+    uid, gid = places.owner() or (os.getuid(), os.getgid())
     if uid == 0:
         uid, gid = (_id(os.environ.get(name, "").encode()) or 0 for name in ("SUDO_UID", "SUDO_GID"))
     if uid == 0 or gid == 0:

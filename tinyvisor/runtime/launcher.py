@@ -26,7 +26,7 @@ from tinyvisor.errors import HostError, InternalError, LauncherDied
 from tinyvisor.runtime.steps import Step
 
 MAGIC = 0x4C565954
-VERSION = 3
+VERSION = 4
 MAX_REQUEST = 4 << 20
 MAX_INLINE = 48 << 10
 """Bytes of a request that go into the message itself; more goes into a memfd (the launcher's own bound is 64 KiB)."""
@@ -247,13 +247,14 @@ def _sealed_copy(path: Path) -> int:
 
 
 class LauncherProcess:
-    """The launcher, started synchronously from this thread, and the queue of what is to be sent to it.
+    """The launcher, started synchronously from this thread, and the queue of what is to be sent to it. `nested`: we are in a user
+    namespace that is not the host's.
 
     Events arrive at `on_event`, called by `serve`, with the fds that came along, which are its to close. Never blocks; what the
     socket does not take at once is queued, in order, and `serve`'s flusher sends it.
     """
 
-    def __init__(self, on_event: Callable[[Event, list[int]], None], path: Path | None = None) -> None:
+    def __init__(self, on_event: Callable[[Event, list[int]], None], path: Path | None = None, *, nested: bool = False) -> None:
         self._on_event = on_event
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._queued = anyio.Event()
@@ -263,7 +264,13 @@ class LauncherProcess:
         self._socket.setblocking(False)
         try:
             self._process = subprocess.Popen(
-                ["tinyvisor-launcher", "serve", str(theirs.fileno()), str(os.getpid()), _TITLE_ROOM],
+                [
+                    "tinyvisor-launcher",
+                    "serve-nested" if nested else "serve",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    _TITLE_ROOM,
+                ],
                 executable=f"/proc/self/fd/{program}",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

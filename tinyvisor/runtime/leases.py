@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinyvisor.errors import HostError
+from tinyvisor.places import in_user_namespace, owner
 from tinyvisor.runtime.cgroup import private_directory
-from tinyvisor.runtime.idmap import IDS, SUBID_USER, IdMap, Ranges, find_ranges
+from tinyvisor.runtime.idmap import SUBID_USER, IdMap, Mapped, Ranges, find_ranges, mapped
 
 FILE = "id-ranges"
 _GIDS = 1 << 40  # where gids start in the file
@@ -36,6 +37,13 @@ class Slot:
     gid: int
     maps: dict[Hashable, Ids] = field(default_factory=dict)
 
+    def forget_maps(self, *, but: int = 0) -> None:
+        """Closes their fds, if there are more than `but`; no container may have the slot."""
+        if len(self.maps) > but:
+            for ids in self.maps.values():
+                os.close(ids.fd)
+            self.maps.clear()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ids:
@@ -44,20 +52,32 @@ class Ids:
     Attributes:
         map: what they are on the host.
         fd: of a user namespace with that map, for idmapped mounts; nobody is in it.
-        slot: to be given back.
+        slot: to be given back; None where all containers that get files of the host's have these ids (`idmap.Mapped`).
     """
 
     map: IdMap
     fd: int
-    slot: Slot
+    slot: Slot | None
+
+
+def read_mapped() -> Mapped | None:
+    """The ids of the user namespace that we are root of; None in the host's.
+
+    Raises:
+        HostError: it has no root.
+    """
+    return mapped(_read("/proc/self/uid_map"), _read("/proc/self/gid_map")) if in_user_namespace() else None
 
 
 def read_ranges() -> Ranges:
     """What this host gives us.
 
     Raises:
-        HostError: as `idmap.find_ranges`.
+        HostError: as `idmap.find_ranges` and `read_mapped`.
     """
+    inside = read_mapped()
+    if inside is not None:
+        return inside.ranges()
     try:
         uid = pwd.getpwnam(SUBID_USER).pw_uid
     except KeyError:
@@ -66,7 +86,7 @@ def read_ranges() -> Ranges:
 
 
 class Leases:
-    """The ranges that one supervisor has. `fd` is the file with its locks, for the launcher to hold.
+    """The ranges that one supervisor has. `fd` is the file with its locks, for the launcher to hold; `size`: ids of one range.
 
     Raises:
         HostError: `directory` is not ours alone.
@@ -77,6 +97,8 @@ class Leases:
         self.path = directory / FILE
         self.fd: int = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._ranges = ranges
+        self.size: int = ranges.size
+        self._user = SUBID_USER if owner() is None else "who runs it"
         self._free: list[Slot] = []
         self._next = 0
         self._mine: set[int] = set()  # our own locks would not stand in our way
@@ -97,8 +119,8 @@ class Leases:
                 self._next = number + 1
                 return Slot(uid, gid)
         raise HostError(
-            f"all {count} ranges of {IDS} ids ({self._ranges.source}) are in use by running containers",
-            f'add ranges for the user {SUBID_USER} to /etc/subuid and /etc/subgid, or use "userns_mode: host"',
+            f"all {count} ranges of {self._ranges.size} ids ({self._ranges.source}) are in use by running containers",
+            f'add ranges for the user {self._user} to /etc/subuid and /etc/subgid, or use "userns_mode: host"',
         )
 
     def _others(self, count: int) -> Iterator[int]:
@@ -114,8 +136,7 @@ class Leases:
     def close(self) -> None:
         """The locks stay for as long as the launcher lives."""
         for slot in self._free:
-            for ids in slot.maps.values():
-                os.close(ids.fd)
+            slot.forget_maps()
         self._free.clear()
         os.close(self.fd)
 
@@ -124,7 +145,7 @@ class Leases:
 
     def _set(self, kind: int, start: int) -> bool:
         try:
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, start, IDS, 0))
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, start, self._ranges.size, 0))
         except BlockingIOError:
             return False
         return True

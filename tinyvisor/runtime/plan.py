@@ -17,14 +17,11 @@ from pathlib import Path
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
 from tinyvisor.runtime.identity import Identity
-from tinyvisor.runtime.idmap import IdMap, map_text
+from tinyvisor.runtime.idmap import TTY_GROUP, IdMap, map_text
 from tinyvisor.runtime.rootfs import HostView, hosts_file
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import CAPABILITIES, DEFAULT_PATH, ULIMITS, Spec, Tmpfs, Volume
-
-TTY_GROUP = 5
-"""Owns pseudo-terminals: the same in all distributions."""
 
 ROOT_USER = Identity(uid=0, gid=0, groups=(), home="/root")
 
@@ -85,6 +82,15 @@ class Limits:
             wanted.add(self.cpu_usage[0])
         return tuple((index, hierarchy) for index, hierarchy in enumerate(self.layout.hierarchies) if index in wanted)
 
+    def born_in(self, name: str) -> tuple[int, str, str] | None:
+        """(hierarchy, path, label) of the v2 cgroup that the workload starts in: the container's or, where that has none, the
+        project's, which has the wall around devices."""
+        for index, hierarchy in self.used():
+            if hierarchy.version == 2:
+                return index, name, hierarchy.label
+        wall = self.layout.index("devices")
+        return None if wall is None else (wall, ".", f"{self.layout.hierarchies[wall].label}, the project's")
+
     def readback(self) -> tuple[tuple[int, str], ...]:
         """(hierarchy, file) of the counters to read at the end, in the order in which they come back."""
         used = {index for index, _ in self.used()}
@@ -92,6 +98,21 @@ class Limits:
         return tuple(
             (index, file) for index, file in readback_files(self.layout) if index in used and (limited or file != "pids.events")
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What we are in ourselves, as far as plans differ by it (`Host`).
+
+    Attributes:
+        nested: a user namespace.
+        tty_group: the group that owns terminals, where the container's ids are ours.
+        groups_fixed: the container can't be taken out of the groups that we are in.
+    """
+
+    nested: bool = False
+    tty_group: int = TTY_GROUP
+    groups_fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +141,7 @@ def plan(
     ids: IdMap | None = None,
     idmapped: frozenset[str] = frozenset(),
     watch: Watch | None = None,
+    around: Around = Around(),
 ) -> Plan:
     """The launch steps for `spec`.
 
@@ -137,6 +159,7 @@ def plan(
             other.
         idmapped: targets of the shared trees that can be idmapped. A user namespace for that comes as the last fd.
         watch: a tracer will have it: it waits for its command, and says so.
+        around: where we are.
     """
     assert (ids is None) == (spec.userns == "host")
     name = name if name is not None else spec.name
@@ -150,7 +173,7 @@ def plan(
         *_namespaces(spec),
         *_make_cgroups(limits, name),  # before their owner changes: a container that had its cgroups could lift its limits
         *([s.Owner(root=True)] if ids else []),
-        *_root(spec, view, name, resolv_conf, maps),
+        *_root(spec, view, name, resolv_conf, maps, around),
         *_mounts(spec),
         *_workspace(spec, workspace, s.FIRST_TREE + len(trees), maps),
         *(s.Mask(path) for path in spec.masked_paths),
@@ -168,7 +191,7 @@ def plan(
         _init(spec, name, early=early, watched=watch is not None),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
-    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None)
+    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around)
     return Plan(tuple(init), tuple(workload), tuple(cleanup), tuple(trees))
 
 
@@ -181,16 +204,25 @@ def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
     return s.Exec(spec.command, tuple(environment.items()))
 
 
-def dev_template(path: str, *, console: bool) -> tuple[Step, ...]:
+DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
+"""Name, major, minor. Source: OCI runtime-spec config-linux.md "Default Devices"."""
+
+
+def dev_template(path: str, *, console: bool, bound: bool = False) -> tuple[Step, ...]:
     """Steps, run once by the launcher itself, that make the /dev which all containers share, read-only.
 
-    Source: OCI runtime-spec config-linux.md "Default Devices".
+    Args:
+        bound: the devices are the host's, which come as fds: where we are in a user namespace, none can be made.
     """
-    devices = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
     links = (("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2"))
     return (
         s.Mount("tmpfs", path, "mode=755,size=64k,nr_inodes=64", NOSUID | NOEXEC),
-        *(s.Node(f"{path}/{name}", 0o666, major << 8 | minor) for name, major, minor in devices),
+        *(
+            s.Bind(slot, f"{path}/{name}", NOSUID | NOEXEC, f"/dev/{name}")
+            if bound
+            else s.Node(f"{path}/{name}", 0o666, major << 8 | minor)
+            for slot, (name, major, minor) in enumerate(DEVICES)
+        ),
         *(s.Link(f"{path}/{name}", to) for name, to in (*links, ("ptmx", "pts/ptmx"))),
         *(s.Directory(f"{path}/{name}") for name in ("pts", "shm", "mqueue")),
         *([s.File(f"{path}/console", b"", 0o600)] if console else []),
@@ -221,7 +253,8 @@ def ids_step(ids: IdMap, identity: Identity) -> s.Ids:
         ids.gid(group)
     user = ids.uid(identity.uid), ids.gid(identity.gid)
     maps = map_text(ids.uids), map_text(ids.gids)
-    return s.Ids((ids.uid(0), ids.gid(0)), user, ids.gid(TTY_GROUP), *maps)
+    tty = ids.gid(TTY_GROUP if any(first <= TTY_GROUP < first + count for first, _, count in ids.gids) else 0)
+    return s.Ids((ids.uid(0), ids.gid(0)), user, tty, *maps)
 
 
 def _own_namespaces(spec: Spec) -> frozenset[str]:
@@ -231,7 +264,7 @@ def _own_namespaces(spec: Spec) -> frozenset[str]:
 
 
 def _flags(names: Iterable[str]) -> int:
-    return sum(NAMESPACE_FLAGS[name] for name in names)
+    return sum(NAMESPACE_FLAGS[name] for name in set(names))
 
 
 def _namespaces(spec: Spec) -> Iterator[Step]:
@@ -246,16 +279,21 @@ def _make_cgroups(limits: Limits, name: str) -> Iterator[Step]:
     for write in limits.writes:
         where = limits.layout.hierarchies[write.hierarchy].label
         yield s.CgroupWrite(s.KEPT | write.hierarchy, f"{name}/{write.file}", write.content, write.optional, where)
-    for index, hierarchy in limits.used():
-        if hierarchy.version == 2:
-            yield s.CgroupInto(s.KEPT | index, name, hierarchy.label)
+    yield from _born_in(limits, name)
+
+
+def _born_in(limits: Limits, name: str) -> Iterator[Step]:
+    cgroup = limits.born_in(name)
+    if cgroup is not None:
+        index, path, label = cgroup
+        yield s.CgroupInto(s.KEPT | index, path, label)
 
 
 def _no_suid(spec: Spec) -> int:
     return NOSUID if spec.no_new_privs else 0
 
 
-def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | None, maps: _Maps) -> Iterator[Step]:
+def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | None, maps: _Maps, around: Around) -> Iterator[Step]:
     attributes = NODEV | _no_suid(spec)
     if spec.rootfs is None:
         assert view is not None
@@ -265,10 +303,11 @@ def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | Non
         # Made read-only at the end (_seal): mount points may have to be made first, where the file system lets us.
         yield s.RootTree(s.FIRST_TREE, attributes, str(spec.rootfs))
     else:
-        yield s.RootOverlay(s.FIRST_TREE, spec.storage_size, spec.storage_inodes, attributes, str(spec.rootfs))
+        sizes = spec.storage_size, spec.storage_inodes
+        yield s.RootOverlay(s.FIRST_TREE, *sizes, attributes, str(spec.rootfs), user_attributes=around.nested)
     yield s.Mount("proc", "/proc", "", NOSUID | NOEXEC | NODEV)
     yield s.BindTemplate("/t/dev-tty" if spec.tty else "/t/dev", "/dev", RDONLY | NOSUID | NOEXEC, maps.of("/dev"))
-    yield s.Devpts(TTY_GROUP)
+    yield s.Devpts(around.tty_group)
     yield s.Mount("tmpfs", "/dev/shm", f"mode=1777,size={spec.shm_size},nr_inodes=16384", NOSUID | NOEXEC | NODEV)
     if spec.read_only:
         for target, mode in (("/tmp", 0o1777), ("/run", 0o755)):
@@ -397,19 +436,24 @@ CONTAINER_ROOT = {"pivot": "/container", "chroot": "/new"}
 """Where a container's root is in its mount namespace, by ``root_method`` (launcher/mounts.c, step_pivot_root, step_chroot)."""
 
 
-def exec_plan(spec: Spec, *, limits: Limits, seccomp: Filter | None, name: str, identity: Identity) -> Plan:
+def exec_plan(
+    spec: Spec, *, limits: Limits, seccomp: Filter | None, name: str, identity: Identity, around: Around = Around()
+) -> Plan:
     """One more process in the running container `name`: it joins what its init has made, and takes the workload's steps.
 
     ``spec`` is the container's with the command, user, environment, working_dir and timeout of the process.
     """
-    joined = _flags(("pid", "mount", "uts", "ipc", "net", *(["user"] if spec.userns != "host" else [])))
+    own = {"pid", *_own_namespaces(spec) - {"time"}}
+    own |= {"net"} if spec.network_mode.startswith("service:") else set()
+    # What it shares with us it need not join, nor may it everywhere: a user namespace has no rights over the host's network.
+    joined = _flags(own | ({"user"} if spec.userns != "host" else set()))
     init = [
-        *(s.CgroupInto(s.KEPT | index, name, item.label) for index, item in limits.used() if item.version == 2),
+        *_born_in(limits, name),
         s.Join(joined, name),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         s.Init(s.INIT_SIGNAL_GROUP if spec.signal_group else 0, 0, spec.stop_signal, _milliseconds(spec.timeout), name),
     ]
-    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp)), (), ())
+    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp, None, around)), (), ())
 
 
 # ---- workload ----
@@ -421,7 +465,7 @@ def capability_mask(names: Iterable[str]) -> int:
 
 
 def _workload(
-    spec: Spec, limits: Limits, name: str, identity: Identity, seccomp: Filter | None, stops: Filter | None = None
+    spec: Spec, limits: Limits, name: str, identity: Identity, seccomp: Filter | None, stops: Filter | None, around: Around
 ) -> Iterator[Step]:
     assert (seccomp is None) == (spec.seccomp == "unconfined")
     for index, hierarchy in limits.used():
@@ -446,7 +490,7 @@ def _workload(
     yield s.CloseFds()
     if seccomp and not spec.no_new_privs:
         yield _seccomp(spec, seccomp)  # while there is CAP_SYS_ADMIN; what follows is `seccomp.NEEDED`
-    yield s.SetIdentity(identity.uid, identity.gid, identity.groups)
+    yield s.SetIdentity(identity.uid, identity.gid, identity.groups, keep_groups=around.groups_fixed)
     yield s.Capabilities(kept, tuple(sorted(spec.capabilities)))
     yield s.WorkingDir(spec.working_dir or "/")
     if spec.no_new_privs:

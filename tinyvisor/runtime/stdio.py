@@ -195,7 +195,8 @@ def own_pipes(fds: Iterable[int], uid: int, gid: int) -> None:
     """Gives pipes to a user of the host, as runc does: so it can open /dev/stdout anew. What has a name stays whose it is."""
     for fd in set(fds):
         if stat.S_ISFIFO(os.fstat(fd).st_mode) and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
-            os.fchown(fd, uid, gid)
+            with contextlib.suppress(PermissionError):  # rootless, and another user's: not ours to give away, but it can be used
+                os.fchown(fd, uid, gid)
 
 
 class Streams:

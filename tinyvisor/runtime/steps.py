@@ -128,9 +128,10 @@ class RootOverlay(Step):
     inodes: int
     attributes: int
     path: str
+    user_attributes: bool = False  # "user.*" instead of "trusted.*"
 
     def numbers(self) -> tuple[int, ...]:
-        return self.slot, self.size, self.inodes, self.attributes
+        return self.slot, self.size, self.inodes, self.attributes, self.user_attributes
 
     def describe(self) -> str:
         limits = (f"size={format_size(self.size)}", f"nr_inodes={self.inodes}")
@@ -691,15 +692,17 @@ class SetIdentity(Step):
     uid: int
     gid: int
     groups: tuple[int, ...]
+    keep_groups: bool = False  # the kernel would not let us: user_namespaces(7), /proc/PID/setgroups
 
     def numbers(self) -> tuple[int, ...]:
-        return self.uid, self.gid
+        return self.uid, self.gid, self.keep_groups
 
     def strings(self) -> tuple[str | bytes, ...]:
         return (struct.pack(f"={len(self.groups)}I", *self.groups),)
 
     def describe(self) -> str:
         groups = f", groups {','.join(map(str, self.groups))}" if self.groups else ", no other groups"
+        groups = ", the groups that we are in" if self.keep_groups else groups
         return f"become uid {self.uid}, gid {self.gid}{groups}"
 
 

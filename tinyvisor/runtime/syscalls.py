@@ -177,6 +177,12 @@ def new_tmpfs(*, size: int, inodes: int, mode: int = 0o755) -> int:
         os.close(context)
 
 
+def unshare(flags: int) -> None:
+    """unshare(2), Linux 2.6.16; `os.unshare` is Python 3.12's."""
+    if _libc.unshare(ctypes.c_int(flags)) < 0:
+        raise _failed()
+
+
 def idmap(tree: int, userns: int, *, recursive: bool) -> None:
     """Has the owners in a detached tree that is not idmapped yet be seen through the map of a user namespace.
 

@@ -32,7 +32,8 @@ from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import IO, Final, cast
 
-from tinyvisor.errors import TinyvisorError
+from tinyvisor.errors import SpecError, TinyvisorError
+from tinyvisor.runtime.idmap import IdMap
 from tinyvisor.runtime.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 
 if sys.version_info >= (3, 14):
@@ -70,12 +71,15 @@ class _Refused(Exception):
     """Why the tarball is not taken; becomes a `RootfsError`."""
 
 
-def unpack(tarball: Path, cache: Path, *, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES) -> Path:
+def unpack(
+    tarball: Path, cache: Path, *, ids: IdMap | None = None, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES
+) -> Path:
     """The root directory with the contents of `tarball`; unpacked if that was not done yet. Blocking, up to minutes.
 
     Args:
         tarball: tar, plain or compressed by gzip, xz or zstd; its name says nothing.
         cache: made with mode 0700, which keeps the set-uid programs in it from the host's users.
+        ids: what the tarball's owners are here; None: the same. Where there is but one, all belongs to that.
         max_members: entries at most.
         max_bytes: of all files together, holes included.
 
@@ -87,11 +91,11 @@ def unpack(tarball: Path, cache: Path, *, max_members: int = MAX_MEMBERS, max_by
         with open(os.open(tarball, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
             digest = _digest(file, cache)
-            entry = cache / digest
+            entry = cache / (digest if ids is None else f"{digest}-{ids.count}")
             if not entry.is_dir():
                 with _locked(cache / f"{digest}.lock"):
                     if not entry.is_dir():
-                        _make_entry(file, entry, max_members, max_bytes)
+                        _make_entry(file, entry, ids, max_members, max_bytes)
             return entry / "rootfs"
     except _Refused as refused:
         raise RootfsError(tarball, str(refused)) from None
@@ -102,7 +106,7 @@ def unpack(tarball: Path, cache: Path, *, max_members: int = MAX_MEMBERS, max_by
         raise RootfsError(tarball, f"{where}{error.strerror or error}") from error
 
 
-def _make_entry(file: BufferedReader, entry: Path, max_members: int, max_bytes: int) -> None:
+def _make_entry(file: BufferedReader, entry: Path, ids: IdMap | None, max_members: int, max_bytes: int) -> None:
     before = os.fstat(file.fileno())
     temporary = entry.with_name(f"{entry.name}.tmp")
     _remove(temporary)
@@ -113,7 +117,7 @@ def _make_entry(file: BufferedReader, entry: Path, max_members: int, max_bytes: 
         fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             os.fchmod(fd, 0o755)  # whatever the umask
-            _Extractor(fd, max_members, max_bytes).run(file)
+            _Extractor(fd, max_members, max_bytes, ids).run(file)
             if _version(before) != _version(os.fstat(file.fileno())):
                 raise _Refused("was changed while it was being read")
             # Else a power cut could leave the rename without the data, and an entry is never looked at again.
@@ -287,9 +291,9 @@ class _Meta:
 class _Extractor:
     """One tarball into one new directory, which nobody else writes to."""
 
-    def __init__(self, root: int, max_members: int, max_bytes: int) -> None:
-        self.root, self.max_members, self.max_bytes = root, max_members, max_bytes
-        self.privileged = os.geteuid() == 0
+    def __init__(self, root: int, max_members: int, max_bytes: int, ids: IdMap | None = None) -> None:
+        self.root, self.max_members, self.max_bytes, self.ids = root, max_members, max_bytes, ids
+        self.privileged = os.geteuid() == 0 and (ids is None or ids.count > 1)
         self.members = self.bytes = 0
         self.directories: dict[tuple[str, ...], _Meta] = {}
         self._parent: tuple[tuple[str, ...], int] | None = None  # the last one used: members come in order
@@ -356,7 +360,7 @@ class _Extractor:
         self._make_room(path[-1], parent)
         os.symlink(target, path[-1], dir_fd=parent)
         if self.privileged:
-            os.chown(path[-1], meta.uid, meta.gid, dir_fd=parent, follow_symlinks=False)
+            os.chown(path[-1], *self._owner(meta), dir_fd=parent, follow_symlinks=False)
         os.utime(path[-1], ns=(meta.mtime_ns, meta.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def _hardlink(self, path: tuple[str, ...], target: tuple[str, ...]) -> None:
@@ -393,9 +397,19 @@ class _Extractor:
         finally:
             os.close(fd)
 
+    def _owner(self, meta: _Meta) -> tuple[int, int]:
+        if self.ids is None:
+            return meta.uid, meta.gid
+        try:
+            return self.ids.uid(meta.uid), self.ids.gid(meta.gid)
+        except SpecError:
+            raise _Refused(
+                f"owner {meta.uid}:{meta.gid} is not among your {self.ids.count} ids; add some in /etc/subuid and /etc/subgid"
+            ) from None
+
     def _apply(self, fd: int, meta: _Meta) -> None:
         if self.privileged:
-            os.fchown(fd, meta.uid, meta.gid)
+            os.fchown(fd, *self._owner(meta))
         os.fchmod(fd, meta.mode)  # after the chown, which clears set-uid
         os.utime(fd, ns=(meta.mtime_ns, meta.mtime_ns))
 

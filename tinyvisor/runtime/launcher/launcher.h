@@ -39,7 +39,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 3
+#define VERSION 4
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -227,8 +227,8 @@ extern int launcher_pidfd, supervisor_pidfd, reports_fd, ended_fd, proc_fd;
 /* mounts.c */
 step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory, step_link, step_file, step_node,
 	step_mount, step_unmount, step_enter, step_devpts, step_owner, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_pivot_root, step_chroot, step_pty;
-int enter_own_world(void);
-int open_proc(void);
+int enter_own_world(bool nested);
+int open_proc(bool nested);
 int open_in_root(const struct context *context, const char *path, int flags);
 
 /* workload.c */

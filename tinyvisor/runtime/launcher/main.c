@@ -483,7 +483,7 @@ static void serve_for_ever(void)
 
 static int usage(void)
 {
-	fprintf(stderr, "usage: tinyvisor-launcher serve FD SUPERVISOR-PID ROOM-FOR-A-TITLE\n"
+	fprintf(stderr, "usage: tinyvisor-launcher serve[-nested] FD SUPERVISOR-PID ROOM-FOR-A-TITLE\n"
 			"       tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND...\n"
 			"       tinyvisor-launcher steps | check FD-COUNT < REQUESTS\n");
 	return 125;
@@ -546,7 +546,8 @@ static int map_reports(void)
 	return 0;
 }
 
-static int serve_main(char **argv, bool has_title)
+/* Nested: in a user namespace that is not the host's. */
+static int serve_main(char **argv, bool has_title, bool nested)
 {
 	struct event ready = {.type = EVENT_PREPARED};
 	int error;
@@ -581,12 +582,12 @@ static int serve_main(char **argv, bool has_title)
 	error = map_reports();
 	if (error)
 		return fail("memfd_create", -error);
-	error = enter_own_world();
+	proc_fd = open_proc(nested);
+	if (proc_fd < 0)
+		return fail("open proc", -proc_fd);
+	error = enter_own_world(nested);
 	if (error)
 		return fail("leaving the host's mounts", -error);
-	proc_fd = open_proc();
-	if (proc_fd < 0)
-		return fail("mount proc", -proc_fd);
 	send_event(control, &ready, NULL, 0, -1);
 	serve_for_ever();
 	return 0;
@@ -603,7 +604,7 @@ int main(int argc, char **argv)
 		return print_steps(), 0;
 	if (!strcmp(argv[1], "check") && argc == 3)
 		return check(atoi(argv[2]));
-	if (!strcmp(argv[1], "serve") && (argc == 4 || argc == 5))
-		return serve_main(argv, argc == 5);
+	if ((!strcmp(argv[1], "serve") || !strcmp(argv[1], "serve-nested")) && (argc == 4 || argc == 5))
+		return serve_main(argv, argc == 5, argv[1][5]);
 	return usage();
 }

@@ -4,6 +4,7 @@
  *   /new    where a container's root is put     /lower, /upper   layers of an overlay while it is mounted
  *   /t/...  templates: trees that all containers share, bound into them
  *   /shell  where a copy of /t/shell, an empty directory around the container's root, goes
+ *   /proc   the host's, where we are in a user namespace: it gives a new one only to who sees one already
  * A container's init has a copy of that namespace until pivot_root. Every path below /new may be controlled by an image:
  * it is resolved by open_in_root (never leaves the root, no magic links), and mounted on by fd, never by path
  * (CVE-2021-30465, CVE-2019-19921, CVE-2023-27561). All mounting is by the mount API of Linux 5.2, mount_setattr of 5.12. */
@@ -31,6 +32,7 @@ enum { /* linux/mount.h */
 enum { RESOLVE_MAGICLINKS_REFUSED = 0x02, RESOLVE_ROOT = 0x10 }; /* linux/openat2.h */
 
 #define DEVPTS_MAGIC 0x1cd1
+#define PROC_MAGIC 0x9fa0
 #define NO_SETUID_FIXUP 4 /* linux/securebits.h SECBIT_NO_SETUID_FIXUP */
 
 struct mount_attr_ { /* linux/mount.h struct mount_attr */
@@ -131,16 +133,38 @@ static int make_directories(const char *const *path)
 	return 0;
 }
 
+/* The host's /dev/null as a detached tree, for who can make no devices: checked to be that, since masks are made of it. */
+static int null_device(void)
+{
+	struct stat status;
+	int tree, fd = open("/dev/null", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	tree = fstat(fd, &status) < 0 ? -errno : !S_ISCHR(status.st_mode) || status.st_rdev != makedev(1, 3) ? -ENODEV : tree_of(fd, "", EMPTY_PATH);
+	close(fd);
+	return tree;
+}
+
+static int make_null(bool nested, int tree)
+{
+	if (mknod("/t/null", (nested ? S_IFREG : S_IFCHR) | 0666, nested ? 0 : makedev(1, 3)) < 0)
+		return -errno;
+	return nested ? attach_and_close(tree, open("/t/null", O_PATH | O_CLOEXEC)) : 0;
+}
+
 /* Leaves the host's mounts for a namespace with nothing in it, so that what a container's init copies is small and holds
  * nothing of value. */
-int enter_own_world(void)
+int enter_own_world(bool nested)
 {
 	static const char *const places[] = {"/new", "/lower", "/upper", "/shell", "/t", NULL};
 	static const char *const templates[] = {"/t/empty", "/t/shell", "/t/shell/container", NULL};
-	int root, error;
+	int root, error, null = -1, proc = -1;
 
 	if (unshare((int)NEW_MOUNT) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		return -errno;
+	if (nested && ((null = null_device()) < 0 || (proc = tree_of(AT_FDCWD, "/proc", RECURSIVE)) < 0))
+		return null < 0 ? null : proc;
 	root = new_mount("tmpfs", "mode=755,size=16m,nr_inodes=8192", ATTR_NOSUID);
 	if (root < 0)
 		return root;
@@ -153,13 +177,25 @@ int enter_own_world(void)
 		error = attach_and_close(new_mount("tmpfs", "mode=755,size=16m,nr_inodes=8192", ATTR_NOSUID), open_own("/t"));
 	if (!error)
 		error = make_directories(templates);
-	return error ? error : mknod("/t/null", S_IFCHR | 0666, makedev(1, 3)) < 0 ? -errno : 0;
+	if (!error && nested)
+		error = mkdir("/proc", 0755) < 0 ? -errno : attach_and_close(proc, open_own("/proc"));
+	return error ? error : make_null(nested, null);
 }
 
-/* The pid namespace's /proc, mounted nowhere. */
-int open_proc(void)
+/* The pid namespace's /proc, mounted nowhere. Nested, that pid namespace is not ours to mount it for: then what is there. */
+int open_proc(bool nested)
 {
-	return new_mount("proc", "", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
+	struct statfs fs;
+	int fd;
+
+	if (!nested)
+		return new_mount("proc", "", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
+	fd = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (fd >= 0 && (fstatfs(fd, &fs) < 0 || fs.f_type != PROC_MAGIC)) {
+		close(fd);
+		return -ENODEV;
+	}
+	return fd < 0 ? -errno : fd;
 }
 
 int open_in_root(const struct context *context, const char *path, int flags)
@@ -299,6 +335,8 @@ int step_root_tree(struct context *context, const struct step *step)
 	return error ? error : put_root(context, duplicate(tree));
 }
 
+#define OVERLAY "lowerdir=/lower,upperdir=/upper/u,workdir=/upper/w,index=off,xino=off"
+
 int step_root_overlay(struct context *context, const struct step *step)
 {
 	int error = attach_and_close(duplicate(slot_fd(context, step->number[0])), open_own("/lower"));
@@ -310,8 +348,8 @@ int step_root_overlay(struct context *context, const struct step *step)
 	if (mkdir("/upper/u", 0755) < 0 || mkdir("/upper/w", 0700) < 0)
 		return -errno;
 	/* index and xino are of no use here, and fill the kernel's log (bubblewrap#783). */
-	return put_root(context, new_mount("overlay", "lowerdir=/lower,upperdir=/upper/u,workdir=/upper/w,index=off,xino=off",
-					   (unsigned)step->number[3]));
+	/* trusted.* attributes are for who is root of the host. */
+	return put_root(context, new_mount("overlay", step->number[4] ? OVERLAY ",userxattr" : OVERLAY, (unsigned)step->number[3]));
 }
 
 /* The namespace's root becomes an empty, read-only shell, and the container's root a mount in it: to a process whose root is
@@ -345,7 +383,8 @@ int step_chroot(struct context *context, const struct step *step)
 	(void)step;
 	if (world < 0 || umount2("/t", MNT_DETACH) < 0)
 		return -errno;
-	if ((umount2("/lower", MNT_DETACH) < 0 || umount2("/upper", MNT_DETACH) < 0) && errno != EINVAL) /* no overlay */
+	if (((umount2("/lower", MNT_DETACH) < 0 || umount2("/upper", MNT_DETACH) < 0) && errno != EINVAL) || /* no overlay */
+	    (umount2("/proc", MNT_DETACH) < 0 && errno != ENOENT)) /* that: not nested */
 		error = -errno;
 	else
 		error = set_attributes(world, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, -1, 0);

@@ -116,7 +116,7 @@ int step_identity(struct context *context, const struct step *step)
 	if (count > MAX_GROUPS)
 		return -EINVAL;
 	memcpy(groups, step->string[0], count * sizeof(gid_t));
-	if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 || syscall(SYS_setgroups, count, groups) < 0 ||
+	if (prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) < 0 || (!step->number[2] && syscall(SYS_setgroups, count, groups) < 0) ||
 	    syscall(SYS_setresgid, (gid_t)step->number[1], (gid_t)step->number[1], (gid_t)step->number[1]) < 0 ||
 	    syscall(SYS_setresuid, (uid_t)step->number[0], (uid_t)step->number[0], (uid_t)step->number[0]) < 0 ||
 	    prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0)

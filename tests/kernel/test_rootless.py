@@ -1,0 +1,223 @@
+"""tinyvisor as an ordinary user, who has root's rights nowhere: in a user namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.helpers import BOUND, skip
+from tests.kernel.user import FIRST_ID, GID, GROUP, REPOSITORY, UID, User, ordinary_user
+
+pytestmark = [pytest.mark.kernel, pytest.mark.hostroot]
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[User]:
+    """With 65,536 ids, and cgroups."""
+    if shutil.which("newuidmap") is None:
+        skip("needs newuidmap (uidmap)")
+    with ordinary_user(tmp_path, delegated=True) as user:
+        yield user
+
+
+@pytest.fixture
+def poor(tmp_path: Path) -> Iterator[User]:
+    """With no id but its own, and no cgroup."""
+    with ordinary_user(tmp_path, ids=0) as user:
+        yield user
+
+
+def ok(ended: subprocess.CompletedProcess[str]) -> str:
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_root_inside_is_nobody_of_the_host(user: User) -> None:
+    """Not even the user: a range of ids of its own, which no other container has at the same time."""
+    maps = 'cat /proc/self/uid_map /proc/self/gid_map; id -u; id -G; grep -h "Cap[^A]" /proc/self/status'
+    lines = ok(user.tinyvisor("run", "--", "sh", "-c", maps, timeout=BOUND)).splitlines()
+    first, count = (int(word) for word in lines[0].split()[1:])
+    assert 1 < first < 65537
+    assert lines[:4] == [*lines[2:4], *lines[2:4]]  # uids and gids alike
+    assert count == 255
+    assert lines[4:6] == ["0", "0"]
+    assert {line.split()[1] for line in lines[6:]} == {"0" * 16}
+
+    seen = []
+    for _ in range(2):
+        seen.append(subprocess.Popen(user.command(*TINYVISOR, "run", "--", "sh", "-c", "echo; sleep 99"), stdout=subprocess.PIPE))
+    try:
+        inits = []
+        for process in seen:
+            assert process.stdout is not None
+            assert process.stdout.read(1) == b"\n"
+            inits.append(_workload(process.pid))
+        uids = [int(_status(pid, "Uid").split()[0]) for pid in inits]
+        assert len({*uids}) == 2
+        assert all(FIRST_ID <= uid < FIRST_ID + 65536 for uid in uids)
+        assert [_status(pid, "Groups") for pid in inits] == ["", ""], "the user's groups are left"
+        for process in seen:
+            process.kill()  # -9: nothing is left, which is looked for after every test
+        for pid in inits:
+            _wait_for_the_end_of(pid)
+    finally:
+        for process in seen:
+            process.kill()
+            process.communicate()
+
+
+TINYVISOR = (sys.executable, "-P", "-m", "tinyvisor")
+
+
+def _status(pid: int, key: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith(f"{key}:"))
+
+
+def _workload(supervisor: int) -> int:
+    """supervisor → launcher → init → workload"""
+    pid = supervisor
+    for _ in range(3):
+        (pid,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return pid
+
+
+def _wait_for_the_end_of(pid: int) -> None:
+    deadline = time.monotonic() + BOUND
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+LIMITED = """
+from tinyvisor.runtime import rootless
+
+rootless.enter()
+import trio
+from tinyvisor import Limits, open_runtime
+
+async def main():
+    async with open_runtime() as rt:
+        limits = Limits(memory="32m", pids=5)
+        for script in ("head -c 99m /dev/zero | tail -c 99m", "(for i in 1 2 3 4 5 6 7; do sleep 1 & done); exit 3"):
+            r = await rt.run(["bash", "-c", script], limits=limits, capture_stderr=True, cpus=0.9)
+            print(r.oom_killed, r.memory_peak is None or r.memory_peak <= 32 << 20, b"fork" in r.stderr, *r.limits_enforced)
+
+trio.run(main)
+"""
+
+
+def test_limits_are_kept(user: User) -> None:
+    """In one program, so that it can be run under emulation, too."""
+    told = ok(user.run(sys.executable, "-P", "-c", LIMITED, timeout=2 * BOUND)).splitlines()
+    assert told == ["True True False pids_limit mem_limit cpus", "False True True pids_limit mem_limit cpus"]
+    assert [path for cgroup in user.cgroups for path in Path(cgroup).glob("tinyvisor*")] == []
+
+
+def test_files_of_the_user(user: User) -> None:
+    """They can't be idmapped: root inside is the user, and with keep-id the user is; what the user may not, nobody inside may."""
+    (user.home / "work").mkdir(mode=0o777)
+    os.chown(user.home / "work", UID, GID)
+    made = "id -u; touch /work/by-{0}; stat -c %u:%g /work/by-{0} /work; cat /host/shadow"
+    for mode, inside in (("auto", "0"), ("keep-id", str(UID)), ("host", "0")):
+        words = ["run", "--userns", mode, "-v", f"{user.home}/work:/work", "-v", "/etc:/host:ro", "--", "sh", "-c"]
+        ended = user.tinyvisor(*words, made.format(mode), timeout=BOUND)
+        owner = f"{inside}:{GID}" if mode == "keep-id" else "0:0"
+        assert ended.stdout.splitlines() == [inside, owner, owner], ended.stderr
+        assert "Permission denied" in ended.stderr
+        status = (user.home / "work" / f"by-{mode}").stat()
+        assert (status.st_uid, status.st_gid) == (UID, GID)
+
+
+def test_a_root_from_a_tarball(user: User) -> None:
+    """With the owners that it gives: others of the user's ids."""
+    if shutil.which("busybox") is None:
+        skip("needs busybox (busybox-static)")
+    tarball = user.home / "root.tar"
+    with tarfile.open(tarball, "w") as archive:
+        archive.add(os.path.realpath("/bin/busybox"), "bin/busybox")
+        for name, owner in (("www", 33), ("nobody", 65534)):
+            member = tarfile.TarInfo(name)
+            member.uid = member.gid = owner
+            archive.addfile(member)
+    script = "/bin/busybox stat -c %u:%g /www /nobody; /bin/busybox touch /new && /bin/busybox rm /www && /bin/busybox mkdir /www"
+    words = ["run", "--rootfs", str(tarball), "--", "/bin/busybox", "sh", "-c", script]
+    assert ok(user.tinyvisor(*words, timeout=BOUND)).split() == ["33:33", "65534:65534"]
+    (entry,) = (user.home / ".cache/tinyvisor").glob("*/rootfs")
+    assert (entry / "www").stat().st_uid == FIRST_ID + 32
+
+
+def test_with_no_id_but_its_own(poor: User) -> None:
+    script = "id -u; cat /proc/self/uid_map /proc/self/setgroups; touch /work/new"
+    ended = poor.tinyvisor("run", "-v", f"{poor.home}:/work", "--", "sh", "-c", script, timeout=BOUND)
+    assert ok(ended).split() == ["0", "0", "0", "1", "deny"]
+    assert (poor.home / "new").stat().st_uid == UID
+    for words, error in (
+        (["--user", "nobody"], "gid 65534 is not one of the container's"),
+        (["--userns", "keep-id"], "keep-id needs more ids than the user's own; usermod --add-subuids"),
+        (["-m", "64m"], "cgroup controller memory can't be used: .*Permission denied; (have root delegate|start it in)"),
+    ):
+        ended = poor.tinyvisor("run", *words, "--", "true", timeout=BOUND)
+        assert ended.returncode == 125
+        assert re.search(error, ended.stderr), ended.stderr
+        assert ended.stderr.count("\n") == 1
+    told = ok(poor.tinyvisor("doctor", timeout=BOUND))
+    assert f"rootless: uid {UID} is root of a user namespace with no other ids" in told
+
+
+def test_a_service_in_the_background(user: User) -> None:
+    (user.home / "web.yml").write_text("command: sh -c 'echo hello; exec sleep 99'\nuser: '1234:1234'\npids_limit: 9\n")
+    start = user.tinyvisor("up", "-d", str(user.home / "web.yml"), "-p", "mine", timeout=BOUND)
+    try:
+        assert start.returncode == 0, start.stderr
+        assert "running" in ok(user.tinyvisor("ps", "-p", "mine", timeout=BOUND))
+        assert ok(user.tinyvisor("exec", "-p", "mine", "web", "id", "-u", timeout=BOUND)) == "1234\n"
+        assert "hello" in ok(user.tinyvisor("logs", "-p", "mine", timeout=BOUND))
+        assert (user.home / ".local/state/tinyvisor/mine").is_dir()
+    finally:
+        ended = user.tinyvisor("down", "-p", "mine", timeout=BOUND)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_batch(user: User) -> None:
+    jobs = [{"id": str(n), "command": ["sh", "-c", f"exit {n % 3}"], "mem_limit": "32m"} for n in range(60)]
+    (user.home / "jobs.jsonl").write_text("".join(f"{json.dumps(job)}\n" for job in jobs))
+    user.tinyvisor("batch", str(user.home / "jobs.jsonl"), "-j", "16", "--results", str(user.home / "out"), timeout=BOUND)
+    results = [json.loads(line) for line in (user.home / "out").read_text().splitlines()]
+    assert {result["id"]: result["exit_code"] for result in results} == {str(n): n % 3 for n in range(60)}
+
+
+def test_newuidmap_is_missing(user: User) -> None:
+    ended = user.tinyvisor("run", "--", "true", timeout=BOUND, PATH="/nowhere")
+    assert ended.returncode == 125
+    assert "newuidmap: No such file or directory" in ended.stderr
+    assert "newuidmap did not map our ids" in ended.stderr
+
+
+def test_the_program_that_uses_the_api(user: User) -> None:
+    """By `unshare`; without it, one clear error."""
+    code = "import tinyvisor, trio; print(trio.run(tinyvisor.run, ['id', '-u']).status)"
+    assert ok(user.tinyvisor("unshare", sys.executable, "-c", code, timeout=BOUND)) == "ok\n"
+    ended = user.run(sys.executable, "-c", code, timeout=BOUND)
+    assert "HostError: containers need root, or a user namespace; start the program by `tinyvisor unshare PRO" in ended.stderr
+    assert ok(user.tinyvisor("unshare", "id", "-u", timeout=BOUND)) == "0\n"
+    assert user.tinyvisor("unshare", "cat", "/etc/shadow", timeout=BOUND).returncode == 1
+    assert str(GROUP) not in ok(user.tinyvisor("run", "--", "cat", "/proc/self/status", timeout=BOUND))
+
+
+@pytest.mark.parametrize("module", ["test_container.py", "test_attacks.py", "test_limits.py", "test_exec.py"])
+def test_what_holds_for_root_holds_here(user: User, module: str) -> None:
+    """The tests of the whole, but for those that need root of the host, once more; with trio alone, to save time."""
+    pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={user.home}/pytest", "-k", "not asyncio"]
+    ended = user.tinyvisor("unshare", *pytest_, str(REPOSITORY / "tests/kernel" / module), timeout=4 * BOUND)
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]

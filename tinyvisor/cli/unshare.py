@@ -1,0 +1,25 @@
+"""`tinyvisor unshare`: a program as root of the user namespace that tinyvisor makes for an ordinary user."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from tinyvisor.errors import TinyvisorError
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def unshare(command: tuple[str, ...]) -> None:
+    """Run COMMAND as root of your user namespace: programs that use tinyvisor's API, and a look at files with its ids.
+
+    As root it is just run.
+    """
+    from tinyvisor.runtime.rootless import enter
+
+    enter()
+    try:
+        os.execvp(command[0], command)
+    except OSError as exc:
+        raise TinyvisorError(f"{command[0]}: {exc.strerror}") from None

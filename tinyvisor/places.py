@@ -1,0 +1,62 @@
+"""Where things live, and whose they are.
+
+An ordinary user's tinyvisor runs as root of a user namespace of its own (`tinyvisor.runtime.rootless`): its uid there says
+nothing about whose directories it may use. Source: XDG Base Directory Specification.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+VARIABLE: Final = "TINYVISOR_ROOTLESS"
+"""``UID:GID`` of the user, as the host has them; set for what runs in such a namespace."""
+_WHOLE: Final = ["0", "0", "4294967295"]
+
+
+def in_user_namespace() -> bool:
+    """Whether the ids that we see are not the host's."""
+    try:
+        return Path("/proc/self/uid_map").read_text().split() != _WHOLE
+    except OSError:  # a kernel without
+        return False
+
+
+def owner() -> tuple[int, int] | None:
+    """uid and gid, on the host, of the user whose namespace we are root of; None where we are as we were started."""
+    uid, _, gid = os.environ.get(VARIABLE, "").partition(":")
+    if not (uid.isdigit() and gid.isdigit()) or not in_user_namespace():
+        return None
+    return int(uid), int(gid)
+
+
+def privileged() -> bool:
+    """Whether the directories of the system are ours to use."""
+    return os.geteuid() == 0 and owner() is None
+
+
+def _uid() -> int:
+    user = owner()
+    return user[0] if user else os.geteuid()
+
+
+def run_directory() -> Path:
+    """/run/tinyvisor for root, else $XDG_RUNTIME_DIR/tinyvisor."""
+    if privileged():
+        return Path("/run/tinyvisor")
+    return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{_uid()}") / "tinyvisor"
+
+
+def log_directory() -> Path:
+    """/var/log/tinyvisor for root, else $XDG_STATE_HOME/tinyvisor."""
+    if privileged():
+        return Path("/var/log/tinyvisor")
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "tinyvisor"
+
+
+def cache_directory() -> Path:
+    """Where unpacked roots live: /var/cache/tinyvisor for root, else $XDG_CACHE_HOME/tinyvisor."""
+    if privileged():
+        return Path("/var/cache/tinyvisor")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyvisor"

@@ -1,0 +1,110 @@
+"""Which devices can be opened, by a BPF program on a cgroup: a second wall behind mounts that honour none.
+
+It is attached once, to the project's cgroup of the v2 hierarchy, and holds for all containers below. The hierarchy may be one
+without controllers, as on hosts that have these on v1. Making device nodes is left to capabilities: a node that can't be
+opened is harmless.
+Sources: bpf(2); kernel Documentation/admin-guide/cgroup-v2.rst "Device controller"; uapi/linux/bpf.h (struct bpf_cgroup_dev_ctx,
+BPF_CGROUP_DEVICE, since 4.15); OCI runtime-spec config-linux.md "Default Devices".
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final
+
+_NR_BPF: Final = {"x86_64": 321, "aarch64": 280}
+_PROG_LOAD, _PROG_ATTACH = 5, 8
+_TYPE_CGROUP_DEVICE, _ATTACH_DEVICE = 15, 6
+_CHARACTER, _MAKE_NODE = 2, 1
+ALLOWED: Final = (
+    (1, 3, 3), (1, 5, 5), (1, 7, 9),  # null, zero, full, random, urandom
+    (5, 0, 0), (5, 2, 2), (136, 0, 2**20 - 1),  # tty, ptmx, pts
+)  # fmt: skip
+"""(major, first minor, last minor) of character devices."""
+
+_LOAD, _MOVE, _AND, _SHIFT, _SET, _EXIT = 0x61, 0xBF, 0x57, 0x77, 0xB7, 0x95
+_IF_EQUAL, _IF_NOT_EQUAL, _IF_LESS, _IF_GREATER = 0x15, 0x55, 0xA5, 0x25
+_RESULT, _CONTEXT, _TYPE, _ACCESS, _MAJOR, _MINOR = range(6)  # registers
+
+
+def program() -> bytes:
+    """Instructions of eight bytes. Result: 1 allows."""
+    return b"".join(_instructions())
+
+
+def _instructions() -> Iterator[bytes]:
+    for register, offset in ((_TYPE, 0), (_MAJOR, 4), (_MINOR, 8)):
+        yield _instruction(_LOAD, register, _CONTEXT, offset)
+    yield _instruction(_MOVE, _ACCESS, _TYPE)
+    yield _instruction(_AND, _TYPE, value=0xFFFF)
+    yield _instruction(_SHIFT, _ACCESS, value=16)
+    yield _instruction(_SET, _RESULT, value=1)
+    yield _instruction(_IF_NOT_EQUAL, _ACCESS, skip=1, value=_MAKE_NODE)
+    yield _instruction(_EXIT)
+    yield _instruction(_IF_NOT_EQUAL, _TYPE, skip=4 * len(ALLOWED), value=_CHARACTER)
+    for major, first, last in ALLOWED:
+        yield _instruction(_IF_NOT_EQUAL, _MAJOR, skip=3, value=major)
+        yield _instruction(_IF_LESS, _MINOR, skip=2, value=first)
+        yield _instruction(_IF_GREATER, _MINOR, skip=1, value=last)
+        yield _instruction(_EXIT)
+    yield _instruction(_SET, _RESULT, value=0)
+    yield _instruction(_EXIT)
+
+
+def _instruction(code: int, to: int = 0, source: int = 0, skip: int = 0, value: int = 0) -> bytes:
+    return struct.pack("=BBhi", code, source << 4 | to, skip, value)
+
+
+def wall_off(cgroup: str) -> None:
+    """Attaches the program to a v2 cgroup, which takes it along when it is removed. One that is there already stays, too: both
+    have to allow.
+
+    Raises:
+        OSError: the kernel's answer: EPERM without CAP_BPF or behind a seccomp filter, EINVAL without CONFIG_CGROUP_BPF.
+    """
+    program_fd = _load()
+    try:
+        directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _bpf(_PROG_ATTACH, struct.pack("=IIII", directory, program_fd, _ATTACH_DEVICE, 2))  # BPF_F_ALLOW_MULTI
+        finally:
+            os.close(directory)
+    finally:
+        os.close(program_fd)
+
+
+def problem() -> str | None:
+    """Why there can be no such program; None where there can."""
+    try:
+        os.close(_load())
+    except OSError as error:
+        return f"bpf(2): {error.strerror}"
+    return None
+
+
+def _load() -> int:
+    code = program()
+    instructions, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"MIT")
+    return _bpf(
+        _PROG_LOAD,
+        struct.pack(
+            "=IIQQIIQII16s", _TYPE_CGROUP_DEVICE, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(licence),
+            0, 0, 0, 0, 0, b"tinyvisor_devs",
+        ),
+    )  # fmt: skip
+
+
+def _bpf(command: int, attributes: bytes) -> int:
+    number = _NR_BPF.get(os.uname().machine)
+    if number is None:
+        raise OSError(38, f"no bpf(2) for {os.uname().machine}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    result: int = libc.syscall(ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(len(attributes)))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), "bpf")
+    return result
