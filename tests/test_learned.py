@@ -53,11 +53,14 @@ def test_arguments_that_matter() -> None:
     profile = profile_of(
         call("socket", 1), call("socket", 0xFFFFFFFF00000002), call("ioctl", 0, 0x5401, 7), call("prctl", 15),
         call("clone", 0x1200011), call("unshare", 0x20000), call("setns", 3, 0x40000000),
+        call("fcntl", 3, 1, 0),
     )  # fmt: skip
     assert answer(profile, "socket", 1) == answer(profile, "socket", 2) == answer(profile, "socket", 1 << 32 | 1) == ALLOW
     assert answer(profile, "socket", 16) == answer(profile, "socket", 1 << 32 | 16) == EPERM
     assert answer(profile, "ioctl", 9, 0x5401) == ALLOW
     assert answer(profile, "ioctl", 0, 0x5412) == EPERM
+    assert answer(profile, "fcntl", 5, 1) == ALLOW
+    assert answer(profile, "fcntl", 5, 1024) == answer(profile, "fcntl", 5, 1024 | 1 << 32) == EPERM, "leases"
     assert answer(profile, "prctl", 15) == ALLOW
     assert answer(profile, "prctl", 22) == EPERM
     assert answer(profile, "clone", 0x3D0F00) == ALLOW, "threads and processes alike"

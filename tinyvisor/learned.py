@@ -24,6 +24,7 @@ _LOW = 0xFFFFFFFF
 _DECIDING = {
     "clone": (0, NAMESPACES), "unshare": (0, _LOW), "setns": (1, _LOW), "socket": (0, _LOW), "socketpair": (0, _LOW),
     "ioctl": (1, _LOW), "prctl": (0, _LOW), "personality": (0, _LOW), "ptrace": (0, _LOW), "keyctl": (0, _LOW), "bpf": (0, _LOW),
+    "fcntl": (1, _LOW),
 }  # fmt: skip
 """Calls that are many in one: which argument says which, and the bits of it that count. The kernel takes the low half."""
 

@@ -27,7 +27,7 @@ import pytest
 
 from tests.kernel.helpers import BOUND, busybox_root, cgroups, python, read_until, run, shell, skip, status, waiting, workload
 from tinyvisor.errors import LaunchError, SpecError, TinyvisorError
-from tinyvisor.runtime import PIPE, STDOUT, Runtime, open_runtime
+from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
 from tinyvisor.spec import Spec, Ulimit, Volume
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
@@ -93,39 +93,8 @@ def the_host_is_unharmed() -> Iterator[None]:
 # ---- PID 1 ----
 
 
-async def test_proc_1_tells_and_gives_nothing(shared: Runtime) -> None:
-    """CVE-2019-5736, CVE-2024-21626: no file of the host by way of PID 1."""
-    out = await inside(
-        shared,
-        """
-for name in ("exe", "root", "cwd", "fd/0", "fd/3", "fd/4", "ns/mnt", "map_files"):
-    print(name, attempt(os.readlink, f"/proc/1/{name}"))
-for name in ("exe", "mem", "maps", "environ", "root/etc/passwd", "cwd/etc", "fd/3", "fd/4", "auxv", "stack", "syscall", "io"):
-    print(name, attempt(lambda: os.read(os.open(f"/proc/1/{name}", os.O_RDONLY), 1) or "EACCES"))
-print("mem", attempt(os.open, "/proc/1/mem", os.O_RDWR))
-print("attach", call(101, 16, 1, 0, 0))
-print("seize", call(101, 0x4206, 1, 0, 0))
-word = struct.pack("=QQ", ctypes.addressof(ctypes.create_string_buffer(8)), 8)
-print("read", call(310, 1, word, 1, word, 1, 0))
-print("pidfd_getfd", call(438, call(434, 1, 0), 3, 0))
-print("kcmp", call(312, 1, 1, 0, 3, 4))
-print("oom", attempt(lambda: open("/proc/1/oom_score_adj", "wb", 0).write(b"-1000")))
-print("affinity", attempt(os.sched_setaffinity, 1, {0}))
-print("idle", call(144, 1, 5, bytes(4)))
-print("nice", attempt(os.setpriority, os.PRIO_PROCESS, 1, 19))
-"""
-        if X86
-        else "print('exe', attempt(os.readlink, '/proc/1/exe'))",
-    )
-    for line in out.splitlines():
-        name, answer = line.split()
-        allowed = {"EACCES", "EPERM", "ENOENT", "EINVAL"} | ({"ENOSYS"} if name == "kcmp" else set())
-        assert answer in allowed, line
-        assert answer != "ENOENT" or name.startswith("fd") or name == "map_files", line
-
-
-@pytest.mark.hostroot
 async def test_init_holds_no_right_and_no_fd_of_the_host(shared: Runtime) -> None:
+    """PID 1 has CAP_KILL, a signalfd and a socket, and in its mounts there is nothing that could be written."""
     async with waiting(shared, **LIMITS) as container:
         init = Path(f"/proc/{container.pid}")
         targets = sorted(os.readlink(init / "fd" / fd).partition(":")[0] for fd in os.listdir(init / "fd"))
@@ -296,12 +265,14 @@ while True:
 
 @pytest.mark.parametrize("code", [FLOOD, STORM, FORKS], ids=["signals", "orphans", "forks"])
 async def test_a_flood_does_not_keep_init_from_its_timer(shared: Runtime, code: str) -> None:
+    """Signals, orphans and forks without end: the time limit holds all the same."""
     exit, _, _ = await run(shared, "python3", "-c", code, timeout=0.5, **LIMITS)
     assert exit.status == "time_limit"
 
 
 @pytest.mark.parametrize("code", [FLOOD, STORM, FORKS], ids=["signals", "orphans", "forks"])
 async def test_a_flood_does_not_keep_stop_from_ending_it(shared: Runtime, code: str) -> None:
+    """Signals, orphans and forks without end: stop ends it, and the neighbour does not notice."""
     spec = Spec(command=("python3", "-c", "print('ready', flush=True)\n" + code), name="flood", **LIMITS)
     with anyio.fail_after(BOUND):
         async with waiting(shared, name="neighbour") as neighbour, shared.start(spec, stdout=PIPE) as container:
@@ -321,6 +292,7 @@ async def test_orphans_get_no_more_than_their_time(shared: Runtime) -> None:
 
 
 async def test_a_stopped_workload_can_be_stopped(shared: Runtime) -> None:
+    """SIGSTOP to itself: the grace period passes, then it is killed."""
     async with waiting(shared, script="echo ready; kill -STOP $$") as container:
         with anyio.fail_after(BOUND):
             exit = await container.stop(grace=0.1)
@@ -386,6 +358,7 @@ print("proc =", mount(b"none", b"/tmp", b"proc"))
 @pytest.mark.parametrize("seccomp", SECCOMP)
 @pytest.mark.parametrize("method", ["pivot", "chroot"])
 async def test_without_capabilities_every_privileged_call_is_refused(shared: Runtime, method: str, seccomp: str) -> None:
+    """Fifty calls that need a capability, with the filter and without it."""
     out = await inside(shared, PRIVILEGED, root_method=method, seccomp=seccomp)
     lines = dict(line.split(" = ") for line in out.splitlines())
     missing = {"ENOSYS", "ENODEV", "EAFNOSUPPORT"}
@@ -395,29 +368,6 @@ async def test_without_capabilities_every_privileged_call_is_refused(shared: Run
         refused.pop(checked_first, None)
     assert lines["open_by_handle_at"] in {"EPERM", "ESTALE", "ENOTDIR"}
     assert [name for name, ok in refused.items() if not ok] == [], lines
-
-
-@pytest.mark.parametrize("method", ["pivot", "chroot"])
-@pytest.mark.parametrize("user", [None, "1000:1000"])
-@pytest.mark.parametrize("seccomp", SECCOMP)
-async def test_no_user_namespace_in_which_a_container_could_lift_its_limits(
-    shared: Runtime, method: str, user: str | None, seccomp: str
-) -> None:
-    """CVE-2022-0492's way: in a user namespace root may mount cgroup hierarchies. Its files are root's, and so is it."""
-    out = await inside(
-        shared,
-        """
-print(libc.unshare(0x10000000), errno.errorcode[ctypes.get_errno()])
-print(libc.unshare(0x10000000 | 0x20000 | 0x2000000), errno.errorcode[ctypes.get_errno()])
-os.makedirs("/tmp/m", exist_ok=True)
-print({mount(b"none", b"/tmp/m", b"cgroup", 0, name) for name in (b"pids", b"memory", b"freezer", b"devices", b"cpu")})
-print(mount(b"none", b"/tmp/m", b"cgroup2"))
-""",
-        root_method=method,
-        user=user,
-        seccomp=seccomp,
-    )
-    assert out.splitlines() == ["-1 EPERM", "-1 EPERM", "{'EPERM'}", "EPERM"]
 
 
 ESCAPE = """
@@ -532,45 +482,6 @@ async def test_devices_are_walled_off_where_mounts_honour_them(shared: Runtime) 
             assert out.read().split() == [*[b"EPERM"] * 4, b"OPENED"]
 
 
-async def test_proc_can_be_written_nowhere(shared: Runtime) -> None:
-    """The kernel's files belong to root, and so does the container: nothing but read-only mounts and masks is in between."""
-    out = await inside(
-        shared,
-        """
-for base, directories, files in os.walk("/proc"):
-    if base == "/proc":
-        directories[:] = [name for name in directories if not name.isdigit() and name not in ("self", "thread-self")]
-    for name in files:
-        fd = attempt(os.open, f"{base}/{name}", os.O_WRONLY | os.O_NONBLOCK)
-        if isinstance(fd, int):
-            if os.fstat(fd).st_rdev != os.makedev(1, 3):
-                print(f"{base}/{name}")
-            os.close(fd)
-""",
-    )
-    # Pressure triggers are for everybody and take no memory but the opener's.
-    assert [path for path in out.split() if not path.startswith("/proc/pressure/")] == []
-
-
-async def test_sysctls_can_not_be_written_around_the_read_only_mount(shared: Runtime) -> None:
-    out = await inside(
-        shared,
-        """
-targets = [
-    "/proc/sys/kernel/core_pattern", "/proc/self/root/proc/sys/kernel/core_pattern", "/proc/1/root/proc/sys/kernel/modprobe",
-    "/proc/sysrq-trigger", "/proc/self/task/../../sys/vm/drop_caches", "/proc/self/cwd/proc/sys/kernel/hostname",
-    "/proc/sys/user/max_user_namespaces", "/proc/sys/net/ipv4/ip_forward",
-]
-os.chdir("/")
-for target in targets:
-    print(attempt(lambda: open(target, "w").write("|/tmp/evil")))
-dir = os.open("/proc/sys", os.O_PATH)
-print(attempt(lambda: os.open("kernel/core_pattern", os.O_WRONLY, dir_fd=dir)))
-""",
-    )
-    assert set(out.split()) <= {"EROFS", "EACCES", "ENOENT"}, out
-
-
 # ---- images that lie ----
 
 LIES = {
@@ -678,6 +589,7 @@ async def test_a_working_directory_is_inside(shared: Runtime) -> None:
 
 
 async def test_a_directory_as_stdio_is_refused(shared: Runtime) -> None:
+    """CVE-2024-21626: a directory of the host would be a way out; none is handed in."""
     for flags in (os.O_RDONLY, os.O_PATH):
         fd = os.open("/", flags | os.O_DIRECTORY)
         try:
@@ -690,6 +602,7 @@ async def test_a_directory_as_stdio_is_refused(shared: Runtime) -> None:
 
 
 async def test_one_fd_for_all_of_stdio(shared: Runtime, tmp_path: Path) -> None:
+    """One file for all three: the container has these three and no other."""
     with open(tmp_path / "log", "w+") as log:
         spec = Spec(command=("sh", "-c", "echo out; echo err >&2; ls /proc/self/fd"), **LIMITS)
         assert (await shared.run(spec, stdin=log, stdout=log, stderr=log)).status == "ok"
@@ -697,6 +610,7 @@ async def test_one_fd_for_all_of_stdio(shared: Runtime, tmp_path: Path) -> None:
 
 
 async def test_closed_stdio(shared: Runtime) -> None:
+    """A workload that closes all three: its end is seen, with its exit code."""
     exit, out, err = await shell(shared, "exec <&- >&- 2>&-; sleep 0.01; exit 3", **LIMITS)
     assert (exit.exit_code, out, err) == (3, "", "")
 
@@ -776,6 +690,7 @@ def _read_pty(master: int, end: bytes) -> bytes:
 
 
 async def test_a_fork_bomb_is_held_and_its_neighbours_are_not(shared: Runtime) -> None:
+    """pids_limit holds it; ten others run meanwhile."""
     spec = Spec(command=("bash", "-c", "a() { a | a & }; a; wait"), name="bomb", pids_limit=20, mem_limit=64 << 20)
     with anyio.fail_after(BOUND):
         async with shared.start(spec) as bomb:
@@ -788,6 +703,7 @@ async def test_a_fork_bomb_is_held_and_its_neighbours_are_not(shared: Runtime) -
 
 
 async def test_everything_that_can_be_filled_has_a_bound(shared: Runtime) -> None:
+    """Every tmpfs is filled with bytes and with directories, to its size and inode limits."""
     size, inodes = 2 << 20, 200
     out = await inside(
         shared,
@@ -828,6 +744,7 @@ for place in sorted(places):
 
 
 async def test_running_out_of_files(shared: Runtime) -> None:
+    """All file descriptors that its ulimit allows: EMFILE, and nobody else notices."""
     out = await inside(
         shared,
         """
@@ -845,6 +762,7 @@ except OSError as error:
 
 
 async def test_endless_output_that_nobody_reads(shared: Runtime) -> None:
+    """The pipe is full; stop ends it all the same."""
     spec = Spec(command=("sh", "-c", "trap '' TERM; while :; do cat /dev/zero; done"), name="flood", **LIMITS)
     with anyio.fail_after(BOUND):
         async with shared.start(spec, stdout=PIPE, stderr=STDOUT) as flood:
@@ -904,6 +822,83 @@ async def test_the_launcher_keeps_nothing_of_launches_good_or_bad(anyio_backend:
     assert after[2] <= memory + 64, "KiB"
 
 
+BOMBS = {
+    "forks": FORKS,
+    "memory": """
+data = []
+while True:
+    data.append(b"x" * (1 << 20))
+""",
+    "inodes": """
+import os
+number = 0
+while True:
+    number += 1
+    try:
+        os.mkdir(f"/tmp/{number}")
+    except OSError:
+        pass
+""",
+    "output": """
+while True:
+    print("x" * 65536)
+""",
+    "zombies": """
+import os, time
+while True:
+    try:
+        os.fork() or os._exit(0)
+    except OSError:
+        time.sleep(0.01)
+""",
+}
+
+
+async def test_all_bombs_at_once_beside_a_neighbour(shared: Runtime) -> None:
+    """Forks, memory, inodes, output and zombies at once, each within its limits: a neighbour runs on, and all can be ended."""
+    limits: dict[str, Any] = {
+        "pids_limit": 40,
+        "mem_limit": 48 << 20,
+        "cpus": 0.2,
+        "storage_size": 8 << 20,
+        "storage_inodes": 5000,
+    }
+
+    async def slowest() -> float:
+        times = []
+        for _ in range(15):
+            result = await shared.run(Spec(command=("true",)))
+            assert result.status == "ok"
+            times.append(result.wall)
+        return sorted(times)[7]
+
+    ended: dict[str, str] = {}
+    with anyio.fail_after(BOUND):
+        quiet = await slowest()
+        async with contextlib.AsyncExitStack() as stack:
+            for name, code in BOMBS.items():
+                spec = Spec(command=("python3", "-c", f"print('ready', flush=True)\n{code}"), name=name, **limits)
+                bomb = await stack.enter_async_context(shared.start(spec, stdout=PIPE))
+                await read_until(bomb.stdout, "ready\n")
+                stack.push_async_callback(_end, bomb, ended)
+            loud = await slowest()
+    assert ended == {**dict.fromkeys(BOMBS, "stopped"), "memory": "memory_limit"}
+    assert loud < 100 * quiet + 1, (quiet, loud)
+    assert cgroups(shared) == []
+
+
+async def _end(container: Container, ended: dict[str, str]) -> None:
+    ended[container.name] = (await container.stop(grace=0)).status
+
+
+async def test_locks_on_files_that_both_see_are_a_channel(shared: Runtime) -> None:
+    """The one thing here that is not held: who locks a program of the host tells others so. SECURITY.md names it."""
+    lock = "import fcntl, os\nfd = os.open('/usr/bin/env', os.O_RDONLY)\nfcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+    async with waiting(shared, "python3", "-c", lock + "print(input(), flush=True)\ninput()", name="one", **LIMITS):
+        out = await inside(shared, "print(attempt(lambda: exec(" + repr(lock) + ")))", name="two")
+    assert out == "EAGAIN\n"
+
+
 # ---- from one container to another ----
 
 
@@ -932,6 +927,7 @@ async def _start_and_end(runtime: Runtime) -> None:
 
 
 async def test_containers_share_no_channel_of_ipc(shared: Runtime) -> None:
+    """SysV shared memory, abstract sockets, /dev/shm, /tmp, other processes: each has its own."""
     code = """
 import socket
 print(call(29, 0x1234, 4096, 0o1600) if os.uname().machine == "x86_64" else 0)
@@ -972,6 +968,7 @@ async def test_containers_share_no_keys(shared: Runtime) -> None:
 
 
 async def test_processes_of_others_can_not_be_seen_or_signalled(shared: Runtime) -> None:
+    """kill by the numbers that the host has for a neighbour, the launcher and us: ESRCH."""
     async with waiting(shared, name="other") as other:
         numbers = f"({other.pid}, {workload(other)}, {os.getpid()}, {shared._launcher.pid})"
         out = await inside(shared, f"print([attempt(os.kill, pid, 9) for pid in {numbers} if pid > 50])")
@@ -982,24 +979,8 @@ async def test_processes_of_others_can_not_be_seen_or_signalled(shared: Runtime)
 # ---- the host's own files ----
 
 
-async def test_the_hosts_programs_can_not_be_changed(shared: Runtime) -> None:
-    """Not by any path, not by a file that is being run, not by its fd."""
-    out = await inside(
-        shared,
-        """
-exe = os.readlink("/proc/self/exe")
-fd = os.open(exe, os.O_RDONLY)
-for path in (exe, "/proc/self/exe", f"/proc/self/fd/{fd}", "/usr/x", "/bin/x", "/etc/passwd", "/lib/x", "/dev/x"):
-    print(attempt(os.open, path, os.O_WRONLY | os.O_CREAT))
-print(attempt(os.unlink, exe), attempt(os.rename, "/usr/bin", "/usr/x"), attempt(os.chmod, exe, 0o777))
-print(attempt(os.chown, exe, 1, 1), attempt(os.link, exe, "/tmp/x"))
-print(attempt(os.utime, exe), attempt(os.setxattr, exe, "user.x", b"x"))
-""",
-    )
-    assert set(out.split()) <= {"EROFS", "ETXTBSY", "EXDEV", "ENOTDIR", "EPERM", "EACCES"}, out
-
-
 async def test_set_id_files_on_a_volume_give_nothing(shared: Runtime, tmp_path: Path) -> None:
+    """A set-user-ID program of root's, run by another user: no_new_privs."""
     tmp_path.chmod(0o755)
     program = tmp_path / "id"
     program.write_bytes(Path("/usr/bin/id").read_bytes())

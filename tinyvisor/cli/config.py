@@ -61,12 +61,17 @@ def plan(path: Path, service: str | None, project_name: str | None, env_file: Pa
     from tinyvisor.runtime.rootfs import host_view
 
     layout, view = read_layout(), host_view()
-    for spec in _specs(project, service):
+    for spec in specs_of(project, service):
         click.echo(f"# {spec.name}")
         click.echo(plan_of(spec, layout, view).describe())
 
 
-def _specs(project: Project, service: str | None) -> list[Spec]:
+def specs_of(project: Project, service: str | None) -> list[Spec]:
+    """Of all services, or of one.
+
+    Raises:
+        TinyvisorError: there is no such service.
+    """
     if service is not None and service not in project.services:
         raise TinyvisorError(f'there is no service "{service}"; there are {", ".join(project.services)}')
     return [each.spec for name, each in project.services.items() if service in (None, name)]

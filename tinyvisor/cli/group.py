@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "config": ("tinyvisor.cli.config:config", "Check a project and print it in normal form."),
     "schema": ("tinyvisor.cli.config:schema", "Print the JSON Schema of the configuration files."),
     "plan": ("tinyvisor.cli.config:plan", "Print the launch steps of every service; runs nothing."),
+    "audit": ("tinyvisor.cli.audit:audit", "Try to break out of a container, and say which wall held."),
     "doctor": ("tinyvisor.cli.doctor:doctor", "Say what this host offers, what it lacks, and the cure."),
 }
 """name → (where it is, its summary)."""

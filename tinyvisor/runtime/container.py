@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 MAX_PROCESSES = 1000
 """How many processes `Container.processes` names at most."""
 
+
+_NO_PAGE = 125 << 8
+"""Wait status of an init that had no place to say more: init_main in launcher/init.c."""
 
 _OF_AN_EXEC = frozenset(
     ("user", "group_add", "working_dir", "tty", "timeout", "umask", "ulimits", "stop_signal", "stop_grace_period")
@@ -380,6 +384,9 @@ class Container:
                     self.pid = event.a
                 if event.type == wire.PTY and fds and self.terminal is None:
                     self.terminal = fds.pop()
+                elif event.type == wire.PTY and self.terminal is None:  # the kernel dropped what we had no number for
+                    self._error = LaunchError(self.name, "receive its terminal", errno.EMFILE)
+                    self.kill()
                 for fd in fds:
                     os.close(fd)
                 received = wire.receive_event(self._events)
@@ -391,6 +398,8 @@ class Container:
             self._error = LaunchError(self.name, self._describe(gone.section, gone.step), gone.error)
         elif gone.cleanup_error:
             self._error = ContainerError(self.name, f"its cgroup could not be removed: {os.strerror(gone.cleanup_error)}")
+        elif not gone.exited and gone.init_status == _NO_PAGE:
+            self._error = LaunchError(self.name, "map the page in which its init reports", errno.ENOMEM)
         elif not gone.exited and not self._started and not self._stopped and self._events is not None:
             self._error = ContainerError(self.name, "its init was killed while it was starting")
         self._outcome = Outcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import os
@@ -177,14 +178,16 @@ class Runtime:
         if os.geteuid() != 0:
             raise HostError("containers need root, or a user namespace", "start the program by `tinyvisor unshare PROGRAM`")
         stack, locks = self._stack, run_directory()
-        self._lock = stack.enter_context(ProjectLock(locks, self.name))
+        with _state_in(locks):
+            self._lock = stack.enter_context(ProjectLock(locks, self.name))
         sweep(self.host.layout, locks, mine=self.name)
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, self.null)
         self._mapped = read_mapped()
-        self._leases = Leases(locks, read_ranges())
+        with _state_in(locks):
+            self._leases = Leases(locks, read_ranges())
         stack.callback(self._leases.close)
         stack.callback(self._close_shared)
         self._prepared[0] = _Reply()
@@ -290,6 +293,7 @@ class Runtime:
 
         Raises:
             HostError: none are left, or this host has no user namespaces.
+            LaunchError: no file descriptor is left for them.
             SpecError: there is no user to keep.
         """
         if spec.userns == "host":
@@ -303,7 +307,7 @@ class Runtime:
             )
         kept = invoking_user() if spec.userns == "keep-id" else None
         if self._mapped is not None and self._shares_ids(spec):
-            return await self._shared_ids(self._mapped, kept)
+            return await self._shared_ids(self._mapped, kept, spec.name)
         slot = self._leases.take()
         try:
             # Where there are few, its user's are among them. Only the host view, whose names we know, has few.
@@ -316,7 +320,7 @@ class Runtime:
                     else auto_map(slot.uid, slot.gid, self._leases.size, [who.uid], [who.gid, *who.groups])
                 )
                 slot.forget_maps(but=7)
-                ids = slot.maps[kept, who] = Ids(map_, await self._user_namespace(map_), slot)
+                ids = slot.maps[kept, who] = Ids(map_, await self._user_namespace(map_, spec.name), slot)
             if self._idmapped is None:
                 self._idmapped = self._try_idmaps(ids.fd)
             return ids
@@ -329,10 +333,10 @@ class Runtime:
         assert self._mapped is not None
         return bool(spec.rootfs or spec.volumes) or spec.userns == "keep-id" or not len(self._mapped.ranges())
 
-    async def _shared_ids(self, mapped: Mapped, kept: tuple[int, int] | None) -> Ids:
+    async def _shared_ids(self, mapped: Mapped, kept: tuple[int, int] | None, name: str) -> Ids:
         if kept not in self._shared:
             map_ = mapped.shared_map(kept)
-            fd = await self._user_namespace(map_)
+            fd = await self._user_namespace(map_, name)
             if kept in self._shared:  # meanwhile, by another
                 os.close(fd)
             else:
@@ -346,9 +350,12 @@ class Runtime:
         if ids is not None and ids.slot is not None and self._leases is not None:
             self._leases.give_back(ids.slot)
 
-    async def _user_namespace(self, map_: IdMap) -> int:
-        (fd,) = await self._prepare([s.IdMap(map_text(map_.uids), map_text(map_.gids))])
-        return fd
+    async def _user_namespace(self, map_: IdMap, name: str) -> int:
+        step = s.IdMap(map_text(map_.uids), map_text(map_.gids))
+        fds = await self._prepare([step])
+        if not fds:  # the kernel drops what we have no number for
+            raise LaunchError(name, step.describe(), errno.EMFILE)
+        return fds[0]
 
     def _try_idmaps(self, userns: int) -> frozenset[str]:
         """Which of the trees that containers share can be idmapped. They are read-only, and can be used all the same."""
@@ -1165,6 +1172,14 @@ def _resolv_conf() -> bytes | None:
         return Path("/etc/resolv.conf").read_bytes()
     except OSError:
         return None  # a host without one resolves without one
+
+
+@contextlib.contextmanager
+def _state_in(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise HostError(f"{exc.filename or directory}: {os.strerror(exc.errno or 0)}", f"make {directory} writable") from exc
 
 
 @contextlib.contextmanager

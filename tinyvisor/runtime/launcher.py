@@ -298,6 +298,7 @@ class LauncherProcess:
 
         Raises:
             LauncherDied: there is nobody to send it to.
+            OSError: out of file descriptors or memory. Nothing was sent.
         """
         if self._gone:  # nobody flushes the queue any more
             raise LauncherDied(_GONE_MESSAGE)
@@ -310,7 +311,14 @@ class LauncherProcess:
                 raise LauncherDied(_GONE_MESSAGE) from exc
             else:
                 return
-        self._queue.append((request, [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) for fd in fds]))
+        copies: list[int] = []
+        try:
+            for fd in fds:
+                copies.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))
+        except OSError:
+            _close_all(copies)
+            raise
+        self._queue.append((request, copies))
         self._queued.set()
 
     async def serve(self) -> None:

@@ -46,9 +46,9 @@ static int64_t now(void)
 }
 
 /* libc's sets leave out the real-time signals that libc keeps for itself; these don't. */
-void set_signal_mask(uint64_t mask)
+int set_signal_mask(uint64_t mask)
 {
-	(void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask);
+	return syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, sizeof mask) < 0 ? -errno : 0;
 }
 
 void block_all_signals(uint64_t *old)
@@ -103,7 +103,7 @@ static void stop_too(const struct init *init, int signal)
 	}
 	take_terminal_back(init, init->workload);
 	(void)kill(0, SIGTSTP); /* takes a pending SIGCONT away, so one that is there below is an answer to this */
-	set_signal_mask(~(1ull << (SIGTSTP - 1))); /* stops here */
+	(void)set_signal_mask(~(1ull << (SIGTSTP - 1))); /* stops here */
 	block_all_signals(NULL);
 	/* Taken and not forwarded later: a second SIGCONT would undo a stop that comes meanwhile. */
 	if (take_pending(SIGCONT) || signal == SIGTSTP) { /* else: stopped by somebody who will continue it */
@@ -145,7 +145,7 @@ static bool reap(struct init *init, int *status)
 		init->workload = 0; /* its number may be given anew from here on */
 		ended = true;
 	}
-	init->busy = count == BATCH;
+	init->busy = count == BATCH || (pid < 0 && errno != ECHILD);
 	return ended;
 }
 
@@ -304,7 +304,9 @@ static int own_null(const struct context *context, int fd, int *null)
 {
 	struct stat status;
 
-	if (fstat(fd, &status) < 0 || !S_ISCHR(status.st_mode) || status.st_rdev != makedev(1, 3))
+	if (fstat(fd, &status) < 0)
+		return -errno;
+	if (!S_ISCHR(status.st_mode) || status.st_rdev != makedev(1, 3))
 		return fd;
 	if (*null == -1)
 		*null = open_in_root(context, "dev/null", O_RDWR);
@@ -376,8 +378,9 @@ static int workload_main(void *argument)
 		failed = done + plan->count[SECTION_WORKLOAD]; /* past the last step: none of them */
 		error = take_stdio(context);
 	}
+	if (!error)
+		error = set_signal_mask(0);
 	if (!error) {
-		set_signal_mask(0);
 		birth->started = now();
 		error = run_steps(context, plan->section[SECTION_WORKLOAD], plan->count[SECTION_WORKLOAD], &failed);
 		failed += done;
@@ -479,7 +482,7 @@ static void wait_for_exec(pid_t child)
 	       info.si_status != at_exec) {
 		int signal = first ? 0 : info.si_status & 0xff; /* its own SIGSTOP, or somebody else's signal on its way */
 		if (first && ptrace(PTRACE_SETOPTIONS, child, NULL, (void *)PTRACE_O_TRACEEXEC) < 0)
-			_exit(125);
+			give_up(errno);
 		first = false;
 		(void)ptrace(PTRACE_CONT, child, NULL, (void *)(intptr_t)signal);
 	}
@@ -493,19 +496,29 @@ static _Noreturn void fail(struct report *report, enum section section, int step
 	_exit(error == ENOENT ? 127 : 126);
 }
 
+static struct report *own_report; /* NULL: not yet there, or not an init */
+static int own_step;              /* of SECTION_INIT, or how many there are */
+
+/* For what must not fail and leaves no way back. The end of PID 1 is that of all in the container. */
+_Noreturn void give_up(int error)
+{
+	if (own_report)
+		fail(own_report, SECTION_INIT, own_step, error);
+	_exit(125);
+}
+
 /* Keeps these fds (-1: none) as 3, 4, ... and nothing else: an init that held the workload's pipes would keep their readers
  * from seeing the end. */
-static void keep_only(int *const *fds, int count)
+static int keep_only(int *const *fds, int count)
 {
 	for (int i = 0; i < count; i++) /* out of each other's way first */
 		if (*fds[i] >= 0 && (*fds[i] = fcntl(*fds[i], F_DUPFD_CLOEXEC, 100)) < 0)
-			_exit(125);
+			return -errno;
 	int next = 3;
 	for (int i = 0; i < count; i++)
 		if (*fds[i] >= 0 && (*fds[i] = dup3(*fds[i], next++, O_CLOEXEC)) < 0)
-			_exit(125);
-	(void)syscall(NR_close_range, (unsigned)next, ~0u, 0);
-	(void)syscall(NR_close_range, 0u, 2u, 0);
+			return -errno;
+	return syscall(NR_close_range, (unsigned)next, ~0u, 0) < 0 || syscall(NR_close_range, 0u, 2u, 0) < 0 ? -errno : 0;
 }
 
 /* The parent may have died before PDEATHSIG was set; getppid() can't tell from inside a new pid namespace. An exiting parent
@@ -516,26 +529,25 @@ void die_with_launcher(void)
 	struct pollfd launcher = {launcher_pidfd, POLLIN, 0};
 
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
-		_exit(125);
+		give_up(errno);
 	(void)waitpid(-1, NULL, WNOHANG);
 	if (poll(&launcher, 1, 0) != 0)
-		_exit(125);
+		give_up(launcher.revents ? ECHILD : errno);
 }
 
 /* From here on init reaps and signals, and needs no more rights than that: a workload that may ptrace it (CAP_SYS_PTRACE)
  * must not come by the others, nor by making it exec something. */
-static void drop_rights(void)
+static int drop_rights(void)
 {
 	struct { uint32_t version; int pid; } header = {0x20080522u, 0}; /* linux/capability.h _LINUX_CAPABILITY_VERSION_3 */
 	struct { uint32_t effective, permitted, inheritable; } data[2];
 
 	if (syscall(SYS_capget, &header, data) < 0)
-		_exit(125);
+		return -errno;
 	data[0].effective = data[0].permitted &= 1u << 5; /* CAP_KILL */
 	data[1].effective = data[1].permitted = 0;
 	data[0].inheritable = data[1].inheritable = 0;
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || syscall(SYS_capset, &header, data) < 0)
-		_exit(125);
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
 _Noreturn void init_main(struct context *context, struct plan *plan)
@@ -544,25 +556,26 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	struct event started = {.type = EVENT_STARTED, .id = context->id};
 	struct birth birth = {context, plan, NULL, 0};
 	struct report *report;
-	int failed, error;
+	int error;
 
-	die_with_launcher();
-	supervisor_pidfd = -1;
-	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	report = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, reports_fd, (off_t)context->slot * PAGE);
 	if (report == MAP_FAILED)
-		_exit(125);
-	birth.report = report;
-	error = run_steps(context, plan->section[SECTION_INIT], plan->count[SECTION_INIT], &failed);
+		_exit(125); /* nowhere to say why: Container.finish knows it */
+	birth.report = own_report = report;
+	die_with_launcher();
+	supervisor_pidfd = -1;
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		give_up(errno);
+	error = run_steps(context, plan->section[SECTION_INIT], plan->count[SECTION_INIT], &own_step);
 	if (error)
-		fail(report, SECTION_INIT, failed, -error);
+		give_up(-error);
 	show_as(context->exec ? "tinyvisor-exec" : "tinyvisor-init", context->name);
 	init.signals = open_signals();
 	if (init.signals < 0)
-		fail(report, SECTION_WORKLOAD, 0, errno);
+		give_up(errno);
 	init.workload = give_birth(&birth);
 	if (init.workload < 0)
-		fail(report, SECTION_WORKLOAD, 0, errno);
+		give_up(errno);
 	if (context->init_flags & INIT_TRACE)
 		wait_for_exec(init.workload);
 	if (report->error)
@@ -579,13 +592,20 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	init.cpus = (int64_t)context->cpus;
 	init.ended = context->init_flags & INIT_EARLY ? ended_fd : -1;
 	init.slot = context->slot;
-	keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended}, 4);
-	drop_rights();
-	forget_request();
-	if (context->init_flags & INIT_TRACE)
-		(void)ptrace(PTRACE_DETACH, init.workload, NULL, NULL);
-	started.a = report->pid;
-	send_event(init.event, &started, NULL, 0, -1);
+	error = keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended}, 4);
+	if (!error)
+		error = drop_rights();
+	if (!error) {
+		forget_request();
+		if (context->init_flags & INIT_TRACE)
+			(void)ptrace(PTRACE_DETACH, init.workload, NULL, NULL);
+		started.a = report->pid;
+		error = send_event(init.event, &started, NULL, 0, -1);
+	}
+	if (error) {
+		forward(&init, SIGKILL, SCOPE_GROUP); /* in another's container it would live on */
+		give_up(-error);
+	}
 	run(&init);
 }
 
@@ -600,7 +620,7 @@ static _Noreturn void exec_command(char **command, int tty, pid_t parent, const 
 	if (tty >= 0)
 		(void)tcsetpgrp(tty, getpid()); /* SIGTTOU is blocked */
 	(void)sigaction(SIGCHLD, on_child, NULL);
-	set_signal_mask(mask);
+	(void)set_signal_mask(mask);
 	execvp(command[0], command);
 	int error = errno;
 	fprintf(stderr, "tinyvisor-init: %s: %s\n", command[0], strerror(error));

@@ -159,7 +159,7 @@ struct context {
 	int stdio[3];
 	const int *fds;     /* fds of this request */
 	int fd_count;
-	int joined;         /* pidfd of the container whose namespaces are joined, or -1 */
+	int joined;         /* pidfd of the container whose namespaces are joined, or -errno */
 	pid_t joined_pid;   /* of its init */
 	int root;           /* O_PATH fd of the new root, or -1 */
 	int cgroup;         /* v2: where the workload is born, or -1 */
@@ -206,7 +206,7 @@ extern struct scratch *scratch;
 int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan, uint32_t *offset);
 int decode_steps(const char **at, const char *end, int count, enum section section, int fds, struct step *out);
 ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count);
-void send_event(int socket, struct event *event, const void *data, uint32_t size, int fd);
+int send_event(int socket, struct event *event, const void *data, uint32_t size, int fd);
 
 /* steps.c */
 typedef int step_function(struct context *context, const struct step *step); /* 0 or -errno */
@@ -249,9 +249,10 @@ struct clone_arguments { /* linux/sched.h struct clone_args */
 };
 pid_t clone3_vm(struct clone_arguments *arguments, int (*entry)(void *), void *argument);
 void die_with_launcher(void);
+_Noreturn void give_up(int error);
 _Noreturn void init_main(struct context *context, struct plan *plan);
 int init_standalone(int argc, char **argv);
 void block_all_signals(uint64_t *old);
-void set_signal_mask(uint64_t mask);
+int set_signal_mask(uint64_t mask);
 void reset_dispositions(void);
 void show_as(const char *comm, const char *title);

@@ -179,7 +179,8 @@ static void finish(struct container *container)
 	if (!container->data) /* else an early try has read them, and may have removed one already */
 		(void)run_cleanup(container, OP_READ, ledger->counters, sizeof ledger->counters, &size);
 	container->gone.cleanup_error = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
-	if (container->gone.cleanup_error != EBUSY || (!container->data && !keep_data(container, data, size))) {
+	/* Mostly EBUSY; but whatever else it is, it may pass, and what is given up now stays for ever. */
+	if (!container->gone.cleanup_error || (!container->data && !keep_data(container, data, size))) {
 		report_last(container, data, size);
 		return;
 	}
@@ -192,7 +193,7 @@ static void retry_cleaning(void)
 	for (struct container **at = &cleaning; *at;) {
 		struct container *container = *at;
 		container->gone.cleanup_error = run_cleanup(container, OP_REMOVE, NULL, 0, NULL);
-		if (container->gone.cleanup_error == EBUSY && ++container->tries < MAX_TRIES) {
+		if (container->gone.cleanup_error && ++container->tries < MAX_TRIES) {
 			at = &container->next;
 			continue;
 		}
@@ -240,9 +241,9 @@ static void reap_inits(void)
 
 	while (read(signals, drain, sizeof drain) > 0)
 		;
-	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0 || (pid < 0 && errno != ECHILD)) {
 		struct container **at = find(pid), *container = *at;
-		if (!container)
+		if (pid < 0 || !container)
 			continue;
 		*at = container->next;
 		ledger->at_slot[container->slot] = NULL;
@@ -326,15 +327,18 @@ static int launch(const struct request *request, int *fds, int count)
 {
 	struct container *container = free_count ? remember(request) : NULL, **bucket;
 	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
-				  .joined = -1, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id,
+				  .joined = -ESRCH, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id,
 				  .cpu_usage = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
 	int error;
 
 	if (!container)
 		return free_count ? -ENOMEM : -EAGAIN;
 	context.joined_pid = (pid_t)request->pid;
-	if (request->other && find_id((pid_t)request->pid, request->other))
+	if (request->other && request->pid && find_id((pid_t)request->pid, request->other)) {
 		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
+		if (context.joined < 0)
+			context.joined = -errno;
+	}
 	context.slot = container->slot = ledger->free_slots[free_count - 1];
 	container->exec = context.exec;
 	container->pid = clone_init(report_of(container->slot), context.exec);
@@ -455,8 +459,11 @@ static void serve_for_ever(void)
 	bool ending = false;
 
 	while (!ending || running) {
-		if (poll(fds, 4, cleaning ? RETRY_MS : -1) < 0 && errno != EINTR)
-			abort();
+		if (poll(fds, 4, cleaning ? RETRY_MS : -1) < 0) {
+			if (errno != EINTR && errno != ENOMEM)
+				abort();
+			continue; /* it says nothing of any fd */
+		}
 		if (fds[3].revents)
 			finish_early();
 		if (fds[1].revents)

@@ -77,7 +77,9 @@ static int new_mount(const char *type, const char *options, unsigned attributes)
 
 	if (context < 0)
 		return -errno;
-	(void)syscall(NR_fsconfig, context, FSCONFIG_STRING, "source", type, 0); /* what mount(8) shows; overlay takes none */
+	/* What mount(8) shows. EINVAL: overlay takes none, in some kernels. */
+	if (syscall(NR_fsconfig, context, FSCONFIG_STRING, "source", type, 0) < 0 && errno != EINVAL)
+		error = -errno;
 	if ((size_t)snprintf(copy, sizeof copy, "%s", options) >= sizeof copy)
 		error = -E2BIG;
 	for (char *key = strtok_r(copy, ",", &save); key && !error; key = strtok_r(NULL, ",", &save)) {
@@ -96,6 +98,22 @@ static int new_mount(const char *type, const char *options, unsigned attributes)
 	return fd;
 }
 
+/* Of the launcher's own world. */
+static int open_own(const char *path)
+{
+	int fd = open(path, O_PATH | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static int duplicate(int fd)
+{
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	return copy < 0 ? -errno : copy;
+}
+
+/* Either may be -errno. */
 static int attach_and_close(int tree, int target)
 {
 	int error = tree < 0 ? tree : target < 0 ? target : attach(tree, target);
@@ -156,11 +174,11 @@ int enter_own_world(bool nested)
 	close(root);
 	error = make_directories(places);
 	if (!error) /* a file system of its own: one umount takes it all away */
-		error = attach_and_close(new_mount("tmpfs", "mode=755,size=16m,nr_inodes=8192", ATTR_NOSUID), open("/t", O_PATH | O_CLOEXEC));
+		error = attach_and_close(new_mount("tmpfs", "mode=755,size=16m,nr_inodes=8192", ATTR_NOSUID), open_own("/t"));
 	if (!error)
 		error = make_directories(templates);
 	if (!error && nested)
-		error = mkdir("/proc", 0755) < 0 ? -errno : attach_and_close(proc, open("/proc", O_PATH | O_CLOEXEC));
+		error = mkdir("/proc", 0755) < 0 ? -errno : attach_and_close(proc, open_own("/proc"));
 	return error ? error : make_null(nested, null);
 }
 
@@ -246,20 +264,24 @@ static int open_parent(const struct context *context, const char *path, const ch
 static int open_place(const struct context *context, const char *path)
 {
 	struct stat root, status;
-	int fd = open_in_root(context, path, O_PATH);
+	int error = -EBUSY, fd = open_in_root(context, path, O_PATH);
 
-	if (fd < 0 || fstat(context->root, &root) < 0 || fstat(fd, &status) < 0 || root.st_dev != status.st_dev ||
-	    root.st_ino != status.st_ino)
+	if (fd < 0)
+		return fd;
+	if (fstat(context->root, &root) < 0 || fstat(fd, &status) < 0)
+		error = -errno;
+	else if (root.st_dev != status.st_dev || root.st_ino != status.st_ino)
 		return fd;
 	close(fd);
-	return -EBUSY;
+	return error;
 }
 
-/* A place to mount on, made where it is missing. Links are followed, inside the root. */
-static int open_target(const struct context *context, const char *path, bool directory)
+/* A place to mount on, made where it is missing: a directory or a file; `directory` may be -errno. Links are followed, inside the
+ * root. */
+static int open_target(const struct context *context, const char *path, int directory)
 {
 	const char *name;
-	int parent, error = 0, fd = open_place(context, path);
+	int parent, error = 0, fd = directory < 0 ? directory : open_place(context, path);
 
 	if (fd != -ENOENT)
 		return fd;
@@ -272,18 +294,19 @@ static int open_target(const struct context *context, const char *path, bool dir
 	return error ? error : open_place(context, path);
 }
 
-static bool is_directory(int fd)
+/* 1, 0 or -errno. */
+static int is_directory(int fd)
 {
 	struct stat status;
 
-	return fstat(fd, &status) == 0 && S_ISDIR(status.st_mode);
+	return fstat(fd, &status) < 0 ? -errno : S_ISDIR(status.st_mode);
 }
 
 /* ---- the root ---- */
 
 static int put_root(struct context *context, int tree)
 {
-	int error = attach_and_close(tree, open("/new", O_PATH | O_CLOEXEC));
+	int error = attach_and_close(tree, open_own("/new"));
 
 	if (error)
 		return error;
@@ -309,17 +332,17 @@ int step_root_tree(struct context *context, const struct step *step)
 {
 	int tree = slot_fd(context, step->number[0]), error = set_attributes(tree, step->number[1], -1, 0);
 
-	return error ? error : put_root(context, fcntl(tree, F_DUPFD_CLOEXEC, 0));
+	return error ? error : put_root(context, duplicate(tree));
 }
 
 #define OVERLAY "lowerdir=/lower,upperdir=/upper/u,workdir=/upper/w,index=off,xino=off"
 
 int step_root_overlay(struct context *context, const struct step *step)
 {
-	int error = attach_and_close(fcntl(slot_fd(context, step->number[0]), F_DUPFD_CLOEXEC, 0), open("/lower", O_PATH | O_CLOEXEC));
+	int error = attach_and_close(duplicate(slot_fd(context, step->number[0])), open_own("/lower"));
 
 	if (!error)
-		error = attach_and_close(sized_tmpfs(step, 1, 0), open("/upper", O_PATH | O_CLOEXEC));
+		error = attach_and_close(sized_tmpfs(step, 1, 0), open_own("/upper"));
 	if (error)
 		return error;
 	if (mkdir("/upper/u", 0755) < 0 || mkdir("/upper/w", 0700) < 0)
@@ -335,7 +358,7 @@ int step_root_overlay(struct context *context, const struct step *step)
 int step_pivot_root(struct context *context, const struct step *step)
 {
 	const unsigned sealed = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
-	int place, error = attach_and_close(with_attributes(tree_of(AT_FDCWD, "/t/shell", 0), sealed, -1), open("/shell", O_PATH | O_CLOEXEC));
+	int place, error = attach_and_close(with_attributes(tree_of(AT_FDCWD, "/t/shell", 0), sealed, -1), open_own("/shell"));
 
 	(void)step;
 	if (error)
@@ -360,11 +383,11 @@ int step_chroot(struct context *context, const struct step *step)
 	(void)step;
 	if (world < 0 || umount2("/t", MNT_DETACH) < 0)
 		return -errno;
-	(void)umount2("/lower", MNT_DETACH); /* EINVAL: no overlay */
-	(void)umount2("/upper", MNT_DETACH);
-	if (umount2("/proc", MNT_DETACH) < 0 && errno != ENOENT) /* that: not nested */
-		return -errno;
-	error = set_attributes(world, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, -1, 0);
+	if (((umount2("/lower", MNT_DETACH) < 0 || umount2("/upper", MNT_DETACH) < 0) && errno != EINVAL) || /* no overlay */
+	    (umount2("/proc", MNT_DETACH) < 0 && errno != ENOENT)) /* that: not nested */
+		error = -errno;
+	else
+		error = set_attributes(world, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, -1, 0);
 	close(world);
 	return error;
 }
@@ -500,7 +523,7 @@ int step_bind(struct context *context, const struct step *step)
 
 	if (error)
 		return error;
-	return attach_and_close(fcntl(tree, F_DUPFD_CLOEXEC, 0), open_target(context, step->string[0], is_directory(tree)));
+	return attach_and_close(duplicate(tree), open_target(context, step->string[0], is_directory(tree)));
 }
 
 int step_bind_template(struct context *context, const struct step *step)
@@ -508,19 +531,23 @@ int step_bind_template(struct context *context, const struct step *step)
 	int ids = step->number[1] ? slot_fd(context, step->number[1]) : -1;
 	int tree = with_attributes(tree_of(AT_FDCWD, step->string[0], RECURSIVE), step->number[0], ids);
 
-	return attach_and_close(tree, open_target(context, step->string[1], tree >= 0 && is_directory(tree)));
+	return attach_and_close(tree, open_target(context, step->string[1], tree < 0 ? tree : is_directory(tree)));
 }
 
 /* The masks come from the launcher's own tmpfs and not from the container's /dev/null (CVE-2025-31133). */
 int step_mask(struct context *context, const struct step *step)
 {
-	int tree, target = open_place(context, step->string[0]);
+	int tree, directory, target = open_place(context, step->string[0]);
 
 	if (target == -ENOENT)
 		return 0;
-	if (target < 0)
-		return target;
-	tree = tree_of(AT_FDCWD, is_directory(target) ? "/t/empty" : "/t/null", 0);
+	directory = target < 0 ? target : is_directory(target);
+	if (directory < 0) {
+		if (target >= 0)
+			close(target);
+		return directory;
+	}
+	tree = tree_of(AT_FDCWD, directory ? "/t/empty" : "/t/null", 0);
 	return attach_and_close(with_attributes(tree, ATTR_RDONLY | ATTR_NOSUID | ATTR_NOEXEC, -1), target);
 }
 
@@ -559,7 +586,9 @@ int step_pty(struct context *context, const struct step *step)
 
 	if (master < 0)
 		return master;
-	if (fstatfs(master, &fs) < 0 || fs.f_type != DEVPTS_MAGIC)
+	if (fstatfs(master, &fs) < 0)
+		error = -errno;
+	else if (fs.f_type != DEVPTS_MAGIC)
 		error = -ENOTTY;
 	else if (ioctl(master, TIOCSPTLCK, &unlocked) < 0 || ioctl(master, TIOCSWINSZ, &size) < 0 ||
 		 (context->tty = ioctl(master, _IO('T', 0x41), O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0) /* TIOCGPTPEER */
@@ -570,7 +599,7 @@ int step_pty(struct context *context, const struct step *step)
 	if (!error && step->number[4])
 		error = attach_and_close(tree_of(context->tty, "", EMPTY_PATH), open_target(context, "/dev/console", false));
 	if (!error)
-		send_event(context->event, &event, NULL, 0, master);
+		error = send_event(context->event, &event, NULL, 0, master);
 	close(master);
 	return error;
 }

@@ -46,7 +46,7 @@ static int step_join(struct context *context, const struct step *step)
 	unsigned flags = (unsigned)step->number[0];
 
 	if (context->joined < 0)
-		return -ESRCH;
+		return context->joined;
 	if (flags & NEW_USER) { /* entered by the workload, later */
 		context->user_namespace = owner_of(context->joined_pid);
 		if (context->user_namespace < 0)

@@ -69,8 +69,9 @@ static int map_ids(int proc, pid_t helper, const struct step *maps)
 
 static void end_helper(pid_t helper)
 {
-	(void)kill(helper, SIGKILL);
-	while (waitpid(helper, NULL, 0) < 0 && errno == EINTR)
+	if (kill(helper, SIGKILL) < 0)
+		give_up(errno);
+	while (waitpid(helper, NULL, 0) < 0 && errno != ECHILD)
 		;
 }
 
@@ -99,7 +100,7 @@ static pid_t clone_as_its_root(const struct context *context, struct clone_argum
 	if (child < 0)
 		child = -errno;
 	if (syscall(SYS_setresuid, (uid_t)-1, (uid_t)0, (uid_t)-1) < 0)
-		_exit(125);
+		give_up(errno);
 	die_with_launcher();
 	return child;
 }

@@ -187,7 +187,7 @@ ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count)
 	*fd_count = 0;
 	do
 		size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
-	while (size < 0 && errno == EINTR);
+	while (size < 0 && (errno == EINTR || errno == ENOMEM || errno == ENOBUFS)); /* it waits for us in the socket */
 	if (size < 0 || (size == 0 && is_at_end(socket)))
 		return 0; /* a broken socket is an ended supervisor */
 	*fd_count = take_fds(&message, fds);
@@ -202,8 +202,8 @@ ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count)
 }
 
 /* Blocks while the reader's buffer is full, but not longer than the supervisor lives: a forked child of it may hold the
- * socket. A reader that is gone is not an error here: its absence is seen elsewhere. */
-void send_event(int socket, struct event *event, const void *data, uint32_t size, int fd)
+ * socket. A reader that is gone is not an error here: its absence is seen elsewhere. Returns 0 or -errno. */
+int send_event(int socket, struct event *event, const void *data, uint32_t size, int fd)
 {
 	union {
 		char space[CMSG_SPACE(sizeof(int))];
@@ -211,6 +211,7 @@ void send_event(int socket, struct event *event, const void *data, uint32_t size
 	} control = {0};
 	struct iovec vector[2] = {{event, sizeof *event}, {(void *)(uintptr_t)data, size}};
 	struct msghdr message = {.msg_iov = vector, .msg_iovlen = size ? 2 : 1};
+	ssize_t sent;
 
 	event->magic = MAGIC;
 	event->version = VERSION;
@@ -221,9 +222,12 @@ void send_event(int socket, struct event *event, const void *data, uint32_t size
 		control.align = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof fd), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
 		memcpy(CMSG_DATA(&control.align), &fd, sizeof fd);
 	}
-	while (sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && (errno == EINTR || errno == EAGAIN)) {
+	while ((sent = sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT)) < 0 &&
+	       (errno == EINTR || errno == EAGAIN || errno == ENOMEM || errno == ENOBUFS)) {
 		struct pollfd wait[2] = {{socket, POLLOUT, 0}, {supervisor_pidfd, POLLIN, 0}};
 		if (errno == EAGAIN && poll(wait, 2, -1) > 0 && wait[1].revents)
-			return;
+			return 0;
 	}
+	/* ENOTSOCK: /dev/null is in its place, nobody asked for events. */
+	return sent >= 0 || errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN || errno == ENOTSOCK ? 0 : -errno;
 }

@@ -60,7 +60,9 @@ int step_oom_score(struct context *context, const struct step *step)
 
 	if (fd < 0)
 		return fd;
-	if (fstatfs(fd, &fs) < 0 || fs.f_type != PROC_MAGIC)
+	if (fstatfs(fd, &fs) < 0)
+		error = -errno;
+	else if (fs.f_type != PROC_MAGIC)
 		error = -EXDEV;
 	else
 		error = result(write(fd, text, (size_t)size));
