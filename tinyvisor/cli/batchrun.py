@@ -16,9 +16,11 @@ from typing import Any, TypeGuard
 
 import trio
 
-from tinyvisor.batch import Batch, Policy
+from tinyvisor.batch import Batch, Policy, Runtime
 from tinyvisor.cli.progress import Board, Snapshot
 from tinyvisor.cli.session import ENDING, heeded
+from tinyvisor.cluster import Cluster
+from tinyvisor.cluster.connect import Credentials, Place, connected
 from tinyvisor.errors import ConfigError, ConfigProblem, TinyvisorError
 from tinyvisor.jobs import MAX_LINE, Invalid, NumberedJob, Reader, Template, describe
 from tinyvisor.journal import Journal
@@ -224,18 +226,22 @@ class Settings:
     report: Path | None = None
     verbose: bool = False
     quiet: bool = False
+    memory_budget: int | None = None
+    cluster: Place | None = None
+    credentials: Credentials | None = None
+    jobs: str | None = None
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], *, concurrency: int) -> Settings:
+    def of(cls, options: Mapping[str, Any], *, concurrency: int, credentials: Credentials | None = None) -> Settings:
         policy = Policy(
             concurrency=concurrency,
-            memory_budget=options["memory_budget"],
+            memory_budget=None if options["cluster"] else options["memory_budget"],  # there it is each node's
             retries=options["retries"],
             retry_on=Policy(concurrency=1).retry_on | options["retry_on"],
             fail_fast=options["fail_fast"],
         )
-        names = ("results", "resume", "output_dir", "report", "verbose", "quiet")
-        return cls(policy=policy, **{name: options[name] for name in names})
+        names = ("results", "resume", "output_dir", "report", "verbose", "quiet", "memory_budget", "cluster", "jobs")
+        return cls(policy=policy, credentials=credentials, **{name: options[name] for name in names})
 
 
 def run_batch(inputs: Inputs, settings: Settings) -> int:
@@ -246,14 +252,17 @@ def run_batch(inputs: Inputs, settings: Settings) -> int:
     """
     inputs.check(_complain)
     with contextlib.ExitStack() as files:
+        client = None
         journal = outputs = None
         if settings.output_dir is not None:
             outputs = files.enter_context(OutputDir(settings.output_dir, resume=settings.resume))
         if settings.results is not None:
             journal = files.enter_context(Journal(settings.results, resume=settings.resume))
+        if settings.cluster is not None:
+            client = files.enter_context(connected(settings.cluster, settings.credentials))
         live = not settings.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         with Board(2, live=live, colour=not os.environ.get("NO_COLOR")) as board:
-            session = _Session(inputs, settings, board, journal, outputs)
+            session = _Session(inputs, settings, board, journal, outputs, client)
             try:
                 trio.run(session.run)
             finally:
@@ -280,16 +289,18 @@ class _Session:
     board: Board
     journal: Journal | None
     outputs: OutputDir | None
+    client: Any = None
     tally: Tally = field(default_factory=Tally)
     interrupted: int = 0
     _started: float = 0.0
     _seconds: float = 0.0
+    _cluster: Cluster | None = None
 
     async def run(self) -> None:
         self._started = trio.current_time()
         try:
             with trio.open_signal_receiver(*heeded(ENDING)) as signals:
-                async with open_runtime() as runtime:
+                async with self._runtime() as runtime:
                     batch = Batch(
                         runtime,
                         self.inputs.jobs(),
@@ -307,6 +318,17 @@ class _Session:
                         nursery.cancel_scope.cancel()
         finally:
             self._seconds = trio.current_time() - self._started
+
+    @contextlib.asynccontextmanager
+    async def _runtime(self) -> AsyncIterator[Runtime]:
+        """Where jobs run."""
+        if self.client is None:
+            async with open_runtime() as runtime:
+                yield runtime
+        else:
+            budget = self.settings.memory_budget
+            self._cluster = Cluster(self.client, slots=self.settings.jobs, memory_budget=budget, say=self._say)
+            yield self._cluster
 
     async def _heed(self, signals: AsyncIterator[int], batch: Batch) -> None:
         """The first signal kills what runs, the second one does not wait until it is gone: the launcher sees to that."""

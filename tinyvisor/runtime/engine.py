@@ -545,19 +545,29 @@ class Runtime:
         _check_count("concurrency", concurrency, 1)
 
         async def run(item: Spec | Job) -> Result:
-            job = item if isinstance(item, Job) else None
-            spec = job.spec if job else item
-            if not isinstance(spec, Spec):
-                raise SpecError("jobs", f"expected Spec or Job objects, got {item!r}")
-            one = Run(spec=spec, capture_stdout=capture_stdout, capture_stderr=capture_stderr, job=item)
-            if job is not None:
-                one.id, one.stdin, one.files, one.collect = job.id, job.stdin, job.files, job.collect
-            try:
-                return await self._run(one)
-            except (ContainerError, SpecError) as exc:
-                return Result(status="sandbox_error", reason=str(exc), id=one.id, job=item)
+            return await self.run_job(item, capture_stdout=capture_stdout, capture_stderr=capture_stderr)
 
         return open_results(run, jobs, concurrency)
+
+    async def run_job(self, item: Spec | Job, *, capture_stdout: bool = False, capture_stderr: bool = False) -> Result:
+        """What `map` does with each of its jobs.
+
+        Raises:
+            HostError, LauncherDied: as `map`; nothing of the job has run, or is left.
+            SpecError: it is no job.
+        Cancellation: as `run`.
+        """
+        job = item if isinstance(item, Job) else None
+        spec = job.spec if job else item
+        if not isinstance(spec, Spec):
+            raise SpecError("jobs", f"expected Spec or Job objects, got {item!r}")
+        one = Run(spec=spec, capture_stdout=capture_stdout, capture_stderr=capture_stderr, job=item)
+        if job is not None:
+            one.id, one.stdin, one.files, one.collect = job.id, job.stdin, job.files, job.collect
+        try:
+            return await self._run(one)
+        except (ContainerError, SpecError) as exc:
+            return Result(status="sandbox_error", reason=str(exc), id=one.id, job=item)
 
     @contextlib.asynccontextmanager
     async def working_directory(

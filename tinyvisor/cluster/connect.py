@@ -1,0 +1,135 @@
+"""Finds a cluster, or makes one on this machine. Everything that waits here can be interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tinyvisor.errors import HostError, SpecError, TinyvisorError
+
+LOCAL: Final = re.compile(r"local:([1-9][0-9]{0,3})")
+ADDRESS: Final = re.compile(r"(tcp|tls|ws|wss|ucx)://\S+")
+PATIENCE: Final = "30s"
+"""How long a scheduler may take to answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A cluster, as ``--cluster`` names it; one of these is set.
+
+    Attributes:
+        local: workers to start on this machine.
+        address: of a scheduler.
+        file: that a scheduler has written (``--scheduler-file``).
+    """
+
+    local: int = 0
+    address: str = ""
+    file: Path | None = None
+
+
+def parse_place(text: str) -> Place:
+    """``"local:4"``, ``"tcp://host:8786"``, ``"tls://host:8786"``, or a scheduler file.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if match := LOCAL.fullmatch(text):
+        return Place(local=int(match[1]))
+    if ADDRESS.fullmatch(text):
+        return Place(address=text)
+    if "://" in text or text.startswith("local:") or not text:
+        raise ValueError(f'"{text}" is no cluster; expected local:N, tcp://HOST:PORT, tls://HOST:PORT or a scheduler file')
+    return Place(file=Path(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """PEM files for TLS in both directions.
+
+    Attributes:
+        ca: who may have signed the other side's certificate.
+        certificate, key: our own.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+def check_installed() -> None:
+    """Raises HostError where distributed is not installed; imports nothing."""
+    if importlib.util.find_spec("distributed") is None:
+        raise HostError("--cluster needs distributed, which is not installed", "pip install 'tinyvisor[cluster]'")
+
+
+@contextlib.contextmanager
+def connected(place: Place, credentials: Credentials | None = None) -> Iterator[Any]:
+    """A `distributed.Client` of the cluster. Workers that were started for it end with it.
+
+    Raises:
+        HostError: distributed is not installed.
+        TinyvisorError: the scheduler can't be reached; the credentials are no good.
+    """
+    check_installed()
+    import dask
+    import distributed
+
+    for name in ("distributed", "tornado", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what concerns a user is told by us
+    security = _security(credentials, required=credentials is not None)
+    with contextlib.ExitStack() as stack:
+        target: Any = place.address
+        if place.local:
+            # A worker is started with -c, which looks for modules in the working directory first.
+            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1"}))
+            target = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=place.local,
+                    threads_per_worker=max(1, len(os.sched_getaffinity(0)) // place.local),
+                    memory_limit=0,  # jobs have limits of their own, and a worker holds bounded results
+                    dashboard_address=None,
+                    worker_dashboard_address=None,
+                    host="127.0.0.1",
+                    security=security,
+                    silence_logs=logging.CRITICAL,
+                )
+            )
+        try:
+            more = {"scheduler_file": str(place.file)} if place.file is not None else {"address": target}
+            client = stack.enter_context(
+                distributed.Client(**more, security=security, timeout=PATIENCE, set_as_default=False, name="tinyvisor-batch")
+            )
+        except (OSError, TimeoutError, ValueError) as error:
+            where = place.address or place.file or "this machine"
+            raise TinyvisorError(f"the scheduler at {where} can't be reached: {_line(error)}") from None
+        yield client
+
+
+def _security(credentials: Credentials | None, *, required: bool) -> Any:
+    import distributed
+
+    if credentials is None:
+        return None
+    try:
+        security = distributed.Security(
+            require_encryption=required,
+            tls_ca_file=str(credentials.ca),
+            **{f"tls_{role}_cert": str(credentials.certificate) for role in ("client", "scheduler", "worker")},
+            **{f"tls_{role}_key": str(credentials.key) for role in ("client", "scheduler", "worker")},
+        )
+        security.get_connection_args("client")  # reads them
+    except (OSError, ValueError) as error:
+        raise SpecError("tls", f"the certificates can't be used: {_line(error)}") from None
+    return security
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
