@@ -129,6 +129,7 @@ class Cluster:
                         yield results
                 finally:
                     await shielded(batch.close)
+                    calls.stop()
 
 
 # --- Between our loop and Dask's. ---
@@ -142,6 +143,7 @@ class _Calls:
         self._loop = client.loop.asyncio_loop
         self._done: deque[Callable[[], None]] = deque()
         self._fd = -1
+        self._listening = anyio.CancelScope(shield=True)
 
     def __enter__(self) -> _Calls:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -159,12 +161,17 @@ class _Calls:
                 os.eventfd_write(self._fd, 1)
 
     async def listen(self) -> None:
-        """Calls what was posted."""
-        while True:
-            await anyio.wait_readable(self._fd)
-            os.eventfd_read(self._fd)
-            while self._done:
-                self._done.popleft()()
+        """Calls what was posted, until `stop`. Cancellation: has no effect, for those who clean up have calls to make."""
+        with self._listening:
+            while True:
+                await anyio.wait_readable(self._fd)
+                os.eventfd_read(self._fd)
+                while self._done:
+                    self._done.popleft()()
+
+    def stop(self) -> None:
+        """Ends `listen`."""
+        self._listening.cancel()
 
     async def __call__(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """What `coroutine` returns or raises. Cancellation: cancels it."""
@@ -268,10 +275,10 @@ class _Batch:
         links = [link for link in self._links.values() if link.hold is not None]
         for link in links:
             link.hold.release()
-        if self._topic_taken:
-            with contextlib.suppress(Exception):
-                await self._calls(_unsubscribe(self._calls.client))
         with anyio.move_on_after(CLOSE_PATIENCE):
+            if self._topic_taken:
+                with contextlib.suppress(Exception):
+                    await self._calls(_unsubscribe(self._calls.client))
             async with anyio.create_task_group() as group:
                 for link in links:
                     group.start_soon(self._wait_ended, link)

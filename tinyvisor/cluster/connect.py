@@ -79,38 +79,59 @@ def connected(place: Place, credentials: Credentials | None = None) -> Iterator[
         TinyvisorError: the scheduler can't be reached; the credentials are no good.
     """
     check_installed()
-    import dask
     import distributed
 
     for name in ("distributed", "tornado", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what concerns a user is told by us
     security = _security(credentials, required=credentials is not None)
     with contextlib.ExitStack() as stack:
-        target: Any = place.address
-        if place.local:
-            # A worker is started with -c, which looks for modules in the working directory first.
-            stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ.PYTHONSAFEPATH": "1"}))
-            target = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=place.local,
-                    threads_per_worker=max(1, len(os.sched_getaffinity(0)) // place.local),
-                    memory_limit=0,  # jobs have limits of their own, and a worker holds bounded results
-                    dashboard_address=None,
-                    worker_dashboard_address=None,
-                    host="127.0.0.1",
-                    security=security,
-                    silence_logs=logging.CRITICAL,
-                )
-            )
         try:
-            more = {"scheduler_file": str(place.file)} if place.file is not None else {"address": target}
+            target: dict[str, Any] = {"address": place.address}
+            if place.file is not None:
+                target = {"scheduler_file": str(place.file)}
+            elif place.local:
+                target = {"address": stack.enter_context(_local_cluster(place.local, security))}
             client = stack.enter_context(
-                distributed.Client(**more, security=security, timeout=PATIENCE, set_as_default=False, name="tinyvisor-batch")
+                distributed.Client(**target, security=security, timeout=PATIENCE, set_as_default=False, name="tinyvisor-batch")
             )
-        except (OSError, TimeoutError, ValueError) as error:
-            where = place.address or place.file or "this machine"
-            raise TinyvisorError(f"the scheduler at {where} can't be reached: {_line(error)}") from None
+        except (OSError, RuntimeError, TimeoutError, ValueError) as error:
+            where = place.address or place.file or f"{place.local} workers on this machine"
+            raise TinyvisorError(f"the cluster can't be reached: {where}: {_line(error)}") from None
         yield client
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Workers, and whatever else multiprocessing starts, are run with -c, which looks for modules in the working directory first:
+    whoever can write a json.py there would be root with us."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextlib.contextmanager
+def _local_cluster(workers: int, security: Any) -> Iterator[Any]:
+    import distributed
+
+    with (
+        _safe_path(),
+        distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=max(1, len(os.sched_getaffinity(0)) // workers),
+            memory_limit=0,  # jobs have limits of their own, and a worker holds bounded results
+            dashboard_address=None,
+            worker_dashboard_address=None,
+            host="127.0.0.1",
+            security=security,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
+        yield cluster
 
 
 def _security(credentials: Credentials | None, *, required: bool) -> Any:

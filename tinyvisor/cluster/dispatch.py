@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-HORIZON: Final = 0.75
+HORIZON: Final = 1.0
 """Seconds of work that a node is given beyond what it can run at once."""
 MOST: Final = 2000
 """Jobs that a node has at most, whatever their length, unless it has more slots."""

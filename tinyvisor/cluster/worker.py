@@ -29,7 +29,7 @@ from tinyvisor.cluster import frames
 NAME: Final = "tinyvisor"
 REPLY: Final = 8 << 20
 """Bytes of results in one reply at most, but for a single larger one."""
-GATHER: Final = 0.2
+GATHER: Final = 0.5
 """Seconds that a reply waits for more results while the node has enough to do."""
 CLAIM: Final = 30.0
 """Seconds after which a session ends that nobody holds."""

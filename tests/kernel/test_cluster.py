@@ -1,0 +1,247 @@
+"""`--cluster` and `Runtime.map(cluster=...)`: a Dask cluster on this machine, real containers, real kills."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.kernel.command import BOUND, Running, environment, tinyvisor
+
+pytest.importorskip("distributed")
+pytestmark = pytest.mark.kernel
+
+VARYING = frozenset({"wall", "cpu_user", "cpu_system", "memory_peak", "pids_peak"})
+"""What differs from run to run."""
+
+
+def results(path: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({each["id"] for each in found}) == len(found)
+    return {each["id"]: each for each in found}
+
+
+def write(path: Path, *jobs: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    return path
+
+
+def mixed(directory: Path, count: int) -> list[dict[str, Any]]:
+    """Jobs that end in all the ways, and use all that a job can have."""
+    (directory / "data.txt").write_text("from a file\n")
+    kinds: list[dict[str, Any]] = [
+        {"command": ["true"]},
+        {"command": ["sh", "-c", "echo out; echo err >&2; exit 3"]},
+        {"command": ["cat"], "stdin": {"base64": "AP+A"}},
+        {
+            "command": ["sh", "-c", "cat a b/c; cp a out; ln -s out link"],
+            "files": {"a": "text\n", "b/c": {"file": "data.txt"}},
+            "collect": ["out", "link", "missing"],
+        },
+        {"command": ["sh", "-c", "kill -TERM $$"]},
+        {"command": ["yes"], "output_limit": 1000},
+        {"command": ["/no/such/program"]},
+        {"command": ["sh", "-c", "echo $VAR; pwd; id -u"], "environment": {"VAR": "ü"}, "user": "65534", "working_dir": "/tmp"},
+        {
+            "command": ["cat", "/data/data.txt"],
+            "volumes": [f"{directory}:/data:ro"],
+            "pids_limit": 5,
+            "tmpfs": "/scratch:size=1m",
+        },
+        {"command": ["sh", "-c", "ulimit -n"], "ulimits": {"nofile": 77}, "mem_limit": "64m", "read_only": True},
+    ]
+    rare: list[dict[str, Any]] = [
+        {"command": ["sleep", "1000"], "timeout": "200ms"},
+        {"command": ["python3", "-c", "x = bytearray(1 << 28)"], "mem_limit": "32m"},
+        {"command": ["head", "-c", "300000", "/dev/zero"]},
+    ]
+    jobs = [kinds[number % len(kinds)] for number in range(count - len(rare))] + rare
+    return [{"id": f"j{number}", **job} for number, job in enumerate(jobs)]
+
+
+def comparable(path: Path) -> dict[str, dict[str, Any]]:
+    """What does not differ from run to run; of a flood nobody knows how much of it was read."""
+    found = {}
+    for id, each in results(path).items():
+        gone = VARYING | ({"stdout_bytes"} if each["status"] == "output_limit" else set())
+        found[id] = {key: value for key, value in each.items() if key not in gone}
+        found[id]["reason"] = re.sub("container-[0-9]+", "container", each["reason"])
+    return found
+
+
+class Machines:
+    """A scheduler and two workers, each a process, with certificates that only `certificates` fits.
+
+    Attributes:
+        file: the scheduler file.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "scheduler.json"
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._directory = directory
+        self.certificates = certificates(directory)
+
+    def __enter__(self) -> Machines:
+        try:
+            self._start("scheduler", "--port", "0", "--scheduler-file", self.file)
+            words = ("--scheduler-file", self.file, "--nthreads", "1", "--no-nanny", "--local-directory", self._directory)
+            self.workers = [self._start("worker", *words) for _ in range(2)]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self, what: str, *words: str | Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--host", "127.0.0.1", "--no-dashboard"]
+        with (self._directory / f"{what}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*command, *map(str, words), *map(str, self.certificates)],
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._all.append(process)
+        return process
+
+    def __exit__(self, *exc: object) -> None:
+        for process in reversed(self._all):
+            process.kill()
+            process.wait(BOUND)
+
+
+def certificates(directory: Path) -> list[str | Path]:
+    """The options for a CA of our own and a certificate that it has signed."""
+    ca, key, signed = directory / "ca.pem", directory / "key.pem", directory / "cert.pem"
+    run = functools.partial(subprocess.run, check=True, capture_output=True, cwd=directory)
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    run([*new, "-x509", "-keyout", "ca.key", "-out", ca, "-subj", "/CN=ca"])
+    run([*new, "-keyout", key, "-out", "cert.csr", "-subj", "/CN=tinyvisor"])
+    run(["openssl", "x509", "-req", "-in", "cert.csr", "-CA", ca, "-CAkey", "ca.key", "-CAcreateserial", "-out", signed])
+    return ["--tls-ca-file", ca, "--tls-cert", signed, "--tls-key", key]
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    with Machines(tmp_path_factory.mktemp("machines")) as machines:
+        yield machines
+
+
+def containers() -> list[str]:
+    """What runs in one of the workers."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if path.read_text().startswith("tinyvisor-init"):
+                found.append(path.parent.name)
+    return found
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + BOUND
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+WAITING = ["sh", "-c", "touch /gate/$ID; until [ -e /gate/open ]; do sleep 0.05; done"]
+
+
+def gated(gate: Path, count: int, **more: Any) -> list[dict[str, Any]]:
+    """Jobs that say that they run, and wait until the gate is open."""
+    gate.mkdir()
+    gate.chmod(0o777)
+    rest = {"command": WAITING, "volumes": [f"{gate}:/gate"], "userns_mode": "host", **more}
+    return [{"id": f"w{number}", "environment": {"ID": f"w{number}"}, **rest} for number in range(count)]
+
+
+def test_the_results_are_those_of_one_machine(tmp_path: Path) -> None:
+    """And nobody's modules are imported out of the working directory, on the way to root."""
+    trap = tmp_path / "trap"
+    trap.mkdir()
+    for name in ("json", "pickle", "multiprocessing", "distributed", "trio"):
+        mark = f"import sys; print(__name__, sys.orig_argv, file=open({str(tmp_path / 'sprung')!r}, 'a'))"
+        (trap / f"{name}.py").write_text(mark)
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "tinyvisor"
+    script.write_text("from tinyvisor.__main__ import main\nif __name__ == '__main__': main()\n")
+    file = write(tmp_path / "jobs.jsonl", *mixed(tmp_path, 300))
+    alone = tinyvisor("batch", "-j", "2", "--results", tmp_path / "alone", file)
+    assert alone.returncode == 1, alone.stderr
+    words = ["batch", "--cluster", "local:2", "--results", tmp_path / "r", "--output-dir", tmp_path / "out", file]
+    ended = subprocess.run(
+        [sys.executable, str(script), *map(str, words)],
+        cwd=trap,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        check=False,
+    )
+    assert not (tmp_path / "sprung").exists(), (tmp_path / "sprung").read_text()
+    assert ended.returncode == 1, ended.stderr
+    assert comparable(tmp_path / "r") == {
+        id: each | ({"files": {"out": {"file": f"{id}/out"}}} if each["files"] else {})
+        for id, each in comparable(tmp_path / "alone").items()
+    }
+    assert "300 jobs in" in ended.stderr
+    assert sorted(re.findall(r"\d+ (?:ok|[a-z_]+)", alone.stderr.splitlines()[-1])) == sorted(
+        re.findall(r"\d+ (?:ok|[a-z_]+)", ended.stderr.splitlines()[-1])
+    )
+
+
+def test_what_ends_a_batch_ends_its_containers_on_the_nodes(machines: Machines, tmp_path: Path) -> None:
+    """Ctrl-C, then kill -9; the workers live on, and the batch is resumed on them."""
+    gate = tmp_path / "gate"
+    file = write(tmp_path / "jobs.jsonl", {"id": "first", "command": ["true"]}, *gated(gate, 6))
+    place = ["--cluster", machines.file, *machines.certificates]
+    words = ["batch", *place, "--results", tmp_path / "r", "--resume", "--verbose", file]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        with Running(words) as running:
+            until(lambda: len(list(gate.iterdir())) == 2)
+            assert len(containers()) >= 2
+            running.signal(number)
+            assert running.end() == code
+            if number == signal.SIGINT:
+                assert containers() == []
+                assert "go on with --resume" in running.text
+            else:
+                until(lambda: containers() == [])
+        for ready in gate.iterdir():
+            ready.unlink()
+    (gate / "open").touch()
+    ended = tinyvisor(*words)
+    assert ended.returncode == 0, ended.stderr
+    assert len(results(tmp_path / "r")) == 7
+    assert all(worker.poll() is None for worker in machines.workers)
+
+
+def test_a_lost_worker_loses_no_job(machines: Machines, tmp_path: Path) -> None:
+    """The last one: there is one worker less then."""
+    gate = tmp_path / "gate"
+    jobs = [{"id": f"q{number}", "command": ["echo", str(number)]} for number in range(200)]
+    jobs[20:20] = gated(gate, 2)
+    file = write(tmp_path / "jobs.jsonl", *jobs)
+    with Running(["batch", "--cluster", machines.file, *machines.certificates, "--results", tmp_path / "r", file]) as running:
+        until(lambda: len(list(gate.iterdir())) == 2)
+        lost = machines.workers.pop(0)
+        lost.kill()
+        lost.wait(BOUND)
+        running.expect("is lost, with [0-9]+ jobs")
+        (gate / "open").touch()
+        assert running.end() == 0, running.text
+    found = results(tmp_path / "r")
+    assert set(found) == {job["id"] for job in jobs}
+    assert all(found[f"q{number}"]["stdout"] == f"{number}\n" for number in range(200))
