@@ -228,6 +228,61 @@ def test_what_ends_a_batch_ends_its_containers_on_the_nodes(machines: Machines, 
     assert all(worker.poll() is None for worker in machines.workers)
 
 
+API = """
+import sys, anyio, distributed
+from tinyvisor import HostError, Job, Spec, open_runtime
+
+async def main(client):
+    async with open_runtime() as rt:
+        with anyio.fail_after(60):
+            specs = [Spec(command=("sh", "-c", f"echo {n}; exit {n % 2}")) for n in range(40)]
+            async with rt.map(specs, cluster=client, capture_stdout=True) as results:
+                found = [result async for result in results]
+            assert sorted((specs.index(r.job), r.stdout, r.exit_code) for r in found) == [
+                (n, b"%d\\n" % n, n % 2) for n in range(40)
+            ]
+            assert not rt.containers
+            once = [Job(spec=Spec(command=("true",)), id="a", stdin=b"x"), Job(spec=Spec(command=("nope",)), id="b")]
+            async with rt.map(once, cluster=client, concurrency=1) as results:
+                assert {result.id: result.status async for result in results} == {"a": "ok", "b": "sandbox_error"}
+            async with rt.map((Spec(command=("sleep", "1000")) for _ in range(5)), cluster=client) as results:
+                with anyio.move_on_after(1.0):
+                    await anext(results)
+            unfit = Spec(command=("true",), cpuset=frozenset({4095}))
+            async with rt.map([unfit], cluster=client) as results:
+                found = [result async for result in results]
+            print(found[0].status)
+
+if __name__ == "__main__":
+    keys = dict(zip(("tls_ca_file", "tls_client_cert", "tls_client_key"), sys.argv[3:]))
+    security = distributed.Security(require_encryption=True, **keys)
+    with distributed.Client(scheduler_file=sys.argv[2], security=security) as client:
+        anyio.run(main, client, backend=sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_map_in_a_program(machines: Machines, tmp_path: Path, backend: str) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(API)
+    words = [script, backend, machines.file, *machines.certificates[1::2]]
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", *map(str, words)],
+        env=environment(), capture_output=True, text=True, timeout=BOUND, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+    assert containers() == []
+
+
+def test_who_has_no_certificate_gets_nothing(machines: Machines, tmp_path: Path) -> None:
+    file = write(tmp_path / "jobs.jsonl", {"id": "x", "command": ["true"]})
+    (tmp_path / "other").mkdir()
+    for words in (certificates(tmp_path / "other"), []):
+        ended = tinyvisor("batch", "--cluster", machines.file, *words, file)
+        assert ended.returncode == 2
+        assert re.fullmatch("tinyvisor: the cluster can't be reached: .*\n", ended.stderr), ended.stderr
+
+
 def test_a_lost_worker_loses_no_job(machines: Machines, tmp_path: Path) -> None:
     """The last one: there is one worker less then."""
     gate = tmp_path / "gate"

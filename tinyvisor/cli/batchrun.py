@@ -346,11 +346,15 @@ class _Session:
         if not self.board.live:
             return
         seen: deque[tuple[float, int]] = deque([(trio.current_time(), 0)], maxlen=WINDOW)
+        nodes: deque[tuple[float, dict[str, int]]] = deque([(trio.current_time(), {})], maxlen=WINDOW)
         while True:
             await trio.sleep(REFRESH)
             now, done = trio.current_time(), batch.tally.counts.total()
             rate = (done - seen[0][1]) / (now - seen[0][0])
             seen.append((now, done))
+            then, before = nodes[0]
+            current = {node.label: node.finished for node in self._cluster.nodes} if self._cluster else {}
+            nodes.append((now, current))
             names = [describe(job) for _, job in zip(range(SHOWN), batch.running.values(), strict=False)]
             self.board.show(
                 Snapshot(
@@ -361,6 +365,7 @@ class _Session:
                     counts=batch.tally.by_status(),
                     running=len(batch.running),
                     names=names,
+                    nodes=[(label, (count - before.get(label, 0)) / (now - then)) for label, count in current.items()],
                 )
             )
 

@@ -201,16 +201,16 @@ def _key(function: Callable[..., Any]) -> str:
 
 
 async def _submit(client: Any, address: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    future = _future(client, address, function, arguments)
+    future = _future(client, address, function, arguments, _key(function))
     try:
         return await future
     finally:
         future.release()
 
 
-def _future(client: Any, address: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _future(client: Any, address: str, function: Callable[..., Any], arguments: tuple[Any, ...], key: str) -> Any:
     return client.submit(
-        function, *arguments, workers=[address], allow_other_workers=False, pure=False, key=_key(function), priority=PRIORITY
+        function, *arguments, workers=[address], allow_other_workers=False, pure=False, key=key, priority=PRIORITY
     )
 
 
@@ -281,13 +281,13 @@ class _Batch:
                     await self._calls(_unsubscribe(self._calls.client))
             async with anyio.create_task_group() as group:
                 for link in links:
-                    group.start_soon(self._wait_ended, link)
+                    group.start_soon(self._end, link)
 
-    async def _wait_ended(self, link: _Link) -> None:
+    async def _end(self, link: _Link) -> None:
         from tinyvisor.cluster import worker
 
         with contextlib.suppress(Exception):  # a lost node or scheduler: it ends without us
-            await self._calls.submit(link.address, worker.wait_ended, link.session)
+            await self._calls.submit(link.address, worker.end_session, link.session)
 
     # What goes in.
 
@@ -302,7 +302,8 @@ class _Batch:
                 spec = job.spec if isinstance(job, Job) else job
                 if not isinstance(spec, Spec):
                     raise SpecError("jobs", f"expected Spec or Job objects, got {job!r}")
-                self.dispatch.add(Ticket(next(self._keys), job))
+                again = not (isinstance(job, Job) and job.retry == "never")
+                self.dispatch.add(Ticket(next(self._keys), job, again))
                 self._changed.ring()
         except StopAsyncIteration:
             self._exhausted = True
@@ -395,14 +396,11 @@ class _Batch:
             self._refuse(link, f"its process has ended {link.deaths} times in a row")
 
     async def _open(self, link: _Link) -> bool:
-        from tinyvisor.cluster import worker
-
         link.session = secrets.token_bytes(8)
         self._opening += 1
         try:
-            answer = await self._calls.submit(
-                link.address, worker.open_session, link.session, _our_version(), self._cluster.slots, self._settings
-            )
+            arguments = (_our_version(), self._cluster.slots, self._settings)
+            answer, link.hold = await self._calls(_open(self._calls.client, link.address, link.session, arguments))
         except (TinyvisorError, anyio.get_cancelled_exc_class()):
             raise
         except Exception as error:  # whatever it is that Dask could not do there: e.g. tinyvisor is not installed
@@ -413,7 +411,6 @@ class _Batch:
         if answer["why"]:
             self._refuse(link, answer["why"])
             return False
-        link.hold = await self._calls(_hold(self._calls.client, link.address, link.session))
         self.dispatch.join(link.address, answer["slots"], link.label)
         self._changed.ring()
         return True
@@ -539,7 +536,15 @@ async def _workers(client: Any) -> set[str]:
     return set((await client.scheduler.identity(n_workers=-1))["workers"])
 
 
-async def _hold(client: Any, address: str, session: bytes) -> Any:
+async def _open(client: Any, address: str, session: bytes, arguments: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
+    """A session: what the worker says to it, and the future that holds it, which is there before the other one is let go."""
     from tinyvisor.cluster import worker
 
-    return _future(client, address, worker.hold, (session,))
+    own, key = _key(worker.open_session), _key(worker.hold)
+    opening = _future(client, address, worker.open_session, (session, own, key, *arguments), own)
+    try:
+        answer = await opening
+        held = None if answer["why"] else _future(client, address, worker.hold, (session,), key)
+        return answer, held
+    finally:
+        opening.release()

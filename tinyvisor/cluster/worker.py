@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import distributed
 from distributed.utils import sync
-from distributed.worker import thread_state
 
 from tinyvisor import interpreter
 from tinyvisor.cluster import frames
@@ -31,8 +30,8 @@ REPLY: Final = 8 << 20
 """Bytes of results in one reply at most, but for a single larger one."""
 GATHER: Final = 0.5
 """Seconds that a reply waits for more results while the node has enough to do."""
-CLAIM: Final = 30.0
-"""Seconds after which a session ends that nobody holds."""
+CLAIM: Final = 10.0
+"""Seconds after which a session ends that nobody holds: who opened it was killed before the next word."""
 ENDING: Final = 30.0
 """Seconds that the end of a session is waited for."""
 
@@ -43,13 +42,12 @@ Reply = tuple[str, bytes, str]
 class _Session:
     """What a node has said to one batch, until it is fetched."""
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, key: str) -> None:
+        self.slots, self.key = slots, key
         self.results: deque[bytes] = deque()
         self.size = self.held = 0
         self.state, self.reason = "on", ""
         self.ended = threading.Event()
-        self.held_by: str | None = None
         self.closing = False
         self.last: tuple[int, Reply] | None = None
 
@@ -65,6 +63,8 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         self._starting = threading.Lock()
         self._sessions: dict[bytes, _Session] = {}
         self._holds: dict[str, bytes] = {}
+        self._claimed: set[bytes] = set()
+        self._opening: dict[str, bytes] = {}
         self._process: _Process | None = None
 
     # Dask's hooks.
@@ -83,43 +83,60 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
 
     def transition(self, key: Any, start: Any, finish: Any, **more: Any) -> None:
         """Nobody wants a session any more: its containers are killed now."""
-        if key in self._holds and finish in ("cancelled", "released", "forgotten", "error"):
-            self.close(self._holds[key])
+        over = finish in ("cancelled", "released", "forgotten", "error")
+        if key in self._holds:
+            if over:
+                self.close(self._holds[key])
+            else:
+                self._claimed.add(self._holds[key])
+        elif over and key in self._opening:
+            self._close_unclaimed(self._opening.pop(key))
 
     # Sessions.
 
-    def open(self, id: bytes, settings: Mapping[str, Any]) -> str:
-        """Begins a session; why it can't, or nothing."""
+    def open(self, id: bytes, own: str, key: str, settings: Mapping[str, Any]) -> str:
+        """Begins a session; why it can't, or nothing.
+
+        Args:
+            own: the key of who calls; while it is wanted the session is, too.
+            key: of the `hold` that is to keep it from then on.
+        """
+        self._opening[own] = id
         with self._starting:
-            if self._process is None or self._process.gone.is_set():
+            process = self._process
+            if process is None:
                 process = _Process(self)
                 if process.refusal:
                     return process.refusal
-                self._process = process
             with self._lock:
-                self._sessions[id] = _Session(settings["slots"])
-            self._process.send(frames.frame(frames.OPEN, id, frames.pack(settings)))
+                if process.gone.is_set() or own not in self._opening:
+                    self._hang_up_unused(process)
+                    return "the node's process has ended" if process.gone.is_set() else "nobody waits for it any more"
+                self._process = process
+                self._sessions[id] = _Session(settings["slots"], key)
+                self._holds[key] = id
+                process.send(frames.frame(frames.OPEN, id, frames.pack(settings)))
         timer = threading.Timer(CLAIM, self._close_unclaimed, (id,))
         timer.daemon = True
         timer.start()
         return ""
 
+    def _hang_up_unused(self, process: _Process) -> None:
+        if all(session.ended.is_set() for session in self._sessions.values()):
+            process.hang_up()
+            if self._process is process:
+                self._process = None
+
     def _close_unclaimed(self, id: bytes) -> None:
-        with self._lock:
-            session = self._sessions.get(id)
-            claimed = session is None or session.held_by is not None
-        if not claimed:
+        if id not in self._claimed:
             self.close(id)
 
-    def hold(self, id: bytes, key: str) -> None:
-        """Until the session has ended; it ends when nobody wants `key` any more."""
+    def hold(self, id: bytes) -> None:
+        """Until the session has ended."""
         with self._lock:
             session = self._sessions.get(id)
-            if session is None:
-                return
-            session.held_by = key
-            self._holds[key] = id
-        session.ended.wait()
+        if session is not None:
+            session.ended.wait()
 
     def close(self, id: bytes) -> None:
         """Kills what a session runs, and forgets what it has not told yet. Does not wait."""
@@ -136,10 +153,11 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         if process is not None:
             process.send(frames.frame(frames.CLOSE, id))
 
-    def wait_ended(self, id: bytes) -> bool:
-        """Whether nothing of it is left, now or soon."""
+    def end(self, id: bytes) -> bool:
+        """`close`, and whether nothing of it is left, now or soon."""
         with self._lock:
             session = self._sessions.get(id)
+        self.close(id)
         return session is None or session.ended.wait(ENDING)
 
     def exchange(self, id: bytes, number: int, jobs: bytes, count: int, more: bool, patience: float) -> Reply:
@@ -196,9 +214,8 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
                 session.state, session.reason = "unfit", payload.decode(errors="replace")
             elif kind == frames.CLOSED:
                 self._end(id, "gone", "the session has ended")
-                if all(other.ended.is_set() for other in self._sessions.values()) and self._process is not None:
-                    self._process.hang_up()
-                    self._process = None
+                if self._process is not None:
+                    self._hang_up_unused(self._process)
             self._changed.notify_all()
 
     def hung_up(self, process: _Process) -> None:
@@ -224,8 +241,8 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
 
     def _forget(self, id: bytes) -> None:
         session = self._sessions.pop(id)
-        if session.held_by is not None:
-            del self._holds[session.held_by]
+        del self._holds[session.key]
+        self._claimed.discard(id)
 
 
 class _Process:
@@ -329,10 +346,11 @@ def _plugin(worker: Any) -> NodePlugin | None:
     return plugin if isinstance(plugin, NodePlugin) else None
 
 
-def open_session(id: bytes, version: str, slots: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+def open_session(id: bytes, own: str, key: str, version: str, slots: str | None, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Begins a session: ``slots`` and ``host``; or ``why`` it can't be.
 
     Args:
+        own, key: our own, and that of the `hold` that will keep it.
         slots: as ``--jobs`` has it, ``"8"`` or ``"150%"`` of the worker's threads; None is one for each.
     """
     from importlib.metadata import PackageNotFoundError
@@ -349,7 +367,7 @@ def open_session(id: bytes, version: str, slots: str | None, settings: Mapping[s
         plugin = _plugin(worker)
         assert plugin is not None
     count = _slots(slots, worker.state.nthreads)
-    why = plugin.open(id, {**settings, "slots": count})
+    why = plugin.open(id, own, key, {**settings, "slots": count})
     return {"why": why, "slots": count, "host": socket.gethostname()}
 
 
@@ -363,9 +381,8 @@ def hold(id: bytes) -> None:
     """Keeps a session; takes no part in what the worker can run at once."""
     plugin = _plugin(distributed.get_worker())
     if plugin is not None:
-        key = thread_state.key
         distributed.secede()
-        plugin.hold(id, key)
+        plugin.hold(id)
 
 
 def exchange(id: bytes, number: int, jobs: bytes, count: int, more: bool, patience: float) -> Reply:
@@ -376,7 +393,7 @@ def exchange(id: bytes, number: int, jobs: bytes, count: int, more: bool, patien
     return plugin.exchange(id, number, jobs, count, more, patience)
 
 
-def wait_ended(id: bytes) -> bool:
+def end_session(id: bytes) -> bool:
     """Whether nothing of a session is left on this node, now or soon."""
     plugin = _plugin(distributed.get_worker())
-    return plugin is None or plugin.wait_ended(id)
+    return plugin is None or plugin.end(id)

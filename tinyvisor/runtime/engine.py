@@ -525,6 +525,7 @@ class Runtime:
         concurrency: int | None = None,
         capture_stdout: bool = False,
         capture_stderr: bool = False,
+        cluster: Any = None,
     ) -> AbstractAsyncContextManager[Results[Result]]:
         """Runs many jobs, each in a fresh container, as a scope: ``async with rt.map(jobs) as results: async for r in results``.
 
@@ -533,16 +534,25 @@ class Runtime:
 
         Args:
             jobs: may be endless, may be async.
-            concurrency: how many run at once, > 0; default twice the number of CPUs.
+            concurrency: how many run at once, > 0; default twice the number of CPUs. With a cluster it is for each worker, and
+                by default its number of threads.
             capture_stdout, capture_stderr: as in `run`.
+            cluster: a connected `distributed.Client`: the jobs run on its workers, as `tinyvisor.cluster.Cluster.map` says, and
+                not here.
 
         Raises:
             HostError, LauncherDied, and what the source raises: out of the iteration, when nothing runs any more. A job that
                 could not be started (`LaunchError`, `SpecError`) is a result with the status ``sandbox_error``.
         Cancellation, and leaving the scope: kills what runs.
         """
+        if concurrency is not None:
+            _check_count("concurrency", concurrency, 1)
+        if cluster is not None:
+            from tinyvisor.cluster import Cluster
+
+            workers = Cluster(cluster, slots=None if concurrency is None else str(concurrency))
+            return workers.map(jobs, capture_stdout=capture_stdout, capture_stderr=capture_stderr)
         concurrency = 2 * len(os.sched_getaffinity(0)) if concurrency is None else concurrency
-        _check_count("concurrency", concurrency, 1)
 
         async def run(item: Spec | Job) -> Result:
             return await self.run_job(item, capture_stdout=capture_stdout, capture_stderr=capture_stderr)
