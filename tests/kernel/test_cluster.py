@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +80,25 @@ def comparable(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+CRIPPLED = (
+    "unshare", "--mount", "sh", "-c",
+    "grep -w -e cgroup -e cgroup2 /proc/mounts | cut -d' ' -f2 | sort -r | xargs -n1 umount -l; exec \"$@\"", "-",
+)  # fmt: skip
+"""Runs a command where no limit can be enforced: there are no cgroups."""
+
+
 class Machines:
-    """A scheduler and two workers, each a process, with certificates that only `certificates` fits.
+    """A scheduler and some workers, each a process, with certificates that only `certificates` fits.
 
     Attributes:
         file: the scheduler file.
+
+    Args:
+        crippled: so many workers more, on which no limit can be enforced.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, crippled: int = 0, workers: int = 2) -> None:
+        self._counts = (workers, crippled)
         self.file = directory / "scheduler.json"
         self.workers: list[subprocess.Popen[bytes]] = []
         self._all: list[subprocess.Popen[bytes]] = []
@@ -97,17 +109,18 @@ class Machines:
         try:
             self._start("scheduler", "--port", "0", "--scheduler-file", self.file)
             words = ("--scheduler-file", self.file, "--nthreads", "1", "--no-nanny", "--local-directory", self._directory)
-            self.workers = [self._start("worker", *words) for _ in range(2)]
+            for number in range(sum(self._counts)):
+                self.workers.append(self._start("worker", *words, before=CRIPPLED if number >= self._counts[0] else ()))
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _start(self, what: str, *words: str | Path) -> subprocess.Popen[bytes]:
+    def _start(self, what: str, *words: str | Path, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--host", "127.0.0.1", "--no-dashboard"]
         with (self._directory / f"{what}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*command, *map(str, words), *map(str, self.certificates)],
+                [*before, *command, *map(str, words), *map(str, self.certificates)],
                 env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -277,10 +290,64 @@ def test_map_in_a_program(machines: Machines, tmp_path: Path, backend: str) -> N
 def test_who_has_no_certificate_gets_nothing(machines: Machines, tmp_path: Path) -> None:
     file = write(tmp_path / "jobs.jsonl", {"id": "x", "command": ["true"]})
     (tmp_path / "other").mkdir()
-    for words in (certificates(tmp_path / "other"), []):
+    for words, why in ((certificates(tmp_path / "other"), "the cluster can't be reached"), ([], ".* wants certificates")):
         ended = tinyvisor("batch", "--cluster", machines.file, *words, file)
         assert ended.returncode == 2
-        assert re.fullmatch("tinyvisor: the cluster can't be reached: .*\n", ended.stderr), ended.stderr
+        assert re.fullmatch(f"tinyvisor: {why}.*\n", ended.stderr), ended.stderr
+
+
+def node_of(ids: set[str]) -> int | None:
+    """The process that has the runtime of a container with one of these ids in its environment."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if any(f"ID={id}".encode() in path.read_bytes().split(b"\0") for id in ids):
+                pid, above = int(path.parent.name), ""
+                while above != "tinyvisor-launc":
+                    pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+                    above = Path(f"/proc/{pid}/comm").read_text().strip()
+                return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
+
+
+def test_a_job_that_kills_its_node_is_given_up_and_no_other(machines: Machines, tmp_path: Path) -> None:
+    """One that must not run twice is killed with its node: nobody knows what it has done."""
+    gate = tmp_path / "gate"
+    jobs = [{"id": f"q{number}", "command": ["echo", str(number)]} for number in range(60)]
+    killer, once = gated(gate, 2)
+    jobs[30:30] = [killer, {**once, "retry": "never"}]
+    file = write(tmp_path / "jobs.jsonl", *jobs)
+    place = ["--cluster", machines.file, *machines.certificates]
+    deaths = 0
+    with Running(["batch", *place, "-j", "4", "--results", tmp_path / "r", file]) as running:
+        while running.process.poll() is None:
+            node = node_of({"w0", "w1"})
+            if node is not None:
+                os.kill(node, signal.SIGKILL)
+                deaths += 1
+                running.expect("the node's process ended with signal 9")
+            time.sleep(0.01)
+        assert running.end() == 1, running.text
+    found = results(tmp_path / "r")
+    assert {id: each["status"] for id, each in found.items() if each["status"] != "ok"} == {
+        "w0": "sandbox_error",
+        "w1": "unknown",
+    }
+    assert set(found) == {job["id"] for job in jobs}
+    assert "3 nodes were lost while it was running" in found["w0"]["reason"]
+    assert deaths in (3, 4)
+
+
+def test_a_node_that_can_not_enforce_limits_takes_no_job(tmp_path: Path) -> None:
+    file = write(tmp_path / "jobs.jsonl", *({"id": str(n), "command": ["true"], "mem_limit": "32m"} for n in range(30)))
+    for workers, code in ((1, 0), (0, 2)):
+        directory = tmp_path / str(workers)
+        directory.mkdir()
+        with Machines(directory, workers=workers, crippled=1) as machines:
+            ended = tinyvisor("batch", "--cluster", machines.file, *machines.certificates, "--results", directory / "r", file)
+        assert ended.returncode == code, ended.stderr
+        assert re.search(r"takes no jobs: .*cgroup controller memory", ended.stderr), ended.stderr
+        assert len(results(directory / "r")) == (30 if workers else 0)
+        assert ("no node can run the jobs" in ended.stderr) == (workers == 0)
 
 
 def test_a_lost_worker_loses_no_job(machines: Machines, tmp_path: Path) -> None:

@@ -136,9 +136,11 @@ def _check_options(inputs: tuple[str, ...], options: Mapping[str, Any]) -> None:
 
 
 def _credentials(options: Mapping[str, Any]) -> Credentials | None:
+    if options["tls_key"] is None:
+        return None
     from tinyvisor.cluster.connect import Credentials
 
-    return Credentials(*(options[name] for name in TLS)) if options["tls_key"] is not None else None
+    return Credentials(*(options[name] for name in TLS))
 
 
 def _base(options: Mapping[str, Any]) -> Draft:

@@ -12,15 +12,13 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import trio
 
 from tinyvisor.batch import Batch, Policy, Runtime
 from tinyvisor.cli.progress import Board, Snapshot
 from tinyvisor.cli.session import ENDING, heeded
-from tinyvisor.cluster import Cluster
-from tinyvisor.cluster.connect import Credentials, Place, connected
 from tinyvisor.errors import ConfigError, ConfigProblem, TinyvisorError
 from tinyvisor.jobs import MAX_LINE, Invalid, NumberedJob, Reader, Template, describe
 from tinyvisor.journal import Journal
@@ -29,6 +27,10 @@ from tinyvisor.report import Tally, summary_line, to_html, to_markdown, why
 from tinyvisor.runtime import open_runtime
 from tinyvisor.state import Result
 from tinyvisor.units import format_duration
+
+if TYPE_CHECKING:
+    from tinyvisor.cluster import Cluster
+    from tinyvisor.cluster.connect import Credentials, Place
 
 MOST_PROBLEMS = 100
 """Problems of the input that are told at once."""
@@ -259,6 +261,8 @@ def run_batch(inputs: Inputs, settings: Settings) -> int:
         if settings.results is not None:
             journal = files.enter_context(Journal(settings.results, resume=settings.resume))
         if settings.cluster is not None:
+            from tinyvisor.cluster.connect import connected
+
             client = files.enter_context(connected(settings.cluster, settings.credentials))
         live = not settings.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         with Board(2, live=live, colour=not os.environ.get("NO_COLOR")) as board:
@@ -326,6 +330,8 @@ class _Session:
             async with open_runtime() as runtime:
                 yield runtime
         else:
+            from tinyvisor.cluster import Cluster
+
             budget = self.settings.memory_budget
             self._cluster = Cluster(self.client, slots=self.settings.jobs, memory_budget=budget, say=self._say)
             yield self._cluster

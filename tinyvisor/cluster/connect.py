@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -83,19 +84,19 @@ def connected(place: Place, credentials: Credentials | None = None) -> Iterator[
 
     for name in ("distributed", "tornado", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # what concerns a user is told by us
-    security = _security(credentials, required=credentials is not None)
+    target: Any = _address(place)
+    security = _security(credentials)
+    if target.startswith("tls:") and security is None and not distributed.Security().tls_client_cert:
+        raise TinyvisorError(f"{target} wants certificates; give --tls-ca-file, --tls-cert and --tls-key")
     with contextlib.ExitStack() as stack:
         try:
-            target: dict[str, Any] = {"address": place.address}
-            if place.file is not None:
-                target = {"scheduler_file": str(place.file)}
-            elif place.local:
-                target = {"address": stack.enter_context(_local_cluster(place.local, security))}
+            if place.local:
+                target = stack.enter_context(_local_cluster(place.local, security))
             client = stack.enter_context(
-                distributed.Client(**target, security=security, timeout=PATIENCE, set_as_default=False, name="tinyvisor-batch")
+                distributed.Client(target, security=security, timeout=PATIENCE, set_as_default=False, name="tinyvisor-batch")
             )
-        except (OSError, RuntimeError, TimeoutError, ValueError) as error:
-            where = place.address or place.file or f"{place.local} workers on this machine"
+        except (OSError, RuntimeError, TimeoutError, TypeError, ValueError) as error:
+            where = target if isinstance(target, str) else f"{place.local} workers on this machine"
             raise TinyvisorError(f"the cluster can't be reached: {where}: {_line(error)}") from None
         yield client
 
@@ -134,14 +135,26 @@ def _local_cluster(workers: int, security: Any) -> Iterator[Any]:
         yield cluster
 
 
-def _security(credentials: Credentials | None, *, required: bool) -> Any:
+def _address(place: Place) -> str:
+    """A scheduler's; read from its file by us, for a client waits for ever until there is one."""
+    if place.file is None:
+        return place.address
+    try:
+        return str(json.loads(place.file.read_bytes())["address"])
+    except OSError as error:
+        raise TinyvisorError(f"{place.file} can't be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise TinyvisorError(f"{place.file} was not written by a scheduler (--scheduler-file)") from None
+
+
+def _security(credentials: Credentials | None) -> Any:
     import distributed
 
     if credentials is None:
         return None
     try:
         security = distributed.Security(
-            require_encryption=required,
+            require_encryption=True,
             tls_ca_file=str(credentials.ca),
             **{f"tls_{role}_cert": str(credentials.certificate) for role in ("client", "scheduler", "worker")},
             **{f"tls_{role}_key": str(credentials.key) for role in ("client", "scheduler", "worker")},
