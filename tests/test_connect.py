@@ -45,7 +45,6 @@ def test_what_is_no_place(text: str) -> None:
     ],
 )
 def test_one_line_says_what_is_wrong(tmp_path: Path, words: list[str], said: str) -> None:
-    pytest.importorskip("distributed")
     (tmp_path / "jobs.jsonl").write_text('{"command": "true"}\n')
     ended = tinyvisor("batch", *words, "jobs.jsonl", cwd=tmp_path)
     assert ended.returncode == 2

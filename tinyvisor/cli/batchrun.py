@@ -29,7 +29,7 @@ from tinyvisor.state import Result
 from tinyvisor.units import format_duration
 
 if TYPE_CHECKING:
-    from tinyvisor.cluster import Cluster
+    from tinyvisor.cluster.client import Cluster
     from tinyvisor.cluster.connect import Credentials, Place
 
 MOST_PROBLEMS = 100
@@ -330,7 +330,7 @@ class _Session:
             async with open_runtime() as runtime:
                 yield runtime
         else:
-            from tinyvisor.cluster import Cluster
+            from tinyvisor.cluster.client import Cluster
 
             budget = self.settings.memory_budget
             self._cluster = Cluster(self.client, slots=self.settings.jobs, memory_budget=budget, say=self._say)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import anyio
 from anyio.abc import TaskGroup
@@ -256,7 +257,7 @@ class _Batch:
         self._changed = _Bell()
         self._exhausted = False
         self._group: TaskGroup | None = None
-        self._topic_taken = False
+        self._heard: Handler | None = None
 
     async def run(self) -> None:
         """Until every job has a result that was taken."""
@@ -276,9 +277,9 @@ class _Batch:
         for link in links:
             link.hold.release()
         with anyio.move_on_after(CLOSE_PATIENCE):
-            if self._topic_taken:
+            if self._heard is not None:
                 with contextlib.suppress(Exception):
-                    await self._calls(_unsubscribe(self._calls.client))
+                    await self._calls(_unsubscribe(self._calls.client, self._heard))
             async with anyio.create_task_group() as group:
                 for link in links:
                     group.start_soon(self._end, link)
@@ -334,8 +335,8 @@ class _Batch:
 
     async def _follow(self) -> None:
         """Workers come and go."""
-        await self._calls(_subscribe(self._calls.client, lambda event: self._calls.post(lambda: self._heed(event))))
-        self._topic_taken = True
+        self._heard = lambda event: self._calls.post(lambda: self._heed(event))
+        await self._calls(_subscribe(self._calls.client, self._heard))
         while True:
             present = await self._calls(_workers(self._calls.client))
             for address in self._links.keys() - present:
@@ -524,12 +525,24 @@ TOPIC: Final = "all"
 """Where a scheduler tells who joins and who leaves."""
 
 
-async def _subscribe(client: Any, handler: Callable[[Any], None]) -> None:
-    client.subscribe_topic(TOPIC, lambda event: handler(event[1]))
+Handler = Callable[[Any], None]
+
+_HANDLERS: WeakKeyDictionary[Any, set[Handler]] = WeakKeyDictionary()
+"""A client has one handler for a topic; its batches share it."""
 
 
-async def _unsubscribe(client: Any) -> None:
-    client.unsubscribe_topic(TOPIC)
+async def _subscribe(client: Any, handler: Handler) -> None:
+    handlers = _HANDLERS.setdefault(client, set())
+    handlers.add(handler)
+    if len(handlers) == 1:
+        client.subscribe_topic(TOPIC, lambda event: [each(event[1]) for each in tuple(handlers)])
+
+
+async def _unsubscribe(client: Any, handler: Handler) -> None:
+    handlers = _HANDLERS[client]
+    handlers.discard(handler)
+    if not handlers:
+        client.unsubscribe_topic(TOPIC)
 
 
 async def _workers(client: Any) -> set[str]:

@@ -91,11 +91,12 @@ def connected(place: Place, credentials: Credentials | None = None) -> Iterator[
     with contextlib.ExitStack() as stack:
         try:
             if place.local:
+                security = security or distributed.Security.temporary()  # other users can connect to the loopback interface
                 target = stack.enter_context(_local_cluster(place.local, security))
             client = stack.enter_context(
                 distributed.Client(target, security=security, timeout=PATIENCE, set_as_default=False, name="tinyvisor-batch")
             )
-        except (OSError, RuntimeError, TimeoutError, TypeError, ValueError) as error:
+        except (ImportError, OSError, RuntimeError, TimeoutError, TypeError, ValueError) as error:
             where = target if isinstance(target, str) else f"{place.local} workers on this machine"
             raise TinyvisorError(f"the cluster can't be reached: {where}: {_line(error)}") from None
         yield client

@@ -537,8 +537,8 @@ class Runtime:
             concurrency: how many run at once, > 0; default twice the number of CPUs. With a cluster it is for each worker, and
                 by default its number of threads.
             capture_stdout, capture_stderr: as in `run`.
-            cluster: a connected `distributed.Client`: the jobs run on its workers, as `tinyvisor.cluster.Cluster.map` says, and
-                not here.
+            cluster: a connected `distributed.Client`: the jobs run on its workers and not here, as `cluster.client.Cluster.map`
+                says.
 
         Raises:
             HostError, LauncherDied, and what the source raises: out of the iteration, when nothing runs any more. A job that
@@ -548,7 +548,7 @@ class Runtime:
         if concurrency is not None:
             _check_count("concurrency", concurrency, 1)
         if cluster is not None:
-            from tinyvisor.cluster import Cluster
+            from tinyvisor.cluster.client import Cluster
 
             workers = Cluster(cluster, slots=None if concurrency is None else str(concurrency))
             return workers.map(jobs, capture_stdout=capture_stdout, capture_stderr=capture_stderr)
