@@ -116,12 +116,24 @@ def _safe_path() -> Iterator[None]:
             os.environ["PYTHONSAFEPATH"] = before
 
 
+QUIET: Final = {
+    "distributed.admin.system-monitor.interval": "10s",
+    "distributed.admin.tick.interval": "1s",
+    "distributed.scheduler.active-memory-manager.start": False,
+    "distributed.scheduler.work-stealing": False,
+    "distributed.worker.profile.enabled": False,
+}
+"""What Dask watches of itself takes some percent of a CPU in every process; nobody looks at it here."""
+
+
 @contextlib.contextmanager
 def _local_cluster(workers: int, security: Any) -> Iterator[Any]:
+    import dask
     import distributed
 
     with (
         _safe_path(),
+        dask.config.set(QUIET),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=max(1, len(os.sched_getaffinity(0)) // workers),
