@@ -10,13 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kernel.command import BOUND, Running, environment, tinyvisor
+from tests.kernel.command import BOUND, Running, arguments, environment, tinyvisor
 
 pytestmark = pytest.mark.kernel
 
@@ -85,56 +85,95 @@ CRIPPLED = (
 """Runs a command where no limit can be enforced: there are no cgroups."""
 
 
+LOOPBACK: tuple[tuple[str, ...], str] = ((), "127.0.0.1")
+
+
 class Machines:
-    """A scheduler and some workers, each a process, with certificates that only `certificates` fits.
+    """A scheduler and workers of one thread, each a process, with certificates that only `certificates` fits.
+
+    Args:
+        hosts: of the scheduler and the workers, each what to put before a command to run it there, and its address.
 
     Attributes:
         file: the scheduler file.
-
-    Args:
-        crippled: so many workers more, on which no limit can be enforced.
+        processes: the scheduler's and the workers'.
     """
 
-    def __init__(self, directory: Path, *, crippled: int = 0, workers: int = 2) -> None:
-        self._counts = (workers, crippled)
+    def __init__(self, directory: Path, *hosts: tuple[tuple[str, ...], str], env: Mapping[str, str] | None = None) -> None:
         self.file = directory / "scheduler.json"
-        self.workers: list[subprocess.Popen[bytes]] = []
-        self._all: list[subprocess.Popen[bytes]] = []
-        self._directory = directory
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._directory, self._hosts, self._environment = directory, hosts, environment(env)
         self.certificates = certificates(directory)
 
     def __enter__(self) -> Machines:
+        words = ("--nthreads", "1", "--no-nanny", "--local-directory", self._directory)
         try:
-            self._start("scheduler", "--port", "0", "--scheduler-file", self.file)
-            words = ("--scheduler-file", self.file, "--nthreads", "1", "--no-nanny", "--local-directory", self._directory)
-            for number in range(sum(self._counts)):
-                self.workers.append(self._start("worker", *words, before=CRIPPLED if number >= self._counts[0] else ()))
+            for number, (before, address) in enumerate(self._hosts):
+                what, more = ("worker", words) if number else ("scheduler", ("--port", "0"))
+                command = [*before, sys.executable, "-m", f"distributed.cli.dask_{what}", "--host", address, "--no-dashboard"]
+                self._start([*command, "--scheduler-file", self.file, *more, *self.certificates])
         except BaseException:
             self.__exit__()
             raise
         return self
 
-    def _start(self, what: str, *words: str | Path, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{what}", "--host", "127.0.0.1", "--no-dashboard"]
-        with (self._directory / f"{what}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [*before, *command, *map(str, words), *map(str, self.certificates)],
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+    def _start(self, words: Sequence[str | Path]) -> None:
+        with (self._directory / "dask.log").open("ab") as log:
+            self.processes.append(
+                subprocess.Popen(words, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             )
-        self._all.append(process)
-        return process
 
     def lose(self, number: int) -> None:
-        self.workers[number].kill()
-        self.workers[number].wait(BOUND)
+        self.processes[number].kill()
+        self.processes[number].wait(BOUND)
 
     def __exit__(self, *exc: object) -> None:
-        for process in reversed(self._all):
+        for process in reversed(self.processes):
             process.kill()
             process.wait(BOUND)
+
+
+class Network:
+    """Hosts on one switch: network namespaces, which `sleep` holds. The first one has the switch."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._holders: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Network:
+        try:
+            for _ in range(self._count):
+                self._holders.append(subprocess.Popen(["unshare", "--net", "sleep", "infinity"]))
+            for holder in self._holders:
+                until(lambda pid=holder.pid: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")  # type: ignore[misc]
+            self._ip(0, "link add switch type bridge")
+            for number in range(1, self._count):
+                self._ip(0, f"link add port{number} master switch type veth peer name eth0 netns {self._holders[number].pid}")
+                self._ip(0, f"link set port{number} up")
+            for number in range(self._count):
+                device = "eth0" if number else "switch"
+                self._ip(number, "link set lo up")
+                self._ip(number, f"address add {self[number][1]}/24 dev {device}")
+                self._ip(number, f"link set {device} up")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __getitem__(self, number: int) -> tuple[tuple[str, ...], str]:
+        return ("nsenter", f"--net=/proc/{self._holders[number].pid}/ns/net"), f"10.77.0.{number + 1}"
+
+    def cut(self, number: int) -> None:
+        """Its cable is pulled out."""
+        self._ip(0, f"link set port{number} down")
+
+    def _ip(self, number: int, words: str) -> None:
+        subprocess.run([*self[number][0], "ip", *words.split()], check=True, timeout=BOUND)
+
+    def __exit__(self, *exc: object) -> None:
+        for holder in self._holders:
+            holder.kill()
+            holder.wait(BOUND)
 
 
 def certificates(directory: Path) -> list[str | Path]:
@@ -152,7 +191,7 @@ def certificates(directory: Path) -> list[str | Path]:
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    with Machines(tmp_path_factory.mktemp("machines")) as machines:
+    with Machines(tmp_path_factory.mktemp("machines"), LOOPBACK, LOOPBACK, LOOPBACK) as machines:
         yield machines
 
 
@@ -242,7 +281,7 @@ def test_what_ends_a_batch_ends_its_containers_on_the_nodes(machines: Machines, 
     ended = tinyvisor(*words)
     assert ended.returncode == 0, ended.stderr
     assert len(results(tmp_path / "r")) == 7
-    assert all(worker.poll() is None for worker in machines.workers)
+    assert all(process.poll() is None for process in machines.processes)
 
 
 API = """
@@ -338,19 +377,58 @@ def test_a_lost_worker_loses_no_job_and_one_without_limits_takes_none(tmp_path: 
     gate = tmp_path / "gate"
     jobs = [*gated(gate, 2), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(200))]
     file = write(tmp_path / "jobs.jsonl", *({**job, "mem_limit": "64m"} for job in jobs))
-    with Machines(tmp_path, workers=2, crippled=1) as machines:
+    with Machines(tmp_path, LOOPBACK, LOOPBACK, LOOPBACK, (CRIPPLED, "127.0.0.1")) as machines:
         words = ["batch", "--cluster", machines.file, *machines.certificates, "--results"]
         with Running([*words, tmp_path / "r", file]) as running:
             until(lambda: len(list(gate.iterdir())) == 2)
-            machines.lose(0)
+            machines.lose(1)
             running.expect_all("is lost, with [0-9]+ jobs", "takes no jobs: .*cgroup controller memory")
             (gate / "open").touch()
             assert running.end() == 0, running.text
         found = results(tmp_path / "r")
         assert set(found) == {job["id"] for job in jobs}
         assert all(found[f"q{number}"]["stdout"] == f"{number}\n" for number in range(200))
-        machines.lose(1)
+        machines.lose(2)
         ended = tinyvisor(*words, tmp_path / "none", file)
     assert ended.returncode == 2
     assert re.search("no node can run the jobs: .*cgroup controller memory", ended.stderr), ended.stderr
     assert results(tmp_path / "none") == {}
+
+
+def test_a_host_that_is_cut_off_loses_no_job_and_kills_what_it_runs(tmp_path: Path) -> None:
+    """Hosts with addresses of their own. Neither side hears the other's end: both find out by themselves."""
+    gate = tmp_path / "gate"
+    jobs = [*gated(gate, 2), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(50))]
+    file = write(tmp_path / "jobs.jsonl", *jobs)
+    soon = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "3s"}
+    with Network(3) as network, Machines(tmp_path, *(network[number] for number in range(3)), env=soon) as machines:
+        words = arguments("batch", "--cluster", machines.file, *machines.certificates, "--results", tmp_path / "r", file)
+        with subprocess.Popen(
+            [*network[0][0], *words], env=environment(soon), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as batch:
+            try:
+                until(lambda: len(list(gate.iterdir())) == 2)
+                network.cut(2)
+                assert batch.stderr is not None
+                assert re.search(r"10\.77\.0\.3:.* is lost, with [0-9]+ jobs", batch.stderr.readline())
+                until(lambda: machines.processes[2].poll() is not None)
+                until(lambda: len(containers()) <= 1)
+                (gate / "open").touch()
+                assert batch.wait(BOUND) == 0
+            finally:
+                batch.kill()
+        assert containers() == []
+    assert set(results(tmp_path / "r")) == {job["id"] for job in jobs}
+
+
+def test_a_lost_scheduler_is_said_and_nothing_is_left(machines: Machines, tmp_path: Path) -> None:
+    """The last one."""
+    gate = tmp_path / "gate"
+    file = write(tmp_path / "jobs.jsonl", *gated(gate, 2))
+    with Running(["batch", "--cluster", machines.file, *machines.certificates, "--results", tmp_path / "r", file]) as running:
+        until(lambda: len(list(gate.iterdir())) == 2)
+        machines.lose(0)
+        assert running.end() == 2
+    assert "the connection to the scheduler is lost" in running.text
+    assert "Traceback" not in running.text
+    until(lambda: containers() == [])

@@ -258,6 +258,7 @@ class _Batch:
         self._exhausted = False
         self._group: TaskGroup | None = None
         self._heard: Handler | None = None
+        self._lost = False
 
     async def run(self) -> None:
         """Until every job has a result that was taken."""
@@ -269,13 +270,16 @@ class _Batch:
                     await self._deliver()
                     self._group.cancel_scope.cancel()
             except Exception as error:
+                self._lost = isinstance(_first(error), SchedulerLost)
                 self._results.fail(_first(error))
 
     async def close(self) -> None:
-        """Kills what runs, and waits a while until the nodes have said so."""
+        """Kills what runs, and waits a while until the nodes have said so. Without a scheduler they kill by themselves."""
         links = [link for link in self._links.values() if link.hold is not None]
         for link in links:
             link.hold.release()
+        if self._lost:
+            return
         with anyio.move_on_after(CLOSE_PATIENCE):
             if self._heard is not None:
                 with contextlib.suppress(Exception):
@@ -297,21 +301,23 @@ class _Batch:
         iterator = aiter(source)
         try:
             while True:
-                while not self.dispatch.wanted:
+                while not (wanted := self.dispatch.wanted):
                     await self._changed.wait()
-                job = await anext(iterator)
-                spec = job.spec if isinstance(job, Job) else job
-                if not isinstance(spec, Spec):
-                    raise SpecError("jobs", f"expected Spec or Job objects, got {job!r}")
-                again = not (isinstance(job, Job) and job.retry == "never")
-                self.dispatch.add(Ticket(next(self._keys), job, again))
-                self._changed.ring()
+                for _ in range(wanted):  # asked once for many: with many nodes it is work
+                    self._add(await anext(iterator))
         except StopAsyncIteration:
             self._exhausted = True
             self._changed.ring()
         finally:
             if hasattr(iterator, "aclose"):
                 await shielded(iterator.aclose)
+
+    def _add(self, job: Any) -> None:
+        if not isinstance(job.spec if isinstance(job, Job) else job, Spec):
+            raise SpecError("jobs", f"expected Spec or Job objects, got {job!r}")
+        again = not (isinstance(job, Job) and job.retry == "never")
+        self.dispatch.add(Ticket(next(self._keys), job, again))
+        self._changed.ring()
 
     # What comes out.
 

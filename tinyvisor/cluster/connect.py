@@ -82,8 +82,9 @@ def connected(place: Place, credentials: Credentials | None = None) -> Iterator[
     check_installed()
     import distributed
 
-    for name in ("distributed", "tornado", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what concerns a user is told by us
+    for name in tuple(logging.root.manager.loggerDict):
+        if name.startswith(("distributed", "tornado", "asyncio")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what concerns a user is told by us
     target: Any = _address(place)
     security = _security(credentials)
     if target.startswith("tls:") and security is None and not distributed.Security().tls_client_cert:
