@@ -112,6 +112,7 @@ class Machines:
                 what, more = ("worker", words) if number else ("scheduler", ("--port", "0"))
                 command = [*before, sys.executable, "-m", f"distributed.cli.dask_{what}", "--host", address, "--no-dashboard"]
                 self._start([*command, "--scheduler-file", self.file, *more, *self.certificates])
+            until(lambda: self.file.exists() and self.file.read_text().endswith("}"))
         except BaseException:
             self.__exit__()
             raise
@@ -400,7 +401,7 @@ def test_a_host_that_is_cut_off_loses_no_job_and_kills_what_it_runs(tmp_path: Pa
     gate = tmp_path / "gate"
     jobs = [*gated(gate, 2), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(50))]
     file = write(tmp_path / "jobs.jsonl", *jobs)
-    soon = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "3s"}
+    soon = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s"}
     with Network(3) as network, Machines(tmp_path, *(network[number] for number in range(3)), env=soon) as machines:
         words = arguments("batch", "--cluster", machines.file, *machines.certificates, "--results", tmp_path / "r", file)
         with subprocess.Popen(
