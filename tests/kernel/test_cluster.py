@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.command import BOUND, Running, arguments, environment, tinyvisor
+from tests.kernel.command import BOUND, Running, environment, tinyvisor
 
 pytestmark = pytest.mark.kernel
 
@@ -373,53 +373,37 @@ def test_a_job_that_kills_its_node_is_given_up_and_no_other(machines: Machines, 
     assert deaths in (3, 4)
 
 
-def test_a_lost_worker_loses_no_job_and_one_without_limits_takes_none(tmp_path: Path) -> None:
-    """When no other is left, that ends the batch."""
+def test_lost_hosts_lose_no_job_and_one_without_limits_takes_none(tmp_path: Path) -> None:
+    """Hosts with addresses of their own: one is killed, one cut off, where neither side hears the other's end, on one there are
+    no cgroups, and one does all the work. Without it that ends the batch."""
     gate = tmp_path / "gate"
-    jobs = [*gated(gate, 2), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(200))]
+    jobs = [*gated(gate, 3), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(200))]
     file = write(tmp_path / "jobs.jsonl", *({**job, "mem_limit": "64m"} for job in jobs))
-    with Machines(tmp_path, LOOPBACK, LOOPBACK, LOOPBACK, (CRIPPLED, "127.0.0.1")) as machines:
-        words = ["batch", "--cluster", machines.file, *machines.certificates, "--results"]
-        with Running([*words, tmp_path / "r", file]) as running:
-            until(lambda: len(list(gate.iterdir())) == 2)
-            machines.lose(1)
-            running.expect_all("is lost, with [0-9]+ jobs", "takes no jobs: .*cgroup controller memory")
-            (gate / "open").touch()
-            assert running.end() == 0, running.text
-        found = results(tmp_path / "r")
-        assert set(found) == {job["id"] for job in jobs}
-        assert all(found[f"q{number}"]["stdout"] == f"{number}\n" for number in range(200))
-        machines.lose(2)
-        ended = tinyvisor(*words, tmp_path / "none", file)
-    assert ended.returncode == 2
-    assert re.search("no node can run the jobs: .*cgroup controller memory", ended.stderr), ended.stderr
-    assert results(tmp_path / "none") == {}
-
-
-def test_a_host_that_is_cut_off_loses_no_job_and_kills_what_it_runs(tmp_path: Path) -> None:
-    """Hosts with addresses of their own. Neither side hears the other's end: both find out by themselves."""
-    gate = tmp_path / "gate"
-    jobs = [*gated(gate, 2), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(50))]
-    file = write(tmp_path / "jobs.jsonl", *jobs)
-    soon = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s"}
-    with Network(3) as network, Machines(tmp_path, *(network[number] for number in range(3)), env=soon) as machines:
-        words = arguments("batch", "--cluster", machines.file, *machines.certificates, "--results", tmp_path / "r", file)
-        with subprocess.Popen(
-            [*network[0][0], *words], env=environment(soon), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as batch:
-            try:
-                until(lambda: len(list(gate.iterdir())) == 2)
+    soon = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s"}  # less is refused
+    with Network(5) as network:
+        crippled = ((*network[4][0], *CRIPPLED), network[4][1])
+        with Machines(tmp_path, *(network[number] for number in range(4)), crippled, env=soon) as machines:
+            words = ["batch", "--cluster", machines.file, *machines.certificates, "--results"]
+            with Running([*words, tmp_path / "r", file], before=network[0][0], env=soon) as running:
+                until(lambda: len(list(gate.iterdir())) == 3)
+                machines.lose(1)
                 network.cut(2)
-                assert batch.stderr is not None
-                assert re.search(r"10\.77\.0\.3:.* is lost, with [0-9]+ jobs", batch.stderr.readline())
-                until(lambda: machines.processes[2].poll() is not None)
-                until(lambda: len(containers()) <= 1)
+                running.expect_all(
+                    r"10\.77\.0\.2:.* is lost, with [0-9]+ jobs",
+                    r"10\.77\.0\.3:.* is lost, with [0-9]+ jobs",
+                    r"10\.77\.0\.5:.* takes no jobs: .*cgroup controller memory",
+                )
                 (gate / "open").touch()
-                assert batch.wait(BOUND) == 0
-            finally:
-                batch.kill()
-        assert containers() == []
-    assert set(results(tmp_path / "r")) == {job["id"] for job in jobs}
+                assert running.end() == 0, running.text
+            found = results(tmp_path / "r")
+            assert set(found) == {job["id"] for job in jobs}
+            assert all(found[f"q{number}"]["stdout"] == f"{number}\n" for number in range(200))
+            until(lambda: containers() == [])
+            machines.lose(3)
+            with Running([*words, tmp_path / "none", file], before=network[0][0]) as running:
+                assert running.end() == 2
+            running.expect("no node can run the jobs: .*cgroup controller memory")
+            assert results(tmp_path / "none") == {}
 
 
 def test_a_lost_scheduler_is_said_and_nothing_is_left(machines: Machines, tmp_path: Path) -> None:
