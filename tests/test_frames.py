@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyvisor.cluster import frames
+from tinyvisor.cluster.node import Store
 from tinyvisor.job import Job
 from tinyvisor.spec import Blkio, Spec, Tmpfs, Ulimit, Volume
 from tinyvisor.state import Result
@@ -26,6 +28,10 @@ FULL = Spec(
     readonly_paths=(), umask=0o77, oom_score_adj=5, stop_signal=2, stop_grace_period=1.5, orphan_grace_period=0.5,
     signal_group=True, timeout=2.5, cpu_time=1.25, output_limit=77,
 )  # fmt: skip
+
+
+def nowhere(digest: str) -> Path:
+    raise AssertionError(digest)
 
 
 def test_a_spec_arrives_as_it_was() -> None:
@@ -45,12 +51,29 @@ def test_a_job_arrives_with_its_files(tmp_path: Path) -> None:
     path = tmp_path / "data"
     job = Job(spec=FULL, id="x", stdin=path, files={"a": b"\0\xff", "b": path, "c": b""}, collect=("out", "*.c"))
     ((record, blobs),) = frames.unpack(frames.encode_job(5, job, {path: b"contents"}))
-    key, found = frames.decode_job(record, blobs)
+    key, found = frames.decode_job(record, blobs, nowhere)
     assert key == 5
     assert (found.spec, found.stdin, found.collect) == (FULL, b"contents", ("out", "*.c"))
     assert found.files == {"a": b"\0\xff", "b": b"contents", "c": b""}
     ((record, blobs),) = frames.unpack(frames.encode_job(6, FULL, {}))
-    assert frames.decode_job(record, blobs) == (6, Job(spec=FULL))
+    assert frames.decode_job(record, blobs, nowhere) == (6, Job(spec=FULL))
+    ((record, blobs),) = frames.unpack(frames.encode_job(7, job, {path: "d1gest"}))
+    _, found = frames.decode_job(record, blobs, tmp_path.joinpath)
+    assert found.stdin == tmp_path / "d1gest"
+    assert found.files == {"a": b"\0\xff", "b": tmp_path / "d1gest", "c": b""}
+
+
+def test_a_file_that_comes_in_pieces_is_there_when_it_is_whole_and_right(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    whole = hashlib.sha256(b"one two").hexdigest()
+    for digest, there in ((whole, True), ("0" * 64, False)):
+        for piece, last in ((b"one ", False), (b"two", True)):
+            assert not store.path(digest).exists()
+            ((record, blobs),) = frames.unpack(frames.encode_piece(digest, piece, last=last))
+            store.add(record["digest"], blobs[0], last=record["last"])
+        assert store.path(digest).exists() == there
+    assert [path.name for path in (tmp_path / "store").iterdir()] == [whole]
+    assert store.path(whole).read_bytes() == b"one two"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def write(path: Path, *jobs: dict[str, Any]) -> Path:
 def mixed(directory: Path, count: int) -> list[dict[str, Any]]:
     """Jobs that end in all the ways, and use all that a job can have."""
     (directory / "data.txt").write_text("from a file\n")
+    with (directory / "large").open("wb") as file:
+        file.writelines(number.to_bytes(4, "big") for number in range(2_000_000))
     kinds: list[dict[str, Any]] = [
         {"command": ["true"]},
         {"command": ["sh", "-c", "echo out; echo err >&2; exit 3"]},
@@ -63,6 +65,13 @@ def mixed(directory: Path, count: int) -> list[dict[str, Any]]:
         {"command": ["sleep", "1000"], "timeout": "200ms"},
         {"command": ["python3", "-c", "x = bytearray(1 << 28)"], "mem_limit": "32m"},
         {"command": ["head", "-c", "300000", "/dev/zero"]},
+    ]
+    rare += 4 * [
+        {
+            "command": ["sh", "-c", "sha256sum a; sha256sum"],
+            "files": {"a": {"file": "large"}},
+            "stdin": {"file": "large"},
+        }
     ]
     jobs = [kinds[number % len(kinds)] for number in range(count - len(rare))] + rare
     return [{"id": f"j{number}", **job} for number, job in enumerate(jobs)]
@@ -287,6 +296,7 @@ def test_what_ends_a_batch_ends_its_containers_on_the_nodes(machines: Machines, 
 
 API = """
 import itertools, sys, anyio, distributed
+from pathlib import Path
 from tinyvisor import Job, Spec, open_runtime
 
 async def main(client):
@@ -299,14 +309,19 @@ async def main(client):
                 (n, b"%d\\n" % n, n % 2) for n in range(40)
             ]
             assert not rt.containers
+            path = Path(sys.argv[1])
+            path.write_bytes(bytes(9_000_000))
+            files = [Job(spec=Spec(command=("wc", "-c")), stdin=path) for _ in range(6)]
+            async with rt.map(files, cluster=client, capture_stdout=True) as results:
+                assert {result.stdout async for result in results} == {b"9000000\\n"}
             endless = (Job(spec=Spec(command=("sleep", "1000" if n else "0")), id=str(n)) for n in itertools.count())
             async with rt.map(endless, cluster=client, concurrency=3) as results:
                 assert (await anext(results)).id == "0"
 
 if __name__ == "__main__":
-    keys = dict(zip(("tls_ca_file", "tls_client_cert", "tls_client_key"), sys.argv[2:]))
+    keys = dict(zip(("tls_ca_file", "tls_client_cert", "tls_client_key"), sys.argv[3:]))
     security = distributed.Security(require_encryption=True, **keys)
-    with distributed.Client(scheduler_file=sys.argv[1], security=security) as client:
+    with distributed.Client(scheduler_file=sys.argv[2], security=security) as client:
         anyio.run(main, client, backend="asyncio")
 """
 
@@ -315,12 +330,13 @@ def test_map_in_a_program(machines: Machines, tmp_path: Path) -> None:
     """On asyncio; the command is on trio. Nothing is left when a scope is left early."""
     script = tmp_path / "program.py"
     script.write_text(API)
-    words = [script, machines.file, *machines.certificates[1::2]]
+    words = [script, tmp_path / "large", machines.file, *machines.certificates[1::2]]
     ended = subprocess.run(
         [sys.executable, "-W", "error", *map(str, words)],
         env=environment(), capture_output=True, text=True, timeout=BOUND, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+    assert not list(machines.file.parent.rglob("tinyvisor-*"))
     assert containers() == []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import hashlib
 import itertools
 import os
 import secrets
@@ -38,6 +39,10 @@ CHUNK: Final = 4 << 20
 """Bytes of jobs in one message, but for a single larger job."""
 UNREAD: Final = 32 << 20
 """Bytes of results that wait to be taken; then no node is asked for more."""
+SMALL: Final = 64 << 10
+"""Bytes of a file that goes with each job that needs it; a larger one goes to each node once."""
+REMEMBERED: Final = 10_000
+"""Files whose digests are remembered."""
 BRIEF, LONG = 0.25, 5.0
 """Seconds that a node without results may keep us waiting: while it has room for more jobs, and while it has not."""
 RECONCILE: Final = 10.0
@@ -225,6 +230,8 @@ class _Link:
     Attributes:
         session: its id; made anew with every process of the node.
         hold: the future that keeps the session.
+        outbox: records, and pieces of files, that the node is to get.
+        sent: digests of the files that it has, or will have before anything else.
     """
 
     address: str
@@ -233,6 +240,8 @@ class _Link:
     hold: Any = None
     deaths: int = 0
     label: str = ""
+    outbox: deque[bytes | _Piece] = field(default_factory=deque)
+    sent: set[str] = field(default_factory=set)
 
 
 class _Batch:
@@ -249,6 +258,7 @@ class _Batch:
         self._cluster, self._calls, self._jobs, self._settings = cluster, calls, jobs, settings
         self._send, self._results = send, results
         self._keys = itertools.count()
+        self._files = _Files()
         self._links: dict[str, _Link] = {}
         self._refused: dict[str, str] = {}
         self._opening = 0
@@ -404,6 +414,8 @@ class _Batch:
 
     async def _open(self, link: _Link) -> bool:
         link.session = secrets.token_bytes(8)
+        link.outbox.clear()
+        link.sent.clear()
         self._opening += 1
         try:
             arguments = (_our_version(), self._cluster.slots, self._settings)
@@ -439,14 +451,14 @@ class _Batch:
         for number in itertools.count():
             chunk, count = await self._load(link)
             more = not self._exhausted or self.dispatch.waiting
-            patience = BRIEF if self.dispatch.has_room(link.address) and more else LONG
+            patience = 0.0 if link.outbox else BRIEF if self.dispatch.has_room(link.address) and more else LONG
             state, records, reason = await self._calls.submit(
                 link.address, worker.exchange, link.session, number, chunk, count, more, patience
             )
             self._take(link, records)
             if state != "on":
                 return state, reason
-            while self._size > UNREAD or not (node.held or self._can_take(link)):
+            while self._size > UNREAD or not (node.held or link.outbox or self._can_take(link)):
                 await self._changed.wait()
         raise AssertionError
 
@@ -454,21 +466,37 @@ class _Batch:
         return self.dispatch.waiting and self.dispatch.has_room(link.address)
 
     async def _load(self, link: _Link) -> tuple[bytes, int]:
-        """Jobs for a node. One whose files can't be read has its result at once."""
-        chunk, size = [], 0
-        for ticket in self.dispatch.take(link.address):
-            try:
-                record = frames.encode_job(ticket.key, ticket.job, await _contents(ticket.job))
-            except OSError as error:
-                self.dispatch.finish(link.address, ticket.key)
-                self._give(_verdict(ticket.job, "sandbox_error", f"read {error.filename}: {error.strerror}"))
+        """What goes to a node next, and how many jobs are in it. Files go before the first job that needs them, once."""
+        chunk, size, count = [], 0, 0
+        tickets = self.dispatch.take(link.address)
+        while size < CHUNK:
+            if not link.outbox:
+                ticket = next(tickets, None)
+                if ticket is None:
+                    break
+                await self._pack(link, ticket)
                 continue
+            item = link.outbox.popleft()
+            record = item if isinstance(item, bytes) else await anyio.to_thread.run_sync(item.read)
+            count += isinstance(item, bytes)
             chunk.append(record)
             size += len(record)
-            if size >= CHUNK:
-                break
         self._changed.ring()
-        return b"".join(chunk), len(chunk)
+        return b"".join(chunk), count
+
+    async def _pack(self, link: _Link, ticket: Ticket) -> None:
+        """Puts a job into the node's outbox. One whose files can't be read has its result at once."""
+        try:
+            found = await self._files.contents(ticket.job) if isinstance(ticket.job, Job) else {}
+        except OSError as error:
+            self.dispatch.finish(link.address, ticket.key)
+            self._give(_verdict(ticket.job, "sandbox_error", f"read {error.filename}: {error.strerror}"))
+            return
+        for path, content in found.items():
+            if isinstance(content, str) and content not in link.sent:
+                link.sent.add(content)
+                link.outbox += _pieces(path, content)
+        link.outbox.append(frames.encode_job(ticket.key, ticket.job, found))
 
     def _take(self, link: _Link, records: bytes) -> None:
         took = []
@@ -491,12 +519,55 @@ def _verdict(job: Any, status: Any, reason: str) -> Result:
     return Result(status=status, reason=reason, id=job.id if isinstance(job, Job) else "", job=job)
 
 
-async def _contents(job: Any) -> dict[Path, bytes]:
-    """What the host's files have that a job names."""
-    if not isinstance(job, Job):
-        return {}
-    paths = {value for value in (job.stdin, *job.files.values()) if isinstance(value, Path)}
-    return {path: await anyio.to_thread.run_sync(path.read_bytes) for path in paths}
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Of a file that a node has not."""
+
+    path: Path
+    digest: str
+    at: int
+    last: bool
+
+    def read(self) -> bytes:
+        """Its record. Of a file that was cut short in the meantime it has less, which the node sees by the digest."""
+        piece = b""
+        with contextlib.suppress(OSError), self.path.open("rb") as file:
+            file.seek(self.at)
+            piece = file.read(CHUNK)
+        return frames.encode_piece(self.digest, piece, last=self.last)
+
+
+def _pieces(path: Path, digest: str) -> list[_Piece]:
+    try:
+        size = path.stat().st_size
+    except OSError:  # it was there a moment ago: the job's result will say so
+        size = 0
+    starts = range(0, max(size, 1), CHUNK)
+    return [_Piece(path, digest, at, at == starts[-1]) for at in starts]
+
+
+class _Files:
+    """The files of this host that jobs name: small ones as they are, others by their digest."""
+
+    def __init__(self) -> None:
+        self._digests: dict[tuple[Path, int, int], str] = {}
+
+    async def contents(self, job: Job) -> dict[Path, bytes | str]:
+        """What the job's files have. Raises OSError."""
+        paths = {value for value in (job.stdin, *job.files.values()) if isinstance(value, Path)}
+        return {path: await anyio.to_thread.run_sync(self._content, path) for path in paths}
+
+    def _content(self, path: Path) -> bytes | str:
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno())
+            if found.st_size <= SMALL:
+                return file.read()
+            key = (path, found.st_size, found.st_mtime_ns)
+            if key not in self._digests:
+                if len(self._digests) >= REMEMBERED:
+                    self._digests.clear()
+                self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+            return self._digests[key]
 
 
 async def _each(jobs: Iterable[Spec | Job]) -> AsyncIterator[Spec | Job]:

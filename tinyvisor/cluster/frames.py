@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Final
@@ -155,33 +155,52 @@ def _pairs(value: Any) -> Any:
 # --- Jobs and results. ---
 
 
-def encode_job(key: int, job: Spec | Job, contents: Mapping[Path, bytes]) -> bytes:
+def encode_job(key: int, job: Spec | Job, contents: Mapping[Path, bytes | str]) -> bytes:
     """The record of a job.
 
     Args:
         key: what its result is called by.
-        contents: of the host's files that it names.
+        contents: of the host's files that it names; text is the digest of one that was sent as `encode_piece`.
     """
     spec = job if isinstance(job, Spec) else job.spec
     record: dict[str, Any] = {"key": key, "command": spec.command, "spec": encode_spec(spec)}
     blobs: list[bytes] = []
+
+    def stated(value: bytes | Path) -> str | None:
+        content = value if isinstance(value, bytes) else contents[value]
+        if isinstance(content, str):
+            return content
+        blobs.append(content)
+        return None
+
     if isinstance(job, Job):
         if job.stdin is not None:
-            record["stdin"] = True
-            blobs.append(job.stdin if isinstance(job.stdin, bytes) else contents[job.stdin])
+            record["stdin"] = [stated(job.stdin)]
         if job.files:
-            record["files"] = list(job.files)
-            blobs += (value if isinstance(value, bytes) else contents[value] for value in job.files.values())
+            record["files"] = {path: stated(value) for path, value in job.files.items()}
         if job.collect:
             record["collect"] = job.collect
     return pack(record, blobs)
 
 
-def decode_job(record: Mapping[str, Any], blobs: Sequence[bytes]) -> tuple[int, Job]:
-    """Key and job of a record."""
+def encode_piece(digest: str, piece: bytes, *, last: bool) -> bytes:
+    """The record of a piece of a file, which follows the one before it."""
+    return pack({"digest": digest, "last": last}, [piece])
+
+
+def decode_job(record: Mapping[str, Any], blobs: Sequence[bytes], stored: Callable[[str], Path]) -> tuple[int, Job]:
+    """Key and job of a record.
+
+    Args:
+        stored: gives the file of a digest.
+    """
     rest = iter(blobs)
-    stdin = next(rest) if record.get("stdin") else None
-    files = dict(zip(record.get("files", ()), rest, strict=True))
+
+    def content(digest: str | None) -> bytes | Path:
+        return next(rest) if digest is None else stored(digest)
+
+    stdin = content(record["stdin"][0]) if "stdin" in record else None
+    files = {path: content(digest) for path, digest in record.get("files", {}).items()}
     spec = decode_spec(record["spec"]).with_(command=tuple(record["command"]))
     return record["key"], Job(spec=spec, stdin=stdin, files=files, collect=tuple(record.get("collect", ())))
 

@@ -6,6 +6,7 @@ everything in its containers, when the other end of the socket is closed: howeve
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -36,6 +38,33 @@ def refusal() -> str:
     return "; ".join(f"{check.name}: {check.text} ({check.cure})" for check in found if check.level == "fail")
 
 
+class Store:
+    """Files that jobs share, each by the digest of what it has, in a directory that is its maker's to remove."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._unfinished: dict[str, Any] = {}
+
+    def add(self, digest: str, piece: bytes, *, last: bool) -> None:
+        """The next piece of a file. One that has come whole and has another digest was changed on its way, and is none."""
+        hashed = self._unfinished.setdefault(digest, hashlib.sha256())
+        hashed.update(piece)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        path = self._directory / f"{digest}.part"
+        with path.open("ab") as file:
+            file.write(piece)
+        if last:
+            del self._unfinished[digest]
+            if hashed.hexdigest() == digest:
+                path.rename(self._directory / digest)
+            else:
+                path.unlink()
+
+    def path(self, digest: str) -> Path:
+        """A file that has come. Others have a path, too, and whoever opens it says that there is none."""
+        return self._directory / digest
+
+
 @dataclass(slots=True)
 class _Waiting:
     key: int
@@ -46,7 +75,7 @@ class _Session:
     """The jobs of one batch.
 
     Args:
-        settings: ``slots``, ``memory_budget`` (or None), ``stdout`` and ``stderr`` (captured?).
+        settings: ``slots``, ``memory_budget`` (or None), ``stdout`` and ``stderr`` (captured?), ``directory`` for a `Store`.
     """
 
     def __init__(self, node: _Node, id: bytes, settings: Mapping[str, Any]) -> None:
@@ -54,6 +83,7 @@ class _Session:
         self._slots: int = settings["slots"]
         self._budget: int | None = settings["memory_budget"]
         self._capture = {"capture_stdout": settings["stdout"], "capture_stderr": settings["stderr"]}
+        self._store = Store(Path(settings["directory"]))
         self._waiting: deque[_Waiting] = deque()
         self._running = self._memory = self._untaken = 0
         self._scope = trio.CancelScope()
@@ -76,8 +106,12 @@ class _Session:
         self._scope.cancel()
 
     def add(self, payload: bytes) -> None:
-        """Jobs to run, in their order."""
-        self._waiting.extend(_Waiting(*frames.decode_job(*record)) for record in frames.unpack(payload))
+        """Jobs to run, in their order, and pieces of files."""
+        for record, blobs in frames.unpack(payload):
+            if "digest" in record:
+                self._store.add(record["digest"], blobs[0], last=record["last"])
+            else:
+                self._waiting.append(_Waiting(*frames.decode_job(record, blobs, self._store.path)))
         self._fill()
 
     def taken(self, count: int) -> None:

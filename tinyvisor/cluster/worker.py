@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import distributed
@@ -42,8 +44,8 @@ Reply = tuple[str, bytes, str]
 class _Session:
     """What a node has said to one batch, until it is fetched."""
 
-    def __init__(self, slots: int, key: str) -> None:
-        self.slots, self.key = slots, key
+    def __init__(self, slots: int, key: str, directory: Path) -> None:
+        self.slots, self.key, self.directory = slots, key, directory
         self.results: deque[bytes] = deque()
         self.size = self.held = 0
         self.state, self.reason = "on", ""
@@ -113,7 +115,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
                     self._hang_up_unused(process)
                     return "the node's process has ended" if process.gone.is_set() else "nobody waits for it any more"
                 self._process = process
-                self._sessions[id] = _Session(settings["slots"], key)
+                self._sessions[id] = _Session(settings["slots"], key, Path(settings["directory"]))
                 self._holds[key] = id
                 process.send(frames.frame(frames.OPEN, id, frames.pack(settings)))
         timer = threading.Timer(CLAIM, self._close_unclaimed, (id,))
@@ -161,7 +163,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         return session is None or session.ended.wait(ENDING)
 
     def exchange(self, id: bytes, number: int, jobs: bytes, count: int, more: bool, patience: float) -> Reply:
-        """Gives the node jobs, and waits for results.
+        """Gives the node jobs and pieces of files, and waits for results.
 
         Args:
             number: of the exchange; what was answered to it is answered again.
@@ -177,7 +179,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
                 return session.last[1]
             session.held += count
         process = self._process
-        if count and process is not None:
+        if jobs and process is not None:
             process.send(frames.frame(frames.JOBS, id, jobs))
         enough = session.slots if more else 0
         with self._changed:
@@ -235,6 +237,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         session = self._sessions[id]
         if session.state == "on":
             session.state, session.reason = state, reason
+        shutil.rmtree(session.directory, ignore_errors=True)
         session.ended.set()
         if session.closing:
             self._forget(id)
@@ -367,7 +370,8 @@ def open_session(id: bytes, own: str, key: str, version: str, slots: str | None,
         plugin = _plugin(worker)
         assert plugin is not None
     count = _slots(slots, worker.state.nthreads)
-    why = plugin.open(id, own, key, {**settings, "slots": count})
+    directory = str(Path(worker.local_directory, f"tinyvisor-{id.hex()}"))
+    why = plugin.open(id, own, key, {**settings, "slots": count, "directory": directory})
     return {"why": why, "slots": count, "host": socket.gethostname()}
 
 
