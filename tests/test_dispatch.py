@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvisor.cluster.dispatch import MOST, MOST_LOSSES, Dispatch, Ticket
+from tinyvisor.cluster.dispatch import MESSAGES, MOST, MOST_LOSSES, Dispatch, Ticket
 
 
 def dispatch(*slots: int, jobs: int = 0) -> Dispatch:
@@ -62,7 +63,7 @@ def test_the_length_of_jobs_follows_the_latest() -> None:
     finish_all(made, "n0", 0.001)
     for _ in range(10):
         made.learn("n0", [100.0])
-    assert made.nodes["n0"].capacity == 1
+    assert made.capacity(made.nodes["n0"]) == 1
 
 
 def test_a_node_that_joins_late_is_thought_as_fast_as_the_others() -> None:
@@ -71,6 +72,16 @@ def test_a_node_that_joins_late_is_thought_as_fast_as_the_others() -> None:
     finish_all(made, "n0", 0.01)
     made.join("late", 1)
     assert len(take(made, "late")) > 50
+
+
+def test_many_nodes_send_no_more_messages_than_some_and_have_as_much_to_do_in_between() -> None:
+    few, many = dispatch(*[1] * 10), dispatch(*[1] * 1000)
+    assert len(few.nodes) / few.interval <= MESSAGES
+    assert len(many.nodes) / many.interval == pytest.approx(MESSAGES)
+    for made in (few, many):
+        made.learn("n0", [0.1])
+        node = made.nodes["n0"]
+        assert made.capacity(node) * 0.1 >= 2 * made.interval
 
 
 def test_jobs_are_asked_for_as_there_is_room() -> None:

@@ -50,6 +50,7 @@ def mixed(directory: Path, count: int) -> list[dict[str, Any]]:
             "collect": ["out", "link", "missing"],
         },
         {"command": ["sh", "-c", "kill -TERM $$"]},
+        {"command": ["sh", "-c", "ls /proc/self/fd | wc -l; ls -l /proc/[0-9]*/fd 2>&1 | grep -c socket"]},
         {"command": ["yes"], "output_limit": 1000},
         {"command": ["/no/such/program"]},
         {"command": ["sh", "-c", "echo $VAR; pwd; id -u"], "environment": {"VAR": "ü"}, "user": "65534", "working_dir": "/tmp"},

@@ -453,7 +453,7 @@ class _Batch:
             more = not self._exhausted or self.dispatch.waiting
             patience = 0.0 if link.outbox else BRIEF if self.dispatch.has_room(link.address) and more else LONG
             state, records, reason = await self._calls.submit(
-                link.address, worker.exchange, link.session, number, chunk, count, more, patience
+                link.address, worker.exchange, link.session, number, chunk, count, more, patience, self.dispatch.interval
             )
             self._take(link, records)
             if state != "on":

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-HORIZON: Final = 1.0
-"""Seconds of work that a node is given beyond what it can run at once."""
+INTERVAL: Final = 0.5
+"""Seconds between two messages of a node at least, while it has enough to do."""
+MESSAGES: Final = 200
+"""Messages a second of all nodes together at most: some hundreds are what one scheduler can do."""
 MOST: Final = 2000
 """Jobs that a node has at most, whatever their length, unless it has more slots."""
 MOST_LOSSES: Final = 3
@@ -62,13 +64,6 @@ class Node:
     mean: float | None = None
     draining: bool = False
     finished: int = 0
-
-    @property
-    def capacity(self) -> int:
-        """Jobs that it is to have: those that run, and those that will in the next `HORIZON`."""
-        if self.mean is None:
-            return self.slots
-        return max(self.slots, min(MOST, int(self.slots * (1 + HORIZON / max(self.mean, BRIEFEST)))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +138,23 @@ class Dispatch:
         elif not draining and self.nodes:
             min(self.nodes.values(), key=lambda node: len(node.held)).draining = True
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two messages of a node: the longer, the more nodes there are."""
+        return max(INTERVAL, len(self.nodes) / MESSAGES)
+
     # Jobs.
+
+    def capacity(self, node: Node) -> int:
+        """Jobs that a node is to have: those that it can run at once, and those that it will run in the next two intervals."""
+        if node.mean is None:
+            return node.slots
+        return max(node.slots, min(MOST, int(node.slots * (1 + 2 * self.interval / max(node.mean, BRIEFEST)))))
 
     @property
     def wanted(self) -> int:
         """How many more jobs the nodes have room for."""
-        room = sum(max(0, node.capacity - len(node.held)) for node in self.nodes.values() if not node.draining)
+        room = sum(max(0, self.capacity(node) - len(node.held)) for node in self.nodes.values() if not node.draining)
         return max(0, room - len(self._ready))
 
     @property
@@ -174,7 +180,7 @@ class Dispatch:
                 node.held[ticket.key] = ticket
                 yield ticket
             return
-        while self._ready and len(node.held) < node.capacity:
+        while self._ready and len(node.held) < self.capacity(node):
             ticket = self._ready.popleft()
             node.held[ticket.key] = ticket
             yield ticket
@@ -182,7 +188,7 @@ class Dispatch:
     def has_room(self, name: str) -> bool:
         """Whether `take` would give something were there enough jobs."""
         node = self.nodes[name]
-        return not node.held if node.draining else len(node.held) < node.capacity
+        return not node.held if node.draining else len(node.held) < self.capacity(node)
 
     def finish(self, name: str, key: int) -> Ticket | None:
         """A result has come; None where the job is not that node's."""

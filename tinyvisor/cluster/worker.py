@@ -30,8 +30,6 @@ from tinyvisor.cluster import frames
 NAME: Final = "tinyvisor"
 REPLY: Final = 8 << 20
 """Bytes of results in one reply at most, but for a single larger one."""
-GATHER: Final = 0.5
-"""Seconds that a reply waits for more results while the node has enough to do."""
 CLAIM: Final = 10.0
 """Seconds after which a session ends that nobody holds: who opened it was killed before the next word."""
 ENDING: Final = 30.0
@@ -162,7 +160,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         self.close(id)
         return session is None or session.ended.wait(ENDING)
 
-    def exchange(self, id: bytes, number: int, jobs: bytes, count: int, more: bool, patience: float) -> Reply:
+    def exchange(self, id: bytes, number: int, jobs: bytes, count: int, more: bool, patience: float, gather: float) -> Reply:
         """Gives the node jobs and pieces of files, and waits for results.
 
         Args:
@@ -170,6 +168,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
             count: of the jobs.
             more: the batch has more jobs: the reply should come before the node runs out of them.
             patience: seconds to wait for the first result.
+            gather: seconds to wait for more of them, while the node has enough to do.
         """
         with self._lock:
             session = self._sessions.get(id)
@@ -185,7 +184,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         with self._changed:
             self._changed.wait_for(lambda: session.results or session.state != "on", patience)
             if session.results:
-                self._changed.wait_for(lambda: session.held <= enough or session.size >= REPLY or session.state != "on", GATHER)
+                self._changed.wait_for(lambda: session.held <= enough or session.size >= REPLY or session.state != "on", gather)
             taken = [session.results.popleft()] if session.results else []
             size = sum(map(len, taken))
             while session.results and size + len(session.results[0]) <= REPLY:
@@ -389,12 +388,12 @@ def hold(id: bytes) -> None:
         plugin.hold(id)
 
 
-def exchange(id: bytes, number: int, jobs: bytes, count: int, more: bool, patience: float) -> Reply:
+def exchange(id: bytes, number: int, jobs: bytes, count: int, more: bool, patience: float, gather: float) -> Reply:
     """See `NodePlugin.exchange`."""
     plugin = _plugin(distributed.get_worker())
     if plugin is None:
         return "gone", b"", "the worker was started anew"
-    return plugin.exchange(id, number, jobs, count, more, patience)
+    return plugin.exchange(id, number, jobs, count, more, patience, gather)
 
 
 def end_session(id: bytes) -> bool:
