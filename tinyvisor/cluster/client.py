@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import os
 import secrets
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ class _Calls:
         self.client = client
         self._loop = client.loop.asyncio_loop
         self._done: deque[Callable[[], None]] = deque()
+        self._waking = threading.Lock()
         self._fd = -1
         self._listening = anyio.CancelScope(shield=True)
 
@@ -156,14 +158,15 @@ class _Calls:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        fd, self._fd = self._fd, -1
-        os.close(fd)
+        with self._waking:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
     def post(self, function: Callable[[], None]) -> None:
         """Has `function` called in our loop, from whatever thread."""
         self._done.append(function)
-        if self._fd >= 0:
-            with contextlib.suppress(OSError):  # we have just left
+        with self._waking:  # its number may be another file's as soon as it is closed
+            if self._fd >= 0:
                 os.eventfd_write(self._fd, 1)
 
     async def listen(self) -> None:
@@ -353,14 +356,17 @@ class _Batch:
         """Workers come and go."""
         self._heard = lambda event: self._calls.post(lambda: self._heed(event))
         await self._calls(_subscribe(self._calls.client, self._heard))
+        said = False
         while True:
             present = await self._calls(_workers(self._calls.client))
             for address in self._links.keys() - present:
                 self._lose(address)
             for address in present - self._links.keys():
                 self._meet(address)
-            if not present:
-                self._cluster.say("waiting for workers: the cluster has none")
+            missing = not self.dispatch.nodes and (not present or self._refused.keys() >= present)
+            if missing and not said:
+                self._cluster.say("waiting for workers: the cluster has none that takes jobs")
+            said = missing
             await anyio.sleep(RECONCILE)
 
     def _heed(self, event: Any) -> None:
