@@ -7,6 +7,7 @@ import json
 import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,38 @@ async def test_stop_kills_what_runs_and_the_rest_can_be_resumed(tmp_path: Path) 
     assert sorted(first + again.started, key=int) == [str(n) for n in range(1, 51)]
     assert batch.tally.earlier.total() == len(first)
     assert batch.tally.finished == 50
+
+
+async def test_what_must_not_run_twice_does_not(tmp_path: Path) -> None:
+    """Neither after a failure nor after an interruption, where its result is that nothing is known; once, like all others."""
+
+    def found() -> Iterable[NumberedJob]:
+        return (replace(job, retry="never") if job.id in ("1", "3", "5") else job for job in jobs(6))
+
+    runtime = FakeRuntime(fails("1", status="sandbox_error"))
+    with Journal(tmp_path / "r") as journal:
+        batch = Batch(runtime, stream(found()), Policy(concurrency=1, retries=5), journal=journal)
+
+        async def stop_in_the_third(job: NumberedJob) -> Result:
+            if job.id == "3":
+                batch.stop()
+                await anyio.sleep_forever()
+            return await fails("1", status="sandbox_error")(job)
+
+        runtime.behave = stop_in_the_third
+        await batch.run()
+    assert runtime.started == ["1", "2", "3"]
+    runtime = FakeRuntime()
+    for _ in range(2):
+        with Journal(tmp_path / "r", resume=True) as journal:
+            await run(runtime, found(), Policy(concurrency=1), journal=journal)
+    assert runtime.started == ["4", "5", "6"]
+    lines = {line["id"]: line for line in map(json.loads, (tmp_path / "r").read_bytes().splitlines())}
+    assert {id: line["status"] for id, line in lines.items()} == {
+        "1": "sandbox_error", "2": "ok", "3": "unknown", "4": "ok", "5": "ok", "6": "ok",
+    }  # fmt: skip
+    assert "must not run twice" in lines["3"]["reason"]
+    assert sorted(ids(tmp_path / "r")) == ["1", "2", "3", "4", "5", "6"]
 
 
 async def test_a_bad_source_lets_the_others_finish() -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,7 @@ def test_a_signal_while_stdin_is_silent(batch: Command, runtime: FakeRuntime, st
 STUCK = """
 import sys, anyio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from tests.fake_batch import FakeRuntime
 from tinyvisor.__main__ import main
 from tinyvisor.cli import batchrun
@@ -460,6 +462,8 @@ def test_headline() -> None:
 
 
 def test_the_display_is_two_lines_that_fit() -> None:
+    nodes = replace(SNAPSHOT, nodes=[("a\x1b[2J", 650.4), ("b", 0.25)])
+    assert render(nodes, width=120, colour=False).split("\n")[1] == "2 nodes: 650/s a, 0.2/s b"
     text = render(SNAPSHOT, width=120, colour=False)
     first, second = text.split("\n")
     assert "1,234/20,000" in first

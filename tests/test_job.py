@@ -36,6 +36,8 @@ SPEC = Spec(command=("true",))
         ("collect", "out"),
         ("collect", b"out"),
         ("collect", (5,)),
+        ("retry", "once"),
+        ("retry", None),
     ],
 )
 def test_wrong_values_name_the_field(field: str, value: Any) -> None:

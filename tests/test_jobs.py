@@ -154,6 +154,18 @@ def test_repeat_is_many_jobs(lines: Path) -> None:
     assert len({job.digest for job in found}) == 5
 
 
+def test_retry_never_is_part_of_what_a_job_is(lines: Path) -> None:
+    plain, never = (
+        good(read(lines, '{"command": "a", "id": "x"}')),
+        good(read(lines, '{"command": "a", "id": "x", "retry": "never"}')),
+    )
+    assert [job.retry for job in (*plain, *never)] == ["", "never"]
+    assert plain[0].digest != never[0].digest
+    assert good(read(lines, '{"command": "a"}', Draft(retry="never")))[0].retry == "never"
+    (problem,) = problems(read(lines, '{"command": "a", "retry": "once"}'), lines)
+    assert problem.startswith('1:18: retry: expected never, got "once"')
+
+
 def test_a_big_repeat_is_read_as_it_is_run(lines: Path) -> None:
     lines.write_text('{"command": "a", "repeat": 900000000}')
     found: Iterator[Any] = Reader(environ={}).file(lines)

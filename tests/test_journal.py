@@ -71,6 +71,31 @@ def test_a_file_that_a_json_tool_has_rewritten_is_still_ours(tmp_path: Path) -> 
     assert write(path, [job("a"), job("b"), job("c")], resume=True) == ["c"]
 
 
+def test_what_has_begun_is_known_to_the_next_one(tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    with Journal(path) as journal:
+        assert not journal.begun_path.exists()
+        for name in ("a", "b"):
+            journal.begin(job(name))
+            assert not journal.has_begun(job(name))
+    with journal.begun_path.open("ab") as file:
+        file.write(b"0123")  # torn
+    for _ in range(2):
+        with Journal(path, resume=True) as journal:
+            assert [journal.has_begun(job(name)) for name in "abc"] == [True, True, False]
+    with Journal(path) as journal:
+        assert not journal.begun_path.exists()
+    with Journal(Path("-")) as journal:
+        journal.begin(job("a"))
+
+
+def test_what_can_not_be_written_down_must_not_begin(tmp_path: Path) -> None:
+    with Journal(tmp_path / "results") as journal:
+        journal.begun_path.mkdir()
+        with pytest.raises(TinyvisorError, match=r"results\.begun can't be written"):
+            journal.begin(job("a"))
+
+
 @given(
     ids=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=5), unique=True, max_size=5),
     stdout=st.sampled_from([b"", b"x" * 50, b'\n{"id": "', b"\xff\n"]),

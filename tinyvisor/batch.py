@@ -137,6 +137,10 @@ class Batch:
                 if status is not None:
                     self.tally.skip(status)
                     continue
+                if job.retry == "never" and self._journal is not None and self._journal.has_begun(job):
+                    reason = "it had begun when the batch was interrupted, and must not run twice"
+                    await self._conclude(job, Result(status="unknown", reason=reason, id=job.id, job=job))
+                    continue
                 self._next = job
                 self._changed.ring()
                 while self._next is not None:
@@ -169,6 +173,8 @@ class Batch:
         else:
             self._next = None
             self._taken.ring()
+        if job.retry == "never" and self._journal is not None:
+            self._journal.begin(job)
         self.running[job.index] = job
         self._memory += job.spec.mem_limit or 0
         return job
@@ -176,15 +182,17 @@ class Batch:
     # What comes out.
 
     async def _finish(self, job: NumberedJob, result: Result) -> None:
-        again = result.status in self._policy.retry_on and job.attempt <= self._policy.retries
+        again = result.status in self._policy.retry_on and job.attempt <= self._policy.retries and job.retry != "never"
         if again:
             self._retries.append(job.again())
             self.tally.retried += 1
         del self.running[job.index]
         self._memory -= job.spec.mem_limit or 0
         self._changed.ring()
-        if again:
-            return
+        if not again:
+            await self._conclude(job, result)
+
+    async def _conclude(self, job: NumberedJob, result: Result) -> None:
         await self._write_down(job, result)
         self.tally.add(job, result)
         self._on_finished(job, result)

@@ -22,6 +22,8 @@ class Job:
         files: put into the working directory before it starts, by relative path: contents, or a file of the host.
         collect: relative paths and patterns (``*``, ``?``, ``[...]`` within a name; ``**`` for any directories) of regular
             files to fetch from the working directory afterwards.
+        retry: ``"never"``: it is not run again where it has run, or may have: no retries, and after a crash or the loss of its
+            node its result is ``unknown``. Empty: it may be run again.
 
     With `files` or `collect`, ``spec.working_dir`` (default ``/work``) is an empty directory of the job's own, of
     ``spec.storage_size`` bytes and ``spec.storage_inodes`` files at most, which hides what the root has there.
@@ -35,6 +37,7 @@ class Job:
     stdin: bytes | Path | None = None
     files: Mapping[str, bytes | Path] = field(default_factory=dict)
     collect: tuple[str, ...] = ()
+    retry: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.spec, Spec):
@@ -54,6 +57,8 @@ class Job:
         object.__setattr__(self, "collect", tuple(self.collect))
         for pattern in self.collect:
             _relative("collect", pattern)
+        if self.retry not in ("", "never"):
+            raise SpecError("retry", f'expected "never" or nothing, got {self.retry!r}')
 
 
 def _path(where: str, value: object) -> Path:

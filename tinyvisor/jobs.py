@@ -1,8 +1,8 @@
 """Job files → jobs, one at a time, numbered and checked: YAML, JSON Lines, or a command template and its arguments.
 
-A job says in the spec's names what its container is, and has besides `id`, `stdin`, `files`, `collect` and `repeat`. What it
-does not say comes from its defaults. Nothing is kept of the jobs that were read but a digest of each id, so that an id given
-twice is found. Pure but for reading files.
+A job says in the spec's names what its container is, and has besides `id`, `stdin`, `files`, `collect`, `repeat` and `retry`.
+What it does not say comes from its defaults. Nothing is kept of the jobs that were read but a digest of each id, so that an
+id given twice is found. Pure but for reading files.
 
 YAML files have variables replaced as configuration files do, but not in `stdin` and `files`; JSON Lines are data and are
 taken as they are.
@@ -108,6 +108,7 @@ class Draft:
         fields: of `Spec`, all but ``command``.
         entrypoint, command: one after the other they are the `Spec`'s command.
         repeat: how often it is run, >= 1.
+        retry: as `Job.retry`.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -118,6 +119,7 @@ class Draft:
     files: Mapping[str, Contents] = field(default_factory=dict)
     collect: tuple[str, ...] | None = None
     repeat: int | None = None
+    retry: str | None = None
 
     def over(self, base: Draft) -> Draft:
         """`self`, and where it says nothing `base`. Environment, ulimits and files are joined by name, mounts by target."""
@@ -139,6 +141,7 @@ class Draft:
             files={**base.files, **self.files},
             collect=base.collect if self.collect is None else self.collect,
             repeat=base.repeat if self.repeat is None else self.repeat,
+            retry=base.retry if self.retry is None else self.retry,
         )
 
     @property
@@ -159,6 +162,12 @@ def _repeat(value: Any) -> int:
     if not isinstance(value, str) or not re.fullmatch(r"[0-9]{1,9}", value.strip()) or not int(value):
         raise ValueError(f"expected how often to run it, 1 or more, got {shown(value)}")
     return int(value)
+
+
+def _retry(value: Any) -> str:
+    if value != "never":
+        raise ValueError(f"expected never, got {shown(value)}; how often others are run again is --retries' to say")
+    return "never"
 
 
 def _contents(value: Any) -> Contents:
@@ -235,6 +244,7 @@ class _JobModel(ContainerModel):
     files: dict[str, Annotated[Any, PlainValidator(_contents), _CONTENTS]] | None = None
     collect: Annotated[tuple[Text, ...], Short(_listed, {"type": "string"})] | None = None
     repeat: Annotated[int, PlainValidator(_repeat), WithJsonSchema({"type": "integer"})] | None = None
+    retry: Annotated[str, PlainValidator(_retry), WithJsonSchema({"const": "never"})] | None = None
 
 
 _MADE_OF: Mapping[str, tuple[str, ...]] = {
@@ -267,6 +277,7 @@ class _DraftBuilder(SpecBuilder):
             files={path: self._contents_at(("files", path), contents) for path, contents in (model.files or {}).items()},
             collect=model.collect,
             repeat=model.repeat,
+            retry=model.retry,
         )
 
     def _given_fields(self) -> dict[str, Any]:
@@ -337,6 +348,8 @@ def _digest(shape: _Shape, job: Job) -> bytes:
     for path in sorted(job.files):
         _mix(hashed, path, *_stated(job.files[path]))
     _mix(hashed, "collect", *job.collect)
+    if job.retry:
+        _mix(hashed, "retry", job.retry)
     return bytes(hashed.digest())
 
 
@@ -645,6 +658,7 @@ class Reader:
                     stdin=shape.draft.stdin if own.stdin is None else own.stdin,
                     files=draft.files,
                     collect=(shape.draft.collect if own.collect is None else own.collect) or (),
+                    retry=shape.draft.retry or "",
                     index=index,
                     place=f"{file.path}:{line}",
                 )

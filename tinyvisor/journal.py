@@ -3,6 +3,8 @@
 A line is written at once, in one write(2) to a file opened for appending, so that whatever kills us tears the last line at
 most. Resuming cuts a torn line off; its job runs again. A job counts as done when the file has its digest: the same id, and
 the same command, files, limits and defaults.
+
+Jobs that must not run twice are written down before they start, too, by their digests in a file beside it.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class Journal:
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
         self.done = Digests()
+        self._begun = Digests()
+        self._begun_fd = -1
         try:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
             self._fd = os.dup(1) if path == STDOUT else os.open(path, flags, 0o644)
@@ -82,6 +86,7 @@ class Journal:
             if self.regular:
                 self._lock()
                 self._take_over(resume)
+                self._read_begun(resume)
             elif resume:
                 raise TinyvisorError(f"{path} is not a file: there is nothing in it to resume")
         except BaseException:
@@ -93,6 +98,33 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         os.close(self._fd)
+        if self._begun_fd >= 0:
+            os.close(self._begun_fd)
+
+    @property
+    def begun_path(self) -> Path:
+        """Where the jobs are that have begun and must not run twice; the file is there once there was one."""
+        return self.path.with_name(f"{self.path.name}.begun")
+
+    def begin(self, job: NumberedJob) -> None:
+        """To be called before a job starts that must not run twice.
+
+        Raises:
+            TinyvisorError: it can't be written down; the job must not be started.
+        """
+        if not self.regular:
+            return
+        try:
+            if self._begun_fd < 0:
+                self._begun_fd = os.open(self.begun_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if os.write(self._begun_fd, job.digest.hex().encode() + b"\n") != 2 * WIDTH + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise TinyvisorError(f"{self.begun_path} can't be written: {error.strerror}") from None
+
+    def has_begun(self, job: NumberedJob) -> bool:
+        """Whether `begin` was called for `job` before we were opened, by whoever was interrupted."""
+        return bool(self._begun.get(job.digest))
 
     def status(self, job: NumberedJob) -> str | None:
         """How `job` ended before; None where it has not."""
@@ -143,6 +175,17 @@ class Journal:
                     raise self._foreign(number)
                 self.done.put(digest, STATUSES.index(status) + 1)
                 end += len(line)
+
+    def _read_begun(self, resume: bool) -> None:
+        try:
+            if not resume:
+                self.begun_path.unlink(missing_ok=True)
+            elif self.begun_path.exists():
+                for line in self.begun_path.read_bytes().split(b"\n"):
+                    if re.fullmatch(rb"[0-9a-f]{%d}" % (2 * WIDTH), line):  # not one that was torn
+                        self._begun.put(bytes.fromhex(line.decode()))
+        except OSError as error:
+            raise TinyvisorError(f"{self.begun_path}: {error.strerror}") from None
 
     def _foreign(self, number: int) -> TinyvisorError:
         return TinyvisorError(f"{self.path}:{number}: this is no result of a batch; give another file to --results")

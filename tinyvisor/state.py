@@ -10,9 +10,19 @@ from typing import Any, Literal
 from tinyvisor.units import signal_name as signal_name
 
 Status = Literal[
-    "ok", "nonzero_exit", "signaled", "time_limit", "memory_limit", "output_limit", "pids_limit", "stopped", "sandbox_error"
+    "ok",
+    "nonzero_exit",
+    "signaled",
+    "time_limit",
+    "memory_limit",
+    "output_limit",
+    "pids_limit",
+    "stopped",
+    "sandbox_error",
+    "unknown",
 ]
-"""Why a container ended, from what the kernel said. ``stopped``: we ended it on request."""
+"""Why a container ended, from what the kernel said. ``stopped``: we ended it on request. ``unknown``: of a job that must not
+run twice, where it is not known whether it has run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,9 +51,20 @@ def tinyvisor(
 
 
 class Running:
-    """A command that runs, on pipes or on a terminal; killed when the block is left."""
+    """A command that runs, on pipes or on a terminal; killed when the block is left.
 
-    def __init__(self, words: Sequence[str | Path], *, terminal: bool = False, env: Mapping[str, str] | None = None) -> None:
+    Args:
+        before: words of a program that execs the command, e.g. nsenter.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str | Path],
+        *,
+        terminal: bool = False,
+        env: Mapping[str, str] | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
         self.text = ""
         self._seen = 0
         if terminal:
@@ -64,7 +75,7 @@ class Running:
             self.writer = -1
         self.resize(24, 80)
         self.process = subprocess.Popen(
-            arguments(*words),
+            [*before, *arguments(*words)],
             stdin=theirs if terminal else subprocess.DEVNULL,
             stdout=theirs,
             stderr=theirs,

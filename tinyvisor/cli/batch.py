@@ -17,6 +17,7 @@ from tinyvisor.spec import Spec
 from tinyvisor.state import Status
 
 if TYPE_CHECKING:
+    from tinyvisor.cluster.connect import Credentials, Place
     from tinyvisor.jobs import Draft
 
 
@@ -28,10 +29,16 @@ def parse_concurrency(text: str) -> int:
     return max(1, int(match[1]) * cpus() // 100) if match[2] else int(match[1])
 
 
+def check_concurrency(text: str) -> str:
+    """`text`, where `parse_concurrency` takes it: whose CPUs a percentage is of shows later."""
+    parse_concurrency(text)
+    return text.strip()
+
+
 def parse_statuses(text: str) -> frozenset[str]:
     """``"time_limit,signaled"``."""
     found = frozenset(filter(None, (word.strip() for word in text.split(","))))
-    known = [status for status in get_args(Status) if status != "ok"]
+    known = [status for status in get_args(Status) if status not in ("ok", "unknown")]
     for status in sorted(found.difference(known)):
         raise ValueError(f'"{status}" is not a status; expected some of {", ".join(known)}')
     return found
@@ -44,15 +51,27 @@ def parse_report(text: str) -> Path:
     return Path(text)
 
 
+def _parse_place(text: str) -> Place:
+    from tinyvisor.cluster.connect import parse_place
+
+    return parse_place(text)
+
+
 def cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
+TLS = ("tls_ca_file", "tls_cert", "tls_key")
+
 OPTIONS = (
     click.option("--each", metavar="COMMAND", help="Run COMMAND for every argument, {} being the argument."),
-    click.option("--jobs", "-j", type=Parsed("n|n%", parse_concurrency), help="At once. Default: one per CPU."),
-    click.option("--memory-budget", type=SIZE, help="The memory limits of running jobs together stay below."),
+    click.option("--jobs", "-j", type=Parsed("n|n%", check_concurrency), help="At once (per node). Default: one per CPU."),
+    click.option("--memory-budget", type=SIZE, help="The memory limits of running jobs together stay below (per node)."),
+    click.option("--cluster", type=Parsed("where", _parse_place), help="Run on Dask: tcp://HOST:PORT, FILE or local:N."),
+    click.option("--tls-ca-file", type=FILE, metavar="PEM", help="Of the cluster's certificates."),
+    click.option("--tls-cert", type=FILE, metavar="PEM", help="Ours, for the cluster."),
+    click.option("--tls-key", type=FILE, metavar="PEM", help="Of --tls-cert."),
     click.option("--retries", type=click.IntRange(min=0), default=0, metavar="N", help="More attempts after sandbox_error."),
     click.option("--retry-on", type=Parsed("status,...", parse_statuses), default=frozenset(), help="And after these."),
     click.option("--fail-fast", is_flag=True, help="The first job that is not ok ends the batch."),
@@ -83,6 +102,9 @@ def batch(inputs: tuple[str, ...], **options: Any) -> int:
     With --each COMMAND the arguments, or lines of stdin, are put into COMMAND: {} whole, {.} without extension, {/} the last
     part, {//} the directory, {/.} the last part without extension, {#} the job's number. No shell sees them.
 
+    With --cluster the jobs run on the workers of a Dask cluster, each of which needs tinyvisor: files to read are this
+    machine's, roots and volumes are the nodes'. local:N is N workers on this machine.
+
     A job counts as done for --resume when its id and all it says, defaults included, are as they were. Ctrl-C kills what runs
     and starts nothing more.
 
@@ -95,7 +117,8 @@ def batch(inputs: tuple[str, ...], **options: Any) -> int:
 
     reader = Reader(_base(options), environ=os.environ, warn=_warn(options["quiet"]), memory_budget=options["memory_budget"])
     found = Inputs(reader, inputs, template=_template(options["each"]), skip_invalid=options["skip_invalid"])
-    return run_batch(found, Settings.of(options, concurrency=options["jobs"] or cpus()))
+    concurrency = parse_concurrency(options["jobs"]) if options["jobs"] else cpus()
+    return run_batch(found, Settings.of(options, concurrency=concurrency, credentials=_credentials(options)))
 
 
 def _check_options(inputs: tuple[str, ...], options: Mapping[str, Any]) -> None:
@@ -107,6 +130,17 @@ def _check_options(inputs: tuple[str, ...], options: Mapping[str, Any]) -> None:
         raise click.UsageError("stdin can be read only once")
     if options["verbose"] and options["quiet"]:
         raise click.UsageError("--verbose and --quiet exclude each other")
+    given = [options[name] is not None for name in TLS]
+    if any(given) and (not all(given) or options["cluster"] is None):
+        raise click.UsageError("--tls-ca-file, --tls-cert and --tls-key go together, and with --cluster")
+
+
+def _credentials(options: Mapping[str, Any]) -> Credentials | None:
+    if options["tls_key"] is None:
+        return None
+    from tinyvisor.cluster.connect import Credentials
+
+    return Credentials(*(options[name] for name in TLS))
 
 
 def _base(options: Mapping[str, Any]) -> Draft:

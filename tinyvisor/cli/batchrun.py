@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import trio
 
-from tinyvisor.batch import Batch, Policy
+from tinyvisor.batch import Batch, Policy, Runtime
 from tinyvisor.cli.progress import Board, Snapshot
 from tinyvisor.cli.session import ENDING, heeded
 from tinyvisor.errors import ConfigError, ConfigProblem, TinyvisorError
@@ -27,6 +27,10 @@ from tinyvisor.report import Tally, summary_line, to_html, to_markdown, why
 from tinyvisor.runtime import open_runtime, rootless
 from tinyvisor.state import Result
 from tinyvisor.units import format_duration
+
+if TYPE_CHECKING:
+    from tinyvisor.cluster.client import Cluster
+    from tinyvisor.cluster.connect import Credentials, Place
 
 MOST_PROBLEMS = 100
 """Problems of the input that are told at once."""
@@ -224,18 +228,22 @@ class Settings:
     report: Path | None = None
     verbose: bool = False
     quiet: bool = False
+    memory_budget: int | None = None
+    cluster: Place | None = None
+    credentials: Credentials | None = None
+    jobs: str | None = None
 
     @classmethod
-    def of(cls, options: Mapping[str, Any], *, concurrency: int) -> Settings:
+    def of(cls, options: Mapping[str, Any], *, concurrency: int, credentials: Credentials | None = None) -> Settings:
         policy = Policy(
             concurrency=concurrency,
-            memory_budget=options["memory_budget"],
+            memory_budget=None if options["cluster"] else options["memory_budget"],  # there it is each node's
             retries=options["retries"],
             retry_on=Policy(concurrency=1).retry_on | options["retry_on"],
             fail_fast=options["fail_fast"],
         )
-        names = ("results", "resume", "output_dir", "report", "verbose", "quiet")
-        return cls(policy=policy, **{name: options[name] for name in names})
+        names = ("results", "resume", "output_dir", "report", "verbose", "quiet", "memory_budget", "cluster", "jobs")
+        return cls(policy=policy, credentials=credentials, **{name: options[name] for name in names})
 
 
 def run_batch(inputs: Inputs, settings: Settings) -> int:
@@ -245,16 +253,22 @@ def run_batch(inputs: Inputs, settings: Settings) -> int:
         TinyvisorError: the input, the files to write, or this host are at fault. May come in an `ExceptionGroup`.
     """
     inputs.check(_complain)
-    rootless.enter()
+    if settings.cluster is None:  # else each node does
+        rootless.enter()
     with contextlib.ExitStack() as files:
+        client = None
         journal = outputs = None
         if settings.output_dir is not None:
             outputs = files.enter_context(OutputDir(settings.output_dir, resume=settings.resume))
         if settings.results is not None:
             journal = files.enter_context(Journal(settings.results, resume=settings.resume))
+        if settings.cluster is not None:
+            from tinyvisor.cluster.connect import connected
+
+            client = files.enter_context(connected(settings.cluster, settings.credentials))
         live = not settings.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         with Board(2, live=live, colour=not os.environ.get("NO_COLOR")) as board:
-            session = _Session(inputs, settings, board, journal, outputs)
+            session = _Session(inputs, settings, board, journal, outputs, client)
             try:
                 trio.run(session.run)
             finally:
@@ -281,16 +295,18 @@ class _Session:
     board: Board
     journal: Journal | None
     outputs: OutputDir | None
+    client: Any = None
     tally: Tally = field(default_factory=Tally)
     interrupted: int = 0
     _started: float = 0.0
     _seconds: float = 0.0
+    _cluster: Cluster | None = None
 
     async def run(self) -> None:
         self._started = trio.current_time()
         try:
             with trio.open_signal_receiver(*heeded(ENDING)) as signals:
-                async with open_runtime() as runtime:
+                async with self._runtime() as runtime:
                     batch = Batch(
                         runtime,
                         self.inputs.jobs(),
@@ -309,6 +325,19 @@ class _Session:
         finally:
             self._seconds = trio.current_time() - self._started
 
+    @contextlib.asynccontextmanager
+    async def _runtime(self) -> AsyncIterator[Runtime]:
+        """Where jobs run."""
+        if self.client is None:
+            async with open_runtime() as runtime:
+                yield runtime
+        else:
+            from tinyvisor.cluster.client import Cluster
+
+            budget = self.settings.memory_budget
+            self._cluster = Cluster(self.client, slots=self.settings.jobs, memory_budget=budget, say=self._say)
+            yield self._cluster
+
     async def _heed(self, signals: AsyncIterator[int], batch: Batch) -> None:
         """The first signal kills what runs, the second one does not wait until it is gone: the launcher sees to that."""
         async for number in signals:
@@ -325,11 +354,15 @@ class _Session:
         if not self.board.live:
             return
         seen: deque[tuple[float, int]] = deque([(trio.current_time(), 0)], maxlen=WINDOW)
+        nodes: deque[tuple[float, dict[str, int]]] = deque([(trio.current_time(), {})], maxlen=WINDOW)
         while True:
             await trio.sleep(REFRESH)
             now, done = trio.current_time(), batch.tally.counts.total()
             rate = (done - seen[0][1]) / (now - seen[0][0])
             seen.append((now, done))
+            then, before = nodes[0]
+            current = {node.label: node.finished for node in self._cluster.nodes} if self._cluster else {}
+            nodes.append((now, current))
             names = [describe(job) for _, job in zip(range(SHOWN), batch.running.values(), strict=False)]
             self.board.show(
                 Snapshot(
@@ -340,6 +373,7 @@ class _Session:
                     counts=batch.tally.by_status(),
                     running=len(batch.running),
                     names=names,
+                    nodes=[(label, (count - before.get(label, 0)) / (now - then)) for label, count in current.items()],
                 )
             )
 

@@ -37,6 +37,7 @@ class Snapshot:
         rate: jobs per second, lately.
         counts: (status, jobs).
         running: how many run; `names` are some of them.
+        nodes: of a cluster, what each is called and its jobs per second, lately.
     """
 
     finished: int
@@ -46,16 +47,30 @@ class Snapshot:
     counts: Sequence[tuple[str, int]]
     running: int
     names: Sequence[str]
+    nodes: Sequence[tuple[str, float]] = ()
 
 
 def headline(snapshot: Snapshot) -> str:
     """``1,234/20,000  1,310/s  ETA 14s``."""
     of = f"/{snapshot.total:,}" if snapshot.total is not None else ""
-    rate = f"{snapshot.rate:,.0f}/s" if snapshot.rate >= 10 else f"{snapshot.rate:.1f}/s"
-    parts = [f"{snapshot.finished:,}{of}", rate, format_duration(snapshot.seconds)]
+    parts = [f"{snapshot.finished:,}{of}", _rate(snapshot.rate), format_duration(snapshot.seconds)]
     if snapshot.total is not None and snapshot.rate:
         parts.append(f"ETA {format_duration(max(0, snapshot.total - snapshot.finished) / snapshot.rate)}")
     return "  ".join(parts)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+
+def underline(snapshot: Snapshot) -> str:
+    """What runs; of a cluster, where: ``2 nodes: 650/s a, 652/s b``."""
+    if snapshot.nodes:
+        count = len(snapshot.nodes)
+        each = ", ".join(f"{_rate(rate)} {name}" for name, rate in snapshot.nodes)
+        return f"{count} node{'s' if count != 1 else ''}: {each}"
+    more = ", …" if snapshot.running > len(snapshot.names) else ""
+    return f"{snapshot.running} running: {', '.join(snapshot.names)}{more}"
 
 
 def render(snapshot: Snapshot, *, width: int, colour: bool) -> str:
@@ -71,9 +86,8 @@ def render(snapshot: Snapshot, *, width: int, colour: bool) -> str:
         cells.append(Text(f"{count:,} {status}", style=_STYLES.get(status, "red"), no_wrap=True))
     bar = ProgressBar(total=snapshot.total or None, completed=snapshot.finished, width=20) if snapshot.total else Text("")
     grid.add_row(bar, *cells)
-    names = ", ".join(clean(name.encode("utf-8", "replace"), colour=False) for name in snapshot.names)
-    more = ", …" if snapshot.running > len(snapshot.names) else ""
-    running = Text(f"{snapshot.running} running: {names}{more}", style="dim", no_wrap=True, overflow="ellipsis")
+    below = clean(underline(snapshot).encode("utf-8", "replace"), colour=False)
+    running = Text(below, style="dim", no_wrap=True, overflow="ellipsis")
     out = io.StringIO()
     console = Console(
         file=out, width=max(width, 20), force_terminal=colour, no_color=not colour, highlight=False, legacy_windows=False

@@ -564,6 +564,7 @@ class Runtime:
         concurrency: int | None = None,
         capture_stdout: bool = False,
         capture_stderr: bool = False,
+        cluster: Any = None,
     ) -> AbstractAsyncContextManager[Results[Result]]:
         """Runs many jobs, each in a fresh container, as a scope: ``async with rt.map(jobs) as results: async for r in results``.
 
@@ -572,31 +573,50 @@ class Runtime:
 
         Args:
             jobs: may be endless, may be async.
-            concurrency: how many run at once, > 0; default twice the number of CPUs.
+            concurrency: how many run at once, > 0; default twice the number of CPUs. With a cluster it is for each worker, and
+                by default its number of threads.
             capture_stdout, capture_stderr: as in `run`.
+            cluster: a connected `distributed.Client`: the jobs run on its workers and not here, as `cluster.client.Cluster.map`
+                says.
 
         Raises:
             HostError, LauncherDied, and what the source raises: out of the iteration, when nothing runs any more. A job that
                 could not be started (`LaunchError`, `SpecError`) is a result with the status ``sandbox_error``.
         Cancellation, and leaving the scope: kills what runs.
         """
+        if concurrency is not None:
+            _check_count("concurrency", concurrency, 1)
+        if cluster is not None:
+            from tinyvisor.cluster.client import Cluster
+
+            workers = Cluster(cluster, slots=None if concurrency is None else str(concurrency))
+            return workers.map(jobs, capture_stdout=capture_stdout, capture_stderr=capture_stderr)
         concurrency = 2 * len(os.sched_getaffinity(0)) if concurrency is None else concurrency
-        _check_count("concurrency", concurrency, 1)
 
         async def run(item: Spec | Job) -> Result:
-            job = item if isinstance(item, Job) else None
-            spec = job.spec if job else item
-            if not isinstance(spec, Spec):
-                raise SpecError("jobs", f"expected Spec or Job objects, got {item!r}")
-            one = Run(spec=spec, capture_stdout=capture_stdout, capture_stderr=capture_stderr, job=item)
-            if job is not None:
-                one.id, one.stdin, one.files, one.collect = job.id, job.stdin, job.files, job.collect
-            try:
-                return await self._run(one)
-            except (ContainerError, SpecError) as exc:
-                return Result(status="sandbox_error", reason=str(exc), id=one.id, job=item)
+            return await self.run_job(item, capture_stdout=capture_stdout, capture_stderr=capture_stderr)
 
         return open_results(run, jobs, concurrency)
+
+    async def run_job(self, item: Spec | Job, *, capture_stdout: bool = False, capture_stderr: bool = False) -> Result:
+        """What `map` does with each of its jobs.
+
+        Raises:
+            HostError, LauncherDied: as `map`; nothing of the job has run, or is left.
+            SpecError: it is no job.
+        Cancellation: as `run`.
+        """
+        job = item if isinstance(item, Job) else None
+        spec = job.spec if job else item
+        if not isinstance(spec, Spec):
+            raise SpecError("jobs", f"expected Spec or Job objects, got {item!r}")
+        one = Run(spec=spec, capture_stdout=capture_stdout, capture_stderr=capture_stderr, job=item)
+        if job is not None:
+            one.id, one.stdin, one.files, one.collect = job.id, job.stdin, job.files, job.collect
+        try:
+            return await self._run(one)
+        except (ContainerError, SpecError) as exc:
+            return Result(status="sandbox_error", reason=str(exc), id=one.id, job=item)
 
     @contextlib.asynccontextmanager
     async def working_directory(

@@ -1,0 +1,143 @@
+"""A node's session over a runtime that only waits: what runs at once, and what waits for what."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+import trio.testing
+
+from tinyvisor.cluster import frames
+from tinyvisor.cluster.node import UNTAKEN, _Session
+from tinyvisor.errors import HostError
+from tinyvisor.job import Job
+from tinyvisor.spec import Spec
+from tinyvisor.state import Result
+
+ID = b"8 bytes."
+
+
+class FakeNode:
+    """What a session asks of its node and its runtime. A job runs until the test lets it end."""
+
+    def __init__(self) -> None:
+        self.runtime = self
+        self.running: dict[str, trio.Event] = {}
+        self.said: list[tuple[int, bytes]] = []
+        self.output = b""
+
+    def send(self, data: bytes) -> None:
+        _, kind, _ = frames.HEADER.unpack_from(data)
+        self.said.append((kind, data[frames.HEADER.size :]))
+
+    async def run_job(self, job: Job, **more: Any) -> Result:
+        name = job.spec.command[0]
+        if name == "unfit":
+            raise HostError("cgroup controller memory", "mount it")
+        self.running[name] = trio.Event()
+        try:
+            await self.running[name].wait()
+        finally:
+            del self.running[name]
+        return Result(status="ok", exit_code=0, stdout=self.output, job=job)
+
+    async def end(self, name: str) -> None:
+        self.running[name].set()
+        await trio.testing.wait_all_tasks_blocked()
+
+
+@asynccontextmanager
+async def session(node: FakeNode, **settings: Any) -> AsyncIterator[_Session]:
+    given = {"slots": 2, "memory_budget": None, "stdout": True, "stderr": False, "directory": "/nowhere"} | settings
+    async with trio.open_nursery() as nursery:
+        made = _Session(node, ID, given)  # type: ignore[arg-type]
+        nursery.start_soon(made.run)
+        yield made
+        made.close()
+    assert node.running == {}
+    assert node.said[-1] == (frames.CLOSED, b"")
+
+
+async def add(made: _Session, *names: str, **spec: Any) -> None:
+    jobs = (Spec(command=(name,), **spec) for name in names)
+    made.add(b"".join(frames.encode_job(ord(job.command[0][0]), job, {}) for job in jobs))
+    await trio.testing.wait_all_tasks_blocked()
+
+
+def test_slots_and_order() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        async with session(node) as made:
+            await add(made, "a", "b", "c", "d")
+            assert list(node.running) == ["a", "b"]
+            await node.end("b")
+            assert list(node.running) == ["a", "c"]
+            ((record, _),) = frames.unpack(node.said[0][1])
+            assert record["key"] == ord("b")
+
+    trio.run(main)
+
+
+def test_memory_budget() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        async with session(node, slots=9, memory_budget=100) as made:
+            await add(made, "a", "b", "c", mem_limit=50)
+            assert list(node.running) == ["a", "b"]
+            await add(made, "big", mem_limit=500)
+            await node.end("a")
+            assert list(node.running) == ["b", "c"]
+            await node.end("b")
+            await node.end("c")
+            assert list(node.running) == ["big"], "alone"
+
+    trio.run(main)
+
+
+def test_results_that_nobody_takes_hold_up_what_comes_next() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        node.output = bytes(UNTAKEN)
+        async with session(node, slots=1) as made:
+            await add(made, "a", "b")
+            await node.end("a")
+            assert list(node.running) == []
+            made.taken(len(node.said[0][1]))
+            await trio.testing.wait_all_tasks_blocked()
+            assert list(node.running) == ["b"]
+
+    trio.run(main)
+
+
+def test_a_job_that_the_host_can_not_run_ends_the_session() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        async with session(node) as made:
+            await add(made, "a", "unfit")
+        assert node.said[0] == (frames.UNFIT, b"cgroup controller memory; mount it")
+
+    trio.run(main)
+
+
+def test_a_file_that_has_not_come_is_named(tmp_path: Path) -> None:
+    """Its job gets a path of which the runtime says that nothing is there."""
+
+    async def main() -> None:
+        node = FakeNode()
+        seen: list[Job] = []
+
+        async def run_job(job: Job, **more: Any) -> Result:
+            seen.append(job)
+            return Result(status="ok")
+
+        node.run_job = run_job  # type: ignore[method-assign]
+        async with session(node, directory=str(tmp_path / "store")) as made:
+            job = Job(spec=Spec(command=("a",)), stdin=Path("/elsewhere"))
+            made.add(frames.encode_job(1, job, {Path("/elsewhere"): "d1gest"}))
+            await trio.testing.wait_all_tasks_blocked()
+        assert seen[0].stdin == tmp_path / "store" / "d1gest"
+
+    trio.run(main)
