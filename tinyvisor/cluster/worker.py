@@ -84,13 +84,13 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
     def transition(self, key: Any, start: Any, finish: Any, **more: Any) -> None:
         """Nobody wants a session any more: its containers are killed now."""
         over = finish in ("cancelled", "released", "forgotten", "error")
-        if key in self._holds:
+        if (id := self._holds.get(key)) is not None:
             if over:
-                self.close(self._holds[key])
+                self.close(id)
             else:
-                self._claimed.add(self._holds[key])
-        elif over and key in self._opening:
-            self._close_unclaimed(self._opening.pop(key))
+                self._claimed.add(id)
+        elif over and (id := self._opening.pop(key, None)) is not None:
+            self._close_unclaimed(id)
 
     # Sessions.
 
@@ -103,23 +103,34 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         """
         self._opening[own] = id
         with self._starting:
-            process = self._process
-            if process is None:
+            known = self._process
+            process = known or _Process(self)
+            if process.refusal:
+                return process.refusal
+            begun = self._begin(process, id, own, key, settings)
+            if not begun and process is known:  # it has just ended
                 process = _Process(self)
-                if process.refusal:
-                    return process.refusal
-            with self._lock:
-                if process.gone.is_set() or own not in self._opening:
-                    self._hang_up_unused(process)
-                    return "the node's process has ended" if process.gone.is_set() else "nobody waits for it any more"
-                self._process = process
-                self._sessions[id] = _Session(settings["slots"], key, Path(settings["directory"]))
-                self._holds[key] = id
-                process.send(frames.frame(frames.OPEN, id, frames.pack(settings)))
+                begun = self._begin(process, id, own, key, settings)
+            if not begun:
+                return process.refusal or f"the node's process ended with {process.describe()}"
         timer = threading.Timer(CLAIM, self._close_unclaimed, (id,))
         timer.daemon = True
         timer.start()
         return ""
+
+    def _begin(self, process: _Process, id: bytes, own: str, key: str, settings: Mapping[str, Any]) -> bool:
+        """Whether the process is there to begin a session. Where nobody waits for that any more, it is as good as ended."""
+        with self._lock:
+            if process.gone or process.refusal:
+                return False
+            if own not in self._opening:
+                self._hang_up_unused(process)
+                return True
+            self._process = process
+            self._sessions[id] = _Session(settings["slots"], key, Path(settings["directory"]))
+            self._holds[key] = id
+            process.send(frames.frame(frames.OPEN, id, frames.pack(settings)))
+            return True
 
     def _hang_up_unused(self, process: _Process) -> None:
         if all(session.ended.is_set() for session in self._sessions.values()):
@@ -222,6 +233,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
     def hung_up(self, process: _Process) -> None:
         """The node's process has ended."""
         with self._changed:
+            process.gone = True
             if self._process is process:
                 self._process = None
                 self._end_all(f"the node's process ended with {process.describe()}")
@@ -252,12 +264,12 @@ class _Process:
 
     Attributes:
         refusal: why no container can run here; then it has ended.
-        gone: set once it has ended.
+        gone: it has ended, and its sessions with it.
     """
 
     def __init__(self, plugin: NodePlugin) -> None:
         self._plugin = plugin
-        self.gone = threading.Event()
+        self.gone = False
         self._sending = threading.Lock()
         ours, theirs = socket.socketpair()
         self._socket = ours
@@ -302,7 +314,6 @@ class _Process:
         while (word := self._next()) is not None:
             self._plugin.heed(*word)
         self.describe()
-        self.gone.set()
         self._plugin.hung_up(self)
         self._reader.close()
         self._socket.close()
