@@ -344,7 +344,7 @@ for path in ("/usr/bin/env", "/bin/sh", "/usr/bin/whoami", "/etc/passwd"):
     Attack(
         "devices",
         "makes nodes of a disk, /dev/mem and /dev/net/tun, on a file system of its own where it can, and opens them",
-        "no CAP_MKNOD; nodev on all that can be written",
+        "no CAP_MKNOD; nodev on all that can be written; a BPF program on the cgroup",
         """
 disk = os.makedev(259, 0)
 for line in list(open("/proc/partitions"))[2:3]:

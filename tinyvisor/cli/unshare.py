@@ -12,9 +12,9 @@ from tinyvisor.errors import TinyvisorError
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 def unshare(command: tuple[str, ...]) -> None:
-    """Run COMMAND as root of your user namespace: programs that use tinyvisor's API, and a look at files with its ids.
+    """Run a program as root of your user namespace, without being root.
 
-    As root it is just run.
+    For programs that use tinyvisor's API, and for looking at files whose owners are among your ids. As root it is just run.
     """
     from tinyvisor.runtime.rootless import enter
 
