@@ -93,6 +93,7 @@ def the_host_is_unharmed() -> Iterator[None]:
 # ---- PID 1 ----
 
 
+@pytest.mark.hostroot
 async def test_init_holds_no_right_and_no_fd_of_the_host(shared: Runtime) -> None:
     """PID 1 has CAP_KILL, a signalfd and a socket, and in its mounts there is nothing that could be written."""
     async with waiting(shared, **LIMITS) as container:
