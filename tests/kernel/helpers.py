@@ -21,6 +21,9 @@ from tinyvisor.state import Exit
 BOUND = 60.0 * SLOWNESS
 """Seconds after which a test gives up; nothing waits for it to pass."""
 
+ON_TRIO = pytest.mark.parametrize("anyio_backend", ["trio"], scope="module")
+"""For modules that are about what a container can do, and not about the API: that runs on both event loops elsewhere."""
+
 BUSYBOX = Path("/bin/busybox")
 APPLETS = (
     "cat", "chmod", "cp", "dd", "df", "echo", "env", "head", "hostname", "id", "ls", "mkdir", "mount", "ps", "pwd", "readlink",

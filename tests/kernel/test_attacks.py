@@ -25,12 +25,25 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.kernel.helpers import BOUND, busybox_root, cgroups, python, read_until, run, shell, skip, status, waiting, workload
+from tests.kernel.helpers import (
+    BOUND,
+    ON_TRIO,
+    busybox_root,
+    cgroups,
+    python,
+    read_until,
+    run,
+    shell,
+    skip,
+    status,
+    waiting,
+    workload,
+)
 from tinyvisor.errors import LaunchError, SpecError, TinyvisorError
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
 from tinyvisor.spec import Spec, Ulimit, Volume
 
-pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
+pytestmark = [pytest.mark.kernel, pytest.mark.anyio, ON_TRIO]
 
 LIMITS: dict[str, Any] = {"pids_limit": 64, "mem_limit": 256 << 20}
 SECRET = "correct-horse-battery-staple"

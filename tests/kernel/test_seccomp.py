@@ -14,14 +14,14 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.kernel.helpers import BOUND, python, read_until, run, shell, skip, status, waiting, workload
+from tests.kernel.helpers import BOUND, ON_TRIO, python, read_until, run, shell, skip, status, waiting, workload
 from tests.kernel.test_attacks import PRELUDE
 from tinyvisor.errors import SpecError
 from tinyvisor.runtime import PIPE, Runtime
 from tinyvisor.runtime.syscall_numbers import NUMBERS
 from tinyvisor.spec import DEFAULT_NAMESPACES, Spec, Volume
 
-pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
+pytestmark = [pytest.mark.kernel, pytest.mark.anyio, ON_TRIO]
 
 LIMITS: dict[str, Any] = {"pids_limit": 64, "mem_limit": 1 << 30}
 NUMBER = NUMBERS.get(os.uname().machine, NUMBERS["x86_64"])

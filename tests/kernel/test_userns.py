@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.kernel.helpers import BOUND, namespace, python, read_until, run, shell, skip, status, waiting, workload
+from tests.kernel.helpers import BOUND, ON_TRIO, namespace, python, read_until, run, shell, skip, status, waiting, workload
 from tests.kernel.test_attacks import PRELUDE
 from tinyvisor.errors import HostError, SpecError
 from tinyvisor.places import run_directory
@@ -26,7 +26,7 @@ from tinyvisor.runtime.idmap import IDS, Ranges
 from tinyvisor.runtime.leases import Leases, read_ranges
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Volume
 
-pytestmark = [pytest.mark.kernel, pytest.mark.hostroot, pytest.mark.anyio]
+pytestmark = [pytest.mark.kernel, pytest.mark.hostroot, pytest.mark.anyio, ON_TRIO]
 
 LIMITS: dict[str, Any] = {"pids_limit": 64, "mem_limit": 256 << 20}
 ALL: dict[str, Any] = {"capabilities": frozenset(CAPABILITIES), "seccomp": "unconfined", **LIMITS}
