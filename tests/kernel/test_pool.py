@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from tests.kernel.helpers import BOUND, cgroups, until, wait_for_the_end_of
+from tests.kernel.helpers import BOUND, cgroups, status, until, wait_for_the_end_of
 from tests.kernel.test_capture import no_fd_is_left
 from tinyvisor.errors import LauncherDied, LaunchError, RunFailed, SpecError
 from tinyvisor.runtime import Runtime, open_runtime
@@ -39,9 +39,11 @@ async def parked(runtime: Runtime, size: int) -> list[int]:
 
 
 def _has_child(pid: int) -> bool:
+    """And not only one that makes its namespaces, and is killed: the workload is process 2 of the container."""
     try:
-        return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-    except OSError:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return bool(children) and status(children[0])["NSpid"].split()[-1] == "2"
+    except (OSError, KeyError):
         return False
 
 
