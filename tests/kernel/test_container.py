@@ -25,6 +25,7 @@ import pytest
 
 from tests.kernel.helpers import (
     BOUND,
+    ON_TRIO,
     cgroups,
     ids_of,
     namespace,
@@ -47,7 +48,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
+pytestmark = [pytest.mark.kernel, pytest.mark.anyio, ON_TRIO]
 
 NOTHING = "0000000000000000"
 FATAL = sorted(set(range(1, 65)) - {signal.SIGCHLD, signal.SIGCONT, *range(signal.SIGSTOP, signal.SIGTTOU + 1), 23, 28})

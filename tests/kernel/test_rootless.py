@@ -215,7 +215,7 @@ def test_the_program_that_uses_the_api(user: User) -> None:
     assert str(GROUP) not in ok(user.tinyvisor("run", "--", "cat", "/proc/self/status", timeout=BOUND))
 
 
-@pytest.mark.parametrize("module", ["test_container.py", "test_attacks.py"])
+@pytest.mark.parametrize("module", ["test_attacks.py"])
 def test_what_holds_for_root_holds_here(user: User, module: str) -> None:
     """The tests of the whole, but for those that need root of the host, once more; with trio alone, to save time."""
     pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={user.home}/pytest", "-k", "not asyncio"]
