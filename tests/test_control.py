@@ -248,6 +248,16 @@ async def test_exec_gets_the_callers_own_fds(tmp_path: Path) -> None:
             os.close(reading)
 
 
+async def test_a_terminal_can_be_handed_to_a_socket_only(tmp_path: Path) -> None:
+    async with rig(tmp_path, service("a")) as r, r.connect() as stream:
+        with open(os.devnull) as null, socket.socket(fileno=os.dup(stream.socket.fileno())) as raw:
+            body = request("POST", "/v1/services/a/exec", b'{"command": ["x"], "terminal": [30, 100]}')
+            socket.send_fds(raw, [body], [null.fileno()])
+        answer = await read_all(stream)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert b"the fd is no socket" in answer
+
+
 async def test_exec_hands_out_the_other_side_of_a_terminal(tmp_path: Path) -> None:
     script = Script(exec=lambda seconds, command: (0.0, failure(4), b"on a screen"))
     async with rig(tmp_path, service("a"), scripts={"a": [script]}) as r, r.connect() as stream:

@@ -20,6 +20,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     files: dict[str, str] = {}
     monkeypatch.setattr(rootless, "_read", lambda path, missing="": files.get(path, missing))
     monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("threading.active_count", lambda: 1)  # of other tests some may be left
     return files
 
 

@@ -481,6 +481,8 @@ class Control:
             raise Refused(400, "terminal: expected [rows, columns]")
         if len(request.fds) not in ((1,) if terminal else (0, STDIO)):
             raise Refused(400, "expected one fd, a socket" if terminal else f"expected {STDIO} fds or none")
+        if terminal and not stat.S_ISSOCK(os.fstat(request.fds[0]).st_mode):
+            raise Refused(400, "terminal: the fd is no socket")
         running = [it for it in self._supervisor.containers((request.name,)).values() if it is not None]
         if not running:
             raise Refused(409, f"{request.name} is not running")

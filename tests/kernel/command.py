@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -16,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.conftest import SLOWNESS
 
@@ -48,6 +50,19 @@ def tinyvisor(
         cwd=cwd,
         check=False,
     )
+
+
+def results(path: Path) -> dict[str, dict[str, Any]]:
+    """What a batch has written, by id: one line for each job."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({each["id"] for each in found}) == len(found)
+    return {each["id"]: each for each in found}
+
+
+def write(path: Path, *jobs: dict[str, Any]) -> Path:
+    """Jobs as JSON Lines."""
+    path.write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    return path
 
 
 class Running:

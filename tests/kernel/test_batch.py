@@ -8,24 +8,12 @@ import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.kernel.command import BOUND, Running, arguments, environment, tinyvisor
+from tests.kernel.command import BOUND, Running, arguments, environment, results, tinyvisor, write
 
 pytestmark = pytest.mark.kernel
-
-
-def results(path: Path) -> dict[str, dict[str, Any]]:
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len({each["id"] for each in found}) == len(found)
-    return {each["id"]: each for each in found}
-
-
-def write(path: Path, *jobs: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(job) + "\n" for job in jobs))
-    return path
 
 
 def test_a_batch_from_yaml(tmp_path: Path) -> None:

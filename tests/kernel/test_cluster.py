@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -16,23 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.command import BOUND, Running, environment, tinyvisor
+from tests.kernel.command import BOUND, Running, environment, results, tinyvisor, write
 
 pytestmark = pytest.mark.kernel
 
 VARYING = frozenset({"wall", "cpu_user", "cpu_system", "memory_peak", "pids_peak"})
 """What differs from run to run."""
-
-
-def results(path: Path) -> dict[str, dict[str, Any]]:
-    found = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len({each["id"] for each in found}) == len(found)
-    return {each["id"]: each for each in found}
-
-
-def write(path: Path, *jobs: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(job) + "\n" for job in jobs))
-    return path
 
 
 def mixed(directory: Path, count: int) -> list[dict[str, Any]]:

@@ -174,29 +174,42 @@ def read_layout() -> Layout:
     return detect(mountinfo, self_cgroup, _read(f"{layout.unified}/cgroup.controllers"), root=root)
 
 
-def settle() -> Callable[[], None] | None:
-    """Moves this process, where it is alone in a v2 cgroup that was delegated to it, to a child `LEAF`: a cgroup with processes
-    has no children with controllers. None where that is not so; else what takes it back, at the end, so that nothing is left.
-    """
-    layout = read_layout()
-    own = next((item.own for item in layout.hierarchies if item.version == 2), None)
-    if own is None or not os.access(f"{own}/cgroup.procs", os.W_OK) or not os.access(own, os.W_OK):
-        return None
-    if not occupied(own) or _pids(f"{own}/cgroup.procs") != {os.getpid()} or own.endswith(f"/{LEAF}"):
-        return None
-    leaf = f"{own}/{LEAF}"
-    with suppress(FileExistsError):  # of who was killed
-        os.mkdir(leaf, 0o755)
-    _write(f"{leaf}/cgroup.procs", "0")
+@contextmanager
+def settled(layout: Layout) -> Iterator[None]:
+    """While it lasts, this process is in a child `LEAF` of its v2 cgroup, where that was delegated to it and it is alone in it: a
+    cgroup with processes has no children with controllers. Nothing is left afterwards; by kill -9 the empty child is, which the
+    next one takes over."""
+    hierarchy = next((item for item in layout.hierarchies if item.version == 2 and "pids" in item.controllers), None)
+    if hierarchy is None or hierarchy.own is None:
+        yield
+        return
+    top = hierarchy.directory
+    if can_settle(top):
+        with suppress(FileExistsError):
+            os.mkdir(f"{top}/{LEAF}", 0o755)
+        _write(f"{top}/{LEAF}/cgroup.procs", "0")
+    try:
+        yield
+    finally:
+        _leave(top)
 
-    def leave() -> None:
-        with suppress(OSError):  # another of ours is there now
-            for name in _read(f"{own}/cgroup.subtree_control").split():
-                _write(f"{own}/cgroup.subtree_control", f"-{name}")
-            _write(f"{own}/cgroup.procs", "0")
-            os.rmdir(leaf)
 
-    return leave
+def can_settle(directory: str) -> bool:
+    """Whether `settled` would move us."""
+    if places.privileged() or not os.access(directory, os.W_OK) or not os.access(f"{directory}/cgroup.procs", os.W_OK):
+        return False
+    return occupied(directory) and _pids(f"{directory}/cgroup.procs") == {os.getpid()}
+
+
+def _leave(top: str) -> None:
+    leaf = f"{top}/{LEAF}"
+    if _pids(f"{leaf}/cgroup.procs") != {os.getpid()}:  # we are not there, or another is, who needs it
+        return
+    with suppress(OSError):  # EBUSY: so does another runtime of this process
+        for name in _read(f"{top}/cgroup.subtree_control").split():
+            _write(f"{top}/cgroup.subtree_control", f"-{name}")
+        _write(f"{top}/cgroup.procs", "0")
+        os.rmdir(leaf)
 
 
 def _hierarchy(mount: _Mount, own: Mapping[str, str], v2_controllers: str, root: bool) -> Hierarchy | None:

@@ -36,6 +36,7 @@ from tinyvisor.runtime.cgroup import (
     limit_writes,
     read_stats,
     read_usage,
+    settled,
     sweep,
 )
 from tinyvisor.runtime.container import Container
@@ -178,6 +179,7 @@ class Runtime:
         if os.geteuid() != 0:
             raise HostError("containers need root, or a user namespace", "start the program by `tinyvisor unshare PROGRAM`")
         stack, locks = self._stack, run_directory()
+        stack.enter_context(settled(self.host.layout))
         with _state_in(locks):
             self._lock = stack.enter_context(ProjectLock(locks, self.name))
         sweep(self.host.layout, locks, mine=self.name)

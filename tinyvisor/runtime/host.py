@@ -17,6 +17,7 @@ from tinyvisor.places import owner, privileged, run_directory
 from tinyvisor.runtime import devices, syscalls
 from tinyvisor.runtime.cgroup import (
     Layout,
+    can_settle,
     cure_for_occupied,
     cure_for_read_only,
     missing_controller,
@@ -318,7 +319,7 @@ def _check_cgroups(host: Host) -> Iterator[Check]:
         elif not _writable(controller.directory):
             text = f"v{controller.version}, {controller.directory} can't be written: {_LIMITS[name]} can't be enforced"
             yield Check(f"cgroup {name}", "warn", text, cure_for_read_only(controller.version))
-        elif controller.version == 2 and occupied(controller.directory):
+        elif controller.version == 2 and occupied(controller.directory) and not can_settle(controller.directory):
             text = f"v2, {controller.directory} has processes of its own: {_LIMITS[name]} can't be enforced"
             yield Check(f"cgroup {name}", "warn", text, cure_for_occupied(controller.directory))
         else:

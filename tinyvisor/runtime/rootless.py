@@ -9,7 +9,6 @@ Sources: user_namespaces(7), newuidmap(1), subuid(5), cgroups(7) "Delegation"; P
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import pwd
@@ -20,7 +19,6 @@ from typing import Final
 
 from tinyvisor import places
 from tinyvisor.errors import HostError
-from tinyvisor.runtime.cgroup import settle
 from tinyvisor.runtime.idmap import IdMap, map_text, user_map
 from tinyvisor.runtime.syscalls import unshare
 
@@ -55,9 +53,6 @@ def enter() -> None:
             helper.close()
     os.environ[places.VARIABLE] = f"{uid}:{gid}"
     _check_rights()
-    left = settle()
-    if left is not None:
-        atexit.register(left)
 
 
 def _own_map(uid: int, gid: int) -> IdMap:
