@@ -102,8 +102,8 @@ def pytest_xdist_setupnodes(specs: list[Any]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n` tests go to processes by file, those of the kernel first, as they take the longest; where there can be no worlds, all
-    of those go to one process, one after the other, as they look at the whole machine."""
+    """With `-n` tests go to processes by file, those of the kernel first, as they take the longest. Where there can be no worlds,
+    all of those go to one process, one after the other, as they look at the whole machine."""
     from xdist.scheduler import LoadScopeScheduling
 
     apart = kernel_refusal() is None and world.possible()

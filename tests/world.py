@@ -1,10 +1,10 @@
 """``python tests/world.py COMMAND...``: runs a command in a world of its own, so that two test runs don't see each other.
 
-Tests look for what is left behind on the whole machine: processes, mounts, cgroups, files of ours. With ``pytest -n 2`` each worker
-is started by this, and to it the machine is: its own pid, mount, cgroup, uts and ipc namespaces, a cgroup of each hierarchy as
-the hierarchies' top, an empty /run and directories of ours elsewhere, a directory for temporary files. Only the file in which
-ranges of ids are locked is everybody's. Needs root, and cgroup v1 for what has limits: on v2 alone a cgroup that has processes
-can have no children with limits.
+Tests look for what is left behind on the whole machine: processes, mounts, cgroups, files of ours. With ``pytest -n 2`` each
+worker is started by this, and to it the machine is: its own pid, mount, cgroup, uts and ipc namespaces, a cgroup of each
+hierarchy as that one's top, an empty /run and directories of ours elsewhere, a directory for temporary files. Only the file
+in which ranges of ids are locked is everybody's. Needs root, and cgroup v1 for what has limits: on v2 alone a cgroup that has
+processes can have no children with limits.
 
 It imports nothing but the standard library: it is run before there is anything to test.
 """
@@ -44,14 +44,16 @@ def mount(source: Path | str, target: Path | str, kind: str | None = None, flags
 def tops() -> dict[Path, Path]:
     """Mount point of each hierarchy → the cgroup that we are in."""
     own = [line.split(":", 2)[1:] for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    found = {}
+    found: dict[Path, Path] = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split()[:3]
         root, point = before.split()[3:5]
-        for names, path in own:
-            if kind == "cgroup2" and not names or kind == "cgroup" and names and set(names.split(",")) <= set(options.split(",")):
-                found[Path(point)] = Path(point, os.path.relpath(path, root))
+        if kind in ("cgroup", "cgroup2"):
+            known = options.split(",") if kind == "cgroup" else [""]
+            for names, path in own:
+                if set(names.split(",")) <= set(known):
+                    found[Path(point)] = Path(point, os.path.relpath(path, root))
     return found
 
 
