@@ -191,7 +191,9 @@ def test_no_more_place_for_logs(tmp_path: Path, how: str) -> None:
         up.expect("kept 1999")
         assert up.end() == 0
     # It may be told before the last line: what is small still fits into the file's last page.
-    assert re.search(rf"lines \(.* bytes\) are missing in its log: {'No space left' if how == 'full' else 'No such file'}", up.text)
+    assert re.search(
+        rf"lines \(.* bytes\) are missing in its log: {'No space left' if how == 'full' else 'No such file'}", up.text
+    )
 
 
 def test_logs_that_can_not_be_written(tmp_path: Path) -> None:
