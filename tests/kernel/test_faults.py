@@ -261,7 +261,7 @@ Launcher = Callable[[Runtime], AbstractAsyncContextManager[Launch]]
 async def outcome(launch: Launch, expected: list[str], error: int) -> str:
     """ "" where all is as it must be."""
     try:
-        with anyio.fail_after(BOUND / 20):
+        with anyio.fail_after(BOUND / 4):
             found = await launch()
     except LaunchError as exc:
         return "" if exc.step and exc.errno == error else f"another error: {exc}"
