@@ -22,11 +22,13 @@ from tinyvisor.spec import (
     Dependency,
     Healthcheck,
     Hook,
+    Http,
     Project,
     RestartPolicy,
     Schedule,
     Service,
     Spec,
+    Tcp,
     Tmpfs,
     Ulimit,
     Volume,
@@ -711,7 +713,7 @@ FULL_KEYS = [line.split(":")[0] for line in FULL.strip().splitlines() if not lin
 # --- There and back ---
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
-NAMES = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,10}", fullmatch=True)
+NAMES = st.from_regex(r"(?!x-)[a-zA-Z0-9][a-zA-Z0-9_.-]{0,10}", fullmatch=True)
 PATHS = st.lists(st.text("ab:$ é", min_size=1, max_size=3), min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
 POSITIVE = st.integers(1, 1 << 40)
 SECONDS = st.floats(0, 1e6)
@@ -807,9 +809,20 @@ DEPENDENCIES = st.builds(
 )
 
 
+PROBES = st.one_of(
+    st.lists(TEXT, max_size=2).map(lambda rest: {"test": ("x$y", *rest)}),
+    st.builds(Tcp, port=st.integers(1, 65535), host=st.sampled_from(["127.0.0.1", "::1"])).map(lambda tcp: {"tcp": tcp}),
+    st.builds(
+        Http,
+        port=st.integers(1, 65535),
+        path=st.sampled_from(["/", "/$a?b=${c}"]),
+        headers=st.dictionaries(st.sampled_from(["A$", "b"]), st.sampled_from(["", "$x y"])),
+        status=st.frozensets(st.integers(200, 599), max_size=2),
+    ).map(lambda http: {"http": http}),
+)
 HEALTHCHECKS = st.builds(
-    Healthcheck,
-    test=st.lists(TEXT, max_size=2).map(lambda rest: ("x$y", *rest)),
+    lambda probe, **more: Healthcheck(**probe, **more),
+    PROBES,
     interval=st.floats(1e-6, 100),
     timeout=st.floats(1e-6, 100),
     retries=POSITIVE,
@@ -834,7 +847,10 @@ def supervision(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "healthcheck": check,
         "on_unhealthy": draw(st.sampled_from(["none", "restart", "stop"])) if check else "none",
-        "ready_log": draw(st.sampled_from([None, "ready$", "port \\d+"])),
+        **draw(
+            st.sampled_from([{}, {"ready_log": "ready$"}, {"ready_log": "port \\d+"}, {"ready_notify": True}, {"ready_fd": 9}])
+        ),
+        "watchdog": draw(st.none() | st.floats(0.001, 100)),
         "post_start": draw(HOOKS),
         "pre_stop": draw(HOOKS),
         "scale": draw(st.none() | st.integers(0, 3)),

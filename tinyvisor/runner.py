@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from tinyvisor import cron, health, pattern
 from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, SpecError, TinyvisorError
 from tinyvisor.health import Health
 from tinyvisor.inside import Executor, explain, run_inside
+from tinyvisor.listener import Listener, Messages, Pipe, Told
 from tinyvisor.policy import (
     NEW,
     Action,
@@ -45,6 +47,7 @@ from tinyvisor.policy import (
     is_lost,
     is_met,
 )
+from tinyvisor.probe import run_probe
 from tinyvisor.runtime import PIPE
 from tinyvisor.runtime.logfile import Lines, LogFile, Lost, Piece, Stream
 from tinyvisor.runtime.stdio import ReceivePipe
@@ -56,6 +59,7 @@ from tinyvisor.state import (
     HealthChanged,
     HookFailed,
     LogLost,
+    NotifyRefused,
     Probe,
     ServiceBackoff,
     ServiceExited,
@@ -141,6 +145,14 @@ class Container(Executor, Protocol):
     async def stats(self) -> Stats: ...
 
     def processes(self) -> tuple[str, ...]: ...
+
+    @property
+    def notify(self) -> Messages | None: ...
+
+    @property
+    def notification(self) -> Pipe | None: ...
+
+    async def open_socket(self, domain: int = ..., /) -> socket.socket: ...
 
     def kill(self) -> None: ...
 
@@ -231,6 +243,7 @@ class Runner:
         self._container: Container | None = None
         self._pumps: trio.Nursery | None = None
         self._looking: _Looking | None = None
+        self._listener: Listener | None = None
         self._armed_at = 0.0  # the wall clock when it last began to wait for its time
         self._fired_at: float | None = None  # and when that last came
         self._totals = _Totals()
@@ -369,6 +382,7 @@ class Runner:
             health=self.health.status,
             reason=self.state.reason if self.state.phase == "failed" else "",
             service=self.group if self.group != self.name else "",
+            status=self._listener.status if self._listener is not None else "",
         )
 
     def _act(self, action: Action) -> None:
@@ -552,6 +566,7 @@ class Runner:
             async with trio.open_nursery() as company:
                 if service.post_start:
                     company.start_soon(self._greet, service.post_start, container)
+                self._hear(service, container, company)
                 if service.healthcheck is not None:
                     company.start_soon(self._keep_probing, service, service.healthcheck, container)
                 with self._watching:
@@ -608,11 +623,37 @@ class Runner:
         while True:
             await trio.sleep(health.delay(check, self.health, elapsed=trio.current_time() - start))
             begun, time_of_day = trio.current_time(), self._around.wall()
-            exit, output = await run_inside(container, check.test, timeout=check.timeout)
+            exit, output = await self._probe(check, container)
             now = trio.current_time()
             self.probes.append(Probe(time_of_day, now - begun, exit, output))
             passed, why = exit.status == "ok", explain(exit, output)
             self._set_health(service, health.judge(check, self.health, passed=passed, why=why, elapsed=now - start))
+
+    async def _probe(self, check: Healthcheck, container: Container) -> tuple[Exit, bytes]:
+        if check.test:
+            return await run_inside(container, check.test, timeout=check.timeout)
+        return await run_probe(container, check), b""
+
+    def _hear(self, service: Service, container: Container, company: trio.Nursery) -> None:
+        """What it says of itself, by other ways than its output."""
+
+        def set_health(change: Callable[[Health], Health]) -> Callable[[], None]:
+            return lambda: self._set_health(service, change(self.health))
+
+        told = Told(
+            ready=set_health(health.became_ready) if service.tells_ready else lambda: None,
+            stopping=set_health(health.withdrew) if service.tells_ready else lambda: None,
+            mute=lambda reason: self._set_health(service, health.gave_up_looking(self.health, reason)),
+            hangs=lambda reason: self._condemn(Unfit(reason)),
+            refused=lambda what, why: self._around.events.emit([NotifyRefused(self.name, what, why)]),
+        )
+        self._listener = listener = Listener(told, watchdog=service.watchdog, waits_for_ready=service.ready_notify)
+        if container.notify is not None:
+            company.start_soon(listener.listen, container.notify)
+        if container.notification is not None:
+            company.start_soon(listener.await_newline, container.notification)
+        if service.watchdog is not None:
+            company.start_soon(listener.watch)
 
     def _set_health(self, service: Service, after: Health) -> None:
         before, self.health = self.health, after
@@ -638,7 +679,7 @@ class Runner:
                 return
             if looking.found_in(piece.data):
                 self._looking = None
-                self._set_health(self.service, health.saw_line(self.health))
+                self._set_health(self.service, health.became_ready(self.health))
                 return
 
     # ---- output ----
