@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
         ("profile trace",),
         ("tracing learned accesses",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "notify", "runtime cluster", "view", "attacks"),
-        ("supervisor runner turns inside probe listener", "batch journal outputs report", "audit"),
+        ("supervisor runner turns inside probe listener logtarget", "batch journal outputs report", "audit"),
         ("control client logs",),
         ("cli",),
         ("__main__", "__init__"),

@@ -39,6 +39,7 @@ from tinyvisor.spec import (
     Healthcheck,
     Hook,
     Http,
+    Logging,
     Project,
     RestartPolicy,
     Schedule,
@@ -283,10 +284,11 @@ def _init(value: Any) -> bool:
     return True
 
 
+_DRIVERS = get_args(words.LogDriver)
+
+
 def _driver(value: Any) -> str:
-    if value != "file":
-        raise ValueError(f'{shown(value)} is not supported; expected "file"')
-    return "file"
+    return "local" if value == "file" else _choice(*_DRIVERS)(value)
 
 
 def _security(value: Any) -> tuple[str, Any]:
@@ -597,12 +599,19 @@ class _Schedule(_Model):
 
 
 class _LogOptions(_Model):
-    max_size: Size | None = Field(None, alias="max-size")
-    max_file: Whole | None = Field(None, alias="max-file")
+    max_size: Size | None = Field(None, alias="max-size", description="of a file, which is rotated then")
+    max_file: Whole | None = Field(None, alias="max-file", description="files, the current one included")
+    max_age: Duration | None = Field(None, alias="max-age", description="of a file's first line; the file is rotated then")
+    compress: Flag | None = Field(None, description="rotated files, by gzip")
+    max_rate: Size | None = Field(None, alias="max-rate", description="bytes a second; what is more is counted and not kept")
+    syslog_address: Text | None = Field(None, alias="syslog-address", description="unixgram:///PATH or udp://IP[:PORT]")
+    syslog_format: Text | None = Field(None, alias="syslog-format", description="rfc3164 or rfc5424")
+    syslog_facility: Text | None = Field(None, alias="syslog-facility")
+    tag: Text | None = Field(None, description="how it is called in syslog and journal; default: its name")
 
 
 class _Logging(_Model):
-    driver: Annotated[str, PlainValidator(_driver), WithJsonSchema({"const": "file"})] = "file"
+    driver: Annotated[str, PlainValidator(_driver), WithJsonSchema({"enum": [*_DRIVERS, "file"]})] = "local"
     options: _LogOptions | None = None
 
 
@@ -1252,6 +1261,15 @@ def _secret_values(source: _SecretSource, file: SourceFile) -> dict[str, Any]:
     return {"content": os.fsencode(value), "environment": source.environment}
 
 
+_FILES, _SYSLOG = ("local", "json-file"), ("syslog",)
+_LOG_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "max_size": _FILES, "max_file": _FILES, "max_age": _FILES, "compress": _FILES,
+    "syslog_address": _SYSLOG, "syslog_format": _SYSLOG, "syslog_facility": _SYSLOG, "tag": ("syslog", "journald"),
+    "max_rate": ("local", "json-file", "syslog", "journald"),
+}  # fmt: skip
+"""Which drivers an option is for."""
+
+
 class _ServiceBuilder(SpecBuilder):
     """Makes a `Service`."""
 
@@ -1371,17 +1389,19 @@ class _ServiceBuilder(SpecBuilder):
         return dict(sorted(needs.items()))
 
     def _logs(self) -> dict[str, Any]:
-        options = (self._model.logging and self._model.logging.options) or _LogOptions.model_construct()
-        found: dict[str, Any] = {}
-        for name, key, value in (
-            ("log_max_size", "max-size", options.max_size),
-            ("log_max_files", "max-file", options.max_file),
-        ):
-            if value is not None and value < 1:
-                self._file.report_at((*self._path, "logging", "options", key), "must be more than 0")
-            elif value is not None:
-                found[name] = value
-        return found
+        model = self._model.logging
+        if model is None:
+            return {}
+        found = {"driver": model.driver} | (model.options.model_dump(exclude_none=True) if model.options else {})
+        for name in found.keys() & _LOG_OPTIONS.keys():
+            if model.driver not in _LOG_OPTIONS[name]:
+                where = (*self._path, "logging", "options", name.replace("_", "-"))
+                self._file.report_at(where, f'is for the driver {_either(_LOG_OPTIONS[name])}, and this one is "{model.driver}"')
+        if "max_file" in found:
+            found["max_files"] = found.pop("max_file")
+        with self._at_field():
+            return {"logging": Logging(**found)}
+        return {}
 
     def _restart(self) -> RestartPolicy | None:
         model = self._model
@@ -1834,9 +1854,10 @@ def _normal_policy(service: Service, found: dict[str, Any]) -> None:
     own = ("ready_log", "ready_notify", "ready_fd", "watchdog", "on_unhealthy")
     parts |= _changed(service, Service(spec=service.spec), {name: name for name in own})
     found |= {key: value for key, value in parts.items() if value}
-    options = _changed(service, Service(spec=service.spec), {"max-size": "log_max_size", "max-file": "log_max_files"})
-    if options:
-        found["logging"] = {"driver": "file", "options": options}
+    names = {item.name.replace("_", "-"): item.name for item in fields(Logging) if item.name not in ("driver", "max_files")}
+    options = _changed(service.logging, Logging(), names | {"max-file": "max_files"})
+    if service.logging != Logging():
+        found["logging"] = {"driver": service.logging.driver, "options": options}
 
 
 def _normal_schedule(schedule: Schedule | None) -> dict[str, Any]:

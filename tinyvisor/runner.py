@@ -27,6 +27,7 @@ from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherD
 from tinyvisor.health import Health
 from tinyvisor.inside import Executor, explain, run_inside
 from tinyvisor.listener import Listener, Messages, Pipe, Told
+from tinyvisor.logtarget import Log, open_log
 from tinyvisor.policy import (
     NEW,
     Action,
@@ -49,7 +50,7 @@ from tinyvisor.policy import (
 )
 from tinyvisor.probe import run_probe
 from tinyvisor.runtime import PIPE
-from tinyvisor.runtime.logfile import Lines, LogFile, Lost, Piece, Stream
+from tinyvisor.runtime.logfile import Lines, Lost, Piece, Stream
 from tinyvisor.runtime.stdio import ReceivePipe
 from tinyvisor.spec import Dependency, Healthcheck, Hook, Service, Spec
 from tinyvisor.state import (
@@ -77,6 +78,12 @@ from tinyvisor.turns import Turn, Turns
 
 DRAIN_PATIENCE: Final = 2.0
 NEWS_PATIENCE: Final = 0.1
+
+FLUSH_INTERVAL: Final = 0.05
+"""Seconds between two tries to get rid of what a log's socket did not take."""
+
+FLUSH_PATIENCE: Final = 0.5
+"""Seconds that it has for the last of it."""
 
 CHUNK: Final = 16 << 10
 """Bytes read from a pipe at once."""
@@ -236,7 +243,8 @@ class Runner:
         self._dependents: tuple[Runner, ...] = ()
         self._holders: list[Runner] = []
         self._seen: dict[Runner, int] = {}  # the generations of what we depend on when our launch began
-        self._log: LogFile | None = None
+        self._log: Log | None = None
+        self._unflushed = trio.Event()
         self._woken = trio.Event()
         self._launching = trio.CancelScope()
         self._watching = trio.CancelScope()
@@ -341,22 +349,15 @@ class Runner:
 
     # ---- its log ----
 
-    def make_log(self, service: Service) -> LogFile | None:
+    def make_log(self, service: Service) -> Log | None:
         """A log as `service` says.
 
         Raises:
             HostError: it can't be written.
         """
-        if self._around.log_dir is None:
-            return None
-        path = self._around.log_dir / f"{self.name}.log"
-        try:
-            return LogFile(path, max_size=service.log_max_size, max_files=service.log_max_files)
-        except OSError as error:
-            problem = f"a log file at {path} ({error.strerror or error})"
-            raise HostError(problem, "make the directory writable or choose another") from error
+        return open_log(service.logging, self.name, self._around.log_dir)
 
-    def use_log(self, log: LogFile | None) -> None:
+    def use_log(self, log: Log | None) -> None:
         """Writes to `log` from now on."""
         self.close_log()
         self._log = log
@@ -545,6 +546,9 @@ class Runner:
         self._looking = None if service.ready_log is None else _Looking(service.ready_log)
         self.probes.clear()
         async with trio.open_nursery() as pumps:
+            ended, flushing = trio.Event(), trio.CancelScope()
+            if self._log is not None and self._log.waits:
+                pumps.start_soon(self._keep_flushing, ended, flushing)
             for stream, source in _sources(container):
                 pumps.start_soon(self._pump, stream, source)
             self._container, self._pumps = container, pumps
@@ -555,7 +559,10 @@ class Runner:
             finally:
                 self._container = self._pumps = None
                 self.health = health.UNKNOWN
+                ended.set()
+                self._unflushed.set()
             pumps.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
+            flushing.deadline = trio.current_time() + FLUSH_PATIENCE
         return exit
 
     async def _wait_end(self, service: Service, container: Container) -> Exit:
@@ -705,10 +712,21 @@ class Runner:
     def _put(self, stream: Stream, pieces: list[Piece]) -> None:
         if self._log is not None:
             self._tell_lost(self._log.write(stream, pieces))
+            if self._log.waits and self._log.flush():
+                self._unflushed.set()
         for piece in pieces:
             self._around.on_output(self.name, stream, piece.data)
         if self._looking is not None:
             self._look(pieces)
+
+    async def _keep_flushing(self, ended: trio.Event, scope: trio.CancelScope) -> None:
+        """For a log that takes its time. It gets some for the last lines, too."""
+        with scope:
+            while not ended.is_set():
+                await self._unflushed.wait()
+                while self._log is not None and self._log.flush():  # noqa: ASYNC110 - a socket that may be replaced meanwhile
+                    await trio.sleep(FLUSH_INTERVAL)
+                self._unflushed = trio.Event()
 
     def _tell_lost(self, lost: Lost | None) -> None:
         if lost is not None:

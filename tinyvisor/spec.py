@@ -28,6 +28,7 @@ RestartCondition = Literal["no", "always", "on-failure", "unless-stopped"]
 Condition = Literal["service_started", "service_healthy", "service_completed_successfully"]
 OnUnhealthy = Literal["none", "restart", "stop"]
 Overlap = Literal["skip", "queue"]
+LogDriver = Literal["local", "json-file", "syslog", "journald", "none"]
 UsernsMode = Literal["auto", "host", "keep-id"]
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -829,6 +830,82 @@ class Hook:
         _check_environment(self.environment)
 
 
+SYSLOG_FACILITIES: tuple[str, ...] = (
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
+    "", "", "", "", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+)  # fmt: skip
+"""Facilities at their numbers (syslog(3), RFC 5424 6.2.1); empty: not to be used."""
+
+
+def parse_syslog_address(text: str) -> str | tuple[str, int]:
+    """A socket's path, or an IP address and a port.
+
+    Raises:
+        ValueError: neither.
+    """
+    if text.startswith("unixgram:///") and "\0" not in text and len(os.fsencode(text)) < 12 + 100:
+        return text.removeprefix("unixgram://")
+    match = re.fullmatch(r"udp://(\[[0-9a-fA-F:.]+\]|[0-9.]+)(?::([0-9]{1,5}))?", text)
+    if match is not None and 0 < int(match[2] or "514") < 65536:
+        try:
+            return str(ip_address(match[1].strip("[]"))), int(match[2] or "514")
+        except ValueError:
+            pass
+    raise ValueError(f'"{text:.100}" is not supported; expected unixgram:///PATH or udp://IP[:PORT]')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logging:
+    """Where a service's output goes, in compose's words.
+
+    Attributes:
+        driver: ``local``: a file of the CRI's records, the bytes as they came behind time and stream; ``json-file``: one of
+            JSON lines; ``syslog``; ``journald``; ``none``.
+        max_size: bytes after which a file is rotated, > 0.
+        max_files: files kept, the current one included, >= 1.
+        max_age: seconds after its first record after which a file is rotated, > 0; None: never for that.
+        compress: rotated files by gzip.
+        max_rate: bytes of output a second, > 0; what is more is counted and not kept; None: all of it is.
+        syslog_address: ``unixgram:///PATH`` or ``udp://IP:PORT``.
+        syslog_format: ``rfc3164`` or ``rfc5424``; None: the first to a path, the second by UDP.
+        syslog_facility: as in syslog(3), ``daemon`` or ``local0``.
+        tag: how it is called there; empty: the instance's name.
+    """
+
+    driver: LogDriver = "local"
+    max_size: int = 10 << 20
+    max_files: int = 5
+    max_age: float | None = None
+    compress: bool = False
+    max_rate: int | None = None
+    syslog_address: str = "unixgram:///dev/log"
+    syslog_format: str | None = None
+    syslog_facility: str = "daemon"
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        if self.driver not in get_args(LogDriver):
+            raise SpecError("logging.driver", f"expected {', '.join(get_args(LogDriver))}")
+        for name, key in (("max_size", "max-size"), ("max_age", "max-age"), ("max_rate", "max-rate")):
+            if getattr(self, name) is not None:
+                _positive(f"logging.options.{key}", getattr(self, name))
+        if self.max_files < 1:
+            raise SpecError("logging.options.max-file", "must be more than 0")
+        try:
+            parse_syslog_address(self.syslog_address)
+        except ValueError as error:
+            raise SpecError("logging.options.syslog-address", str(error)) from None
+        if self.syslog_format not in (None, "rfc3164", "rfc5424"):
+            raise SpecError("logging.options.syslog-format", "expected rfc3164 or rfc5424")
+        if not self.syslog_facility or self.syslog_facility not in SYSLOG_FACILITIES:
+            known = ", ".join(filter(None, SYSLOG_FACILITIES))
+            raise SpecError("logging.options.syslog-facility", f"expected one of {known}")
+        if not re.fullmatch(r"[!-9;-Z\\^-~]{0,48}", self.tag):
+            raise SpecError(
+                "logging.options.tag", "expected up to 48 printable ASCII characters without blank, colon and brackets"
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A container that is kept in the state its policy asks for.
@@ -849,8 +926,7 @@ class Service:
         pre_stop: run one after another before it is sent its stop signal, within ``spec.stop_grace_period``.
         scale: copies, >= 0, called NAME-1 to NAME-N; None: one, called NAME.
         labels: for others to read.
-        log_max_size: bytes after which its log file is rotated, > 0.
-        log_max_files: log files kept, the current one included, >= 1.
+        logging: where its output goes.
     """
 
     spec: Spec
@@ -866,8 +942,7 @@ class Service:
     pre_stop: tuple[Hook, ...] = ()
     scale: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    log_max_size: int = 10 << 20
-    log_max_files: int = 5
+    logging: Logging = field(default_factory=Logging)
 
     def __post_init__(self) -> None:
         if not isinstance(self.depends_on, Mapping):
