@@ -262,14 +262,14 @@ class FakeContainer:
     async def _say(self) -> None:
         start = trio.current_time()
         for when, message in self._script.says:
-            assert self.notify is not None
             await trio.sleep_until(start + when)
-            await self.notify.send(message)
+            if self.notify is not None:
+                await self.notify.send(message)
         for when, data in self._script.newline:
-            assert self.notification is not None
             await trio.sleep_until(start + when)
-            with suppress(trio.BrokenResourceError):
-                await self.notification.write(data) if data else self.notification.close_write()
+            if self.notification is not None:
+                with suppress(trio.BrokenResourceError):
+                    await self.notification.write(data) if data else self.notification.close_write()
 
     async def _write_flood(self) -> None:
         with suppress(trio.ClosedResourceError):  # the container has just ended

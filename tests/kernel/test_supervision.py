@@ -220,13 +220,8 @@ def test_a_secret_is_in_the_container_and_nowhere_else(tmp_path: Path) -> None:
     more = ("secrets: [{environment: WORD, target: a}, {file: ../key}]", "logging: {driver: json-file}")
     words = write(tmp_path, one=shell(script, *more))
     env = {"WORD": "of-a-variable"}
-    config = tinyvisor("config", tmp_path / "project", env=env)
-    plan = tinyvisor("plan", tmp_path / "project", env=env)
     ended = tinyvisor(*words, env=env)
-    assert (config.returncode, plan.returncode, ended.returncode) == (0, 0, 0), config.stderr + plan.stderr + ended.stderr
-    assert "bind secrets (a, key) on /run/secrets" in plan.stdout
-    for text in (config.stdout, plan.stdout):
-        assert "of-a-" not in text
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("of-a-variableof-a-file") == 1
     assert ended.stdout.count("of-a-") == 2
     assert '"log": "of-a-variableof-a-file' in (tmp_path / "logs" / "one.log").read_text()
