@@ -659,7 +659,7 @@ class Runner:
             company.start_soon(listener.listen, container.notify)
         if container.notification is not None:
             company.start_soon(listener.await_newline, container.notification)
-        if service.watchdog is not None:
+        if service.watchdog is not None and container.notify is not None:  # who can't be heard is not judged by it
             company.start_soon(listener.watch)
 
     def _set_health(self, service: Service, after: Health) -> None:

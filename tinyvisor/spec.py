@@ -12,6 +12,7 @@ import re
 import signal as signals
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
@@ -167,16 +168,18 @@ class Secret:
     Attributes:
         target: the file's name there.
         file: absolute host path that it is read from at each start; must be a regular file of `MAX_SECRET` bytes at most.
-        content: what it is, where there is no `file`; shown nowhere.
-        environment: the variable that `content` came from, for who asks.
+        content: what it is, where there is no `file`; shown nowhere, and not to be stored (``metadata["stored"]``).
+        environment: the variable that `content` came from. With that, `content` may be unknown, and it can't be had then.
+        digest: stands in for `content` where two are compared; made of it.
         uid, gid: its owner, inside; None: the container's user.
         mode: permission bits.
     """
 
     target: str
     file: Path | None = None
-    content: bytes | None = field(default=None, repr=False)
+    content: bytes | None = field(default=None, repr=False, compare=False, metadata={"stored": False})
     environment: str | None = None
+    digest: str = field(default="", repr=False)
     uid: int | None = None
     gid: int | None = None
     mode: int = 0o444
@@ -185,15 +188,17 @@ class Secret:
         _no_nul("secrets", self.target)
         if not self.target or "/" in self.target or self.target in (".", "..") or len(os.fsencode(self.target)) > 255:
             raise SpecError("secrets", f'"{self.target}" is not the name of a file in {SECRETS}')
-        if (self.file is None) == (self.content is None):
+        if (self.file is None) == (self.content is None and self.environment is None):
             raise SpecError("secrets", "expected either a file or a content")
         if self.file is not None:
             if not Path(self.file).is_absolute():
                 raise SpecError("secrets", f'"{self.file}" must be an absolute path')
             _no_nul("secrets", str(self.file))
             object.__setattr__(self, "file", Path(self.file))
-        if self.content is not None and (not isinstance(self.content, bytes) or len(self.content) > MAX_SECRET):
-            raise SpecError("secrets", f"expected {MAX_SECRET} bytes at most")
+        if self.content is not None:
+            if not isinstance(self.content, bytes) or len(self.content) > MAX_SECRET:
+                raise SpecError("secrets", f"expected {MAX_SECRET} bytes at most")
+            object.__setattr__(self, "digest", sha256(self.content).hexdigest())
         for name in ("uid", "gid"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32):

@@ -67,6 +67,8 @@ async def test_a_secret_that_cannot_be_read_fails_the_start_and_leaves_nothing(s
     ):
         with pytest.raises(LaunchError, match=rf"read the secret key from {tmp_path}.*{reason}"):
             await shell(shared, "true", secrets=(Secret(target="key", file=tmp_path / name),), notify_socket=True)
+    with pytest.raises(SpecError, match="not known any more"):
+        await shell(shared, "true", secrets=(Secret(target="key", environment="KEY"),))
     with pytest.raises(SpecError, match="99999"):
         await shell(shared, "true", secrets=(Secret(target="key", content=b"", uid=99999),), userns_mode="auto")
     assert fds() == before

@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 import anyio.lowlevel
 
-from tinyvisor.errors import LaunchError
+from tinyvisor.errors import LaunchError, SpecError
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.stdio import ReceivePipe
@@ -151,7 +151,8 @@ def _secrets(spec: Spec, ids: Ids | None, identity: Identity) -> int:
 
 def _content(spec: Spec, secret: Secret) -> bytes:
     if secret.file is None:
-        assert secret.content is not None
+        if secret.content is None:
+            raise SpecError("secrets", f'what the variable "{secret.environment}" was is not known any more; reload the project')
         return secret.content
     try:
         return _read(secret.file)
