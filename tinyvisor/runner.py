@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,8 @@ from tinyvisor import cron, health, pattern
 from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, SpecError, TinyvisorError
 from tinyvisor.health import Health
 from tinyvisor.inside import Executor, explain, run_inside
+from tinyvisor.listener import Listener, Messages, Pipe, Told
+from tinyvisor.logtarget import Log, open_log
 from tinyvisor.policy import (
     NEW,
     Action,
@@ -45,8 +48,9 @@ from tinyvisor.policy import (
     is_lost,
     is_met,
 )
+from tinyvisor.probe import run_probe
 from tinyvisor.runtime import PIPE
-from tinyvisor.runtime.logfile import Lines, LogFile, Lost, Piece, Stream
+from tinyvisor.runtime.logfile import Lines, Lost, Piece, Stream
 from tinyvisor.runtime.stdio import ReceivePipe
 from tinyvisor.spec import Dependency, Healthcheck, Hook, Service, Spec
 from tinyvisor.state import (
@@ -56,6 +60,7 @@ from tinyvisor.state import (
     HealthChanged,
     HookFailed,
     LogLost,
+    NotifyRefused,
     Probe,
     ServiceBackoff,
     ServiceExited,
@@ -73,6 +78,12 @@ from tinyvisor.turns import Turn, Turns
 
 DRAIN_PATIENCE: Final = 2.0
 NEWS_PATIENCE: Final = 0.1
+
+FLUSH_INTERVAL: Final = 0.05
+"""Seconds between two tries to get rid of what a log's socket did not take."""
+
+FLUSH_PATIENCE: Final = 0.5
+"""Seconds that it has for the last of it."""
 
 CHUNK: Final = 16 << 10
 """Bytes read from a pipe at once."""
@@ -141,6 +152,14 @@ class Container(Executor, Protocol):
     async def stats(self) -> Stats: ...
 
     def processes(self) -> tuple[str, ...]: ...
+
+    @property
+    def notify(self) -> Messages | None: ...
+
+    @property
+    def notification(self) -> Pipe | None: ...
+
+    async def open_socket(self, domain: int = ..., /) -> socket.socket: ...
 
     def kill(self) -> None: ...
 
@@ -224,13 +243,15 @@ class Runner:
         self._dependents: tuple[Runner, ...] = ()
         self._holders: list[Runner] = []
         self._seen: dict[Runner, int] = {}  # the generations of what we depend on when our launch began
-        self._log: LogFile | None = None
+        self._log: Log | None = None
+        self._unflushed = trio.Event()
         self._woken = trio.Event()
         self._launching = trio.CancelScope()
         self._watching = trio.CancelScope()
         self._container: Container | None = None
         self._pumps: trio.Nursery | None = None
         self._looking: _Looking | None = None
+        self._listener: Listener | None = None
         self._armed_at = 0.0  # the wall clock when it last began to wait for its time
         self._fired_at: float | None = None  # and when that last came
         self._totals = _Totals()
@@ -328,22 +349,15 @@ class Runner:
 
     # ---- its log ----
 
-    def make_log(self, service: Service) -> LogFile | None:
+    def make_log(self, service: Service) -> Log | None:
         """A log as `service` says.
 
         Raises:
             HostError: it can't be written.
         """
-        if self._around.log_dir is None:
-            return None
-        path = self._around.log_dir / f"{self.name}.log"
-        try:
-            return LogFile(path, max_size=service.log_max_size, max_files=service.log_max_files)
-        except OSError as error:
-            problem = f"a log file at {path} ({error.strerror or error})"
-            raise HostError(problem, "make the directory writable or choose another") from error
+        return open_log(service.logging, self.name, self._around.log_dir)
 
-    def use_log(self, log: LogFile | None) -> None:
+    def use_log(self, log: Log | None) -> None:
         """Writes to `log` from now on."""
         self.close_log()
         self._log = log
@@ -369,6 +383,7 @@ class Runner:
             health=self.health.status,
             reason=self.state.reason if self.state.phase == "failed" else "",
             service=self.group if self.group != self.name else "",
+            status=self._listener.status if self._listener is not None else "",
         )
 
     def _act(self, action: Action) -> None:
@@ -531,6 +546,9 @@ class Runner:
         self._looking = None if service.ready_log is None else _Looking(service.ready_log)
         self.probes.clear()
         async with trio.open_nursery() as pumps:
+            ended, flushing = trio.Event(), trio.CancelScope()
+            if self._log is not None and self._log.waits:
+                pumps.start_soon(self._keep_flushing, ended, flushing)
             for stream, source in _sources(container):
                 pumps.start_soon(self._pump, stream, source)
             self._container, self._pumps = container, pumps
@@ -541,7 +559,10 @@ class Runner:
             finally:
                 self._container = self._pumps = None
                 self.health = health.UNKNOWN
+                ended.set()
+                self._unflushed.set()
             pumps.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
+            flushing.deadline = trio.current_time() + FLUSH_PATIENCE
         return exit
 
     async def _wait_end(self, service: Service, container: Container) -> Exit:
@@ -552,6 +573,7 @@ class Runner:
             async with trio.open_nursery() as company:
                 if service.post_start:
                     company.start_soon(self._greet, service.post_start, container)
+                self._hear(service, container, company)
                 if service.healthcheck is not None:
                     company.start_soon(self._keep_probing, service, service.healthcheck, container)
                 with self._watching:
@@ -608,11 +630,40 @@ class Runner:
         while True:
             await trio.sleep(health.delay(check, self.health, elapsed=trio.current_time() - start))
             begun, time_of_day = trio.current_time(), self._around.wall()
-            exit, output = await run_inside(container, check.test, timeout=check.timeout)
+            exit, output = await self._probe(check, container)
             now = trio.current_time()
             self.probes.append(Probe(time_of_day, now - begun, exit, output))
             passed, why = exit.status == "ok", explain(exit, output)
             self._set_health(service, health.judge(check, self.health, passed=passed, why=why, elapsed=now - start))
+
+    async def _probe(self, check: Healthcheck, container: Container) -> tuple[Exit, bytes]:
+        if check.test:
+            return await run_inside(container, check.test, timeout=check.timeout)
+        return await run_probe(container, check), b""
+
+    def _hear(self, service: Service, container: Container, company: trio.Nursery) -> None:
+        """What it says of itself, by other ways than its output."""
+        self._listener = None
+        if container.notify is None and container.notification is None:
+            return
+        told = Told(
+            ready=lambda: self._change_readiness(service, health.became_ready),
+            stopping=lambda: self._change_readiness(service, health.withdrew),
+            mute=lambda reason: self._set_health(service, health.gave_up_looking(self.health, reason)),
+            hangs=lambda reason: self._condemn(Unfit(reason)),
+            refused=lambda what, why: self._around.events.emit([NotifyRefused(self.name, what, why)]),
+        )
+        self._listener = listener = Listener(told, watchdog=service.watchdog, waits_for_ready=service.ready_notify)
+        if container.notify is not None:
+            company.start_soon(listener.listen, container.notify)
+            if service.watchdog is not None:
+                company.start_soon(listener.watch)
+        if container.notification is not None:
+            company.start_soon(listener.await_newline, container.notification)
+
+    def _change_readiness(self, service: Service, change: Callable[[Health], Health]) -> None:
+        if service.tells_ready:
+            self._set_health(service, change(self.health))
 
     def _set_health(self, service: Service, after: Health) -> None:
         before, self.health = self.health, after
@@ -638,7 +689,7 @@ class Runner:
                 return
             if looking.found_in(piece.data):
                 self._looking = None
-                self._set_health(self.service, health.saw_line(self.health))
+                self._set_health(self.service, health.became_ready(self.health))
                 return
 
     # ---- output ----
@@ -664,10 +715,21 @@ class Runner:
     def _put(self, stream: Stream, pieces: list[Piece]) -> None:
         if self._log is not None:
             self._tell_lost(self._log.write(stream, pieces))
+            if self._log.waits and self._log.flush():
+                self._unflushed.set()
         for piece in pieces:
             self._around.on_output(self.name, stream, piece.data)
         if self._looking is not None:
             self._look(pieces)
+
+    async def _keep_flushing(self, ended: trio.Event, scope: trio.CancelScope) -> None:
+        """For a log that takes its time. It gets some for the last lines, too."""
+        with scope:
+            while not ended.is_set():
+                await self._unflushed.wait()
+                while self._log is not None and self._log.flush():  # noqa: ASYNC110 - a socket that may be replaced meanwhile
+                    await trio.sleep(FLUSH_INTERVAL)
+                self._unflushed = trio.Event()
 
     def _tell_lost(self, lost: Lost | None) -> None:
         if lost is not None:
