@@ -16,7 +16,7 @@ from tinyvisor.cluster import frames
 from tinyvisor.cluster.node import Store
 from tinyvisor.job import Job
 from tinyvisor.spec import Blkio, Spec, Tmpfs, Ulimit, Volume
-from tinyvisor.state import Result
+from tinyvisor.state import Result, Violation
 
 FULL = Spec(
     command=("a", "\udcff", "ü"), name="n", environment={"A": "b", "Ü": "\n"}, working_dir="/w", user="1:2",
@@ -83,6 +83,7 @@ def test_a_file_that_comes_in_pieces_is_there_when_it_is_whole_and_right(tmp_pat
         {"stdout": b"", "stderr": b"\xff\0"},
         {"stderr": b"e", "files": {"a/b": b"1", "c": b""}, "uncollected": {"x": "a link"}},
         {"status": "signaled", "exit_code": None, "signal": 9, "limits_enforced": ("timeout",), "held_up_by": ("a[1]",)},
+        {"status": "seccomp", "violations": (Violation("mount", "EPERM", 3), Violation("", "", 1))},
     ],
 )
 def test_a_result_arrives_as_it_was(more: dict[str, Any]) -> None:

@@ -34,11 +34,12 @@ if TYPE_CHECKING:
         Schedule,
         Service,
         Spec,
+        SyscallRule,
         Tmpfs,
         Ulimit,
         Volume,
     )
-    from tinyvisor.state import Exit, Result, Stats
+    from tinyvisor.state import Exit, Result, Stats, Violation
 
 _HOME = {
     "tinyvisor.errors": (
@@ -66,11 +67,12 @@ _HOME = {
         "Schedule",
         "Service",
         "Spec",
+        "SyscallRule",
         "Tmpfs",
         "Ulimit",
         "Volume",
     ),
-    "tinyvisor.state": ("Exit", "Result", "Stats"),
+    "tinyvisor.state": ("Exit", "Result", "Stats", "Violation"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -103,9 +105,11 @@ __all__ = (
     "Spec",
     "SpecError",
     "Stats",
+    "SyscallRule",
     "TinyvisorError",
     "Tmpfs",
     "Ulimit",
+    "Violation",
     "Volume",
     "Workspace",
     "open_runtime",

@@ -24,12 +24,13 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
+from tinyvisor.runtime.seccomp import MACHINES, describe_refused
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.runtime.waited import Waited
 from tinyvisor.spec import Spec, parse_signal
-from tinyvisor.state import Exit, Stats
+from tinyvisor.state import Exit, Stats, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -414,6 +415,8 @@ class Container:
             held_up_by=self._held_up_by,
             cpu_timed_out=gone.cpu_timed_out,
             output_exceeded=self._output_exceeded,
+            violations=_violations(gone) if gone.refused else (),
+            refused=gone.killed_for_refused,
         )
         self._exit = judge(self.spec, self._outcome)
         self._set_gone()
@@ -471,6 +474,13 @@ class Container:
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
+
+
+def _violations(gone: wire.Gone) -> tuple[Violation, ...]:
+    numbers = MACHINES[os.uname().machine].numbers  # there was a filter, so it is one of them
+    found = tuple(Violation(*describe_refused(number, answer, numbers), count) for number, answer, count in gone.refused)
+    rest = gone.refused_in_all - sum(item.count for item in found)
+    return (*found, Violation("", "", rest)) if rest > 0 else found
 
 
 def _signal(value: int | str) -> int:

@@ -1052,7 +1052,7 @@ class Runtime:
         name: str,
         ids: Ids | None,
     ) -> Shape:
-        program = seccomp.program if seccomp else b""
+        program = seccomp.program + seccomp.second if seccomp else b""
         if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program or watch is not None:
             return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch))
         # The program, too: a profile's file may have changed.

@@ -14,7 +14,7 @@
 #define PROC_MAGIC 0x9fa0
 #define CAPABILITY_VERSION 0x20080522u /* linux/capability.h _LINUX_CAPABILITY_VERSION_3 */
 #define MAX_GROUPS 1024
-#define MAX_FILTER 4096 /* instructions: BPF_MAXINSNS */
+#define NEW_LISTENER 8u /* SECCOMP_FILTER_FLAG_NEW_LISTENER, 5.0 */
 
 static int result(long value)
 {
@@ -79,9 +79,15 @@ int step_affinity(struct context *context, const struct step *step)
 /* Before the working directory is entered: a host directory still open here would be a way out (CVE-2024-21626). */
 int step_close_fds(struct context *context, const struct step *step)
 {
-	(void)context;
+	unsigned first = 3;
+
 	(void)step;
-	return result(syscall(NR_close_range, 3u, ~0u, 0));
+	if (context->handover >= 0) { /* closed by the exec */
+		if (context->handover != 3 && dup3(context->handover, 3, O_CLOEXEC) < 0)
+			return -errno;
+		context->handover = (int)first++;
+	}
+	return result(syscall(NR_close_range, first, ~0u, 0));
 }
 
 int step_umask(struct context *context, const struct step *step)
@@ -147,17 +153,26 @@ int step_no_new_privs(struct context *context, const struct step *step)
 	return result(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 }
 
-/* Number: SECCOMP_FILTER_FLAG_LOG (2) and _SPEC_ALLOW (4); string: the program, 8 bytes an instruction. The kernel checks the
- * program itself and copies it. The filter is this process's alone, although its memory is init's. */
+/* Number: SECCOMP_FILTER_FLAG_LOG (2), _SPEC_ALLOW (4) and _NEW_LISTENER (8); string: the program, 8 bytes an instruction. The
+ * kernel checks the program itself and copies it. The filter is this process's alone, although its memory is init's. A
+ * listener goes to init, with the program that says how to answer; until the exec nobody would: the plan sees to it that
+ * nothing of what follows here is handed to it. */
 int step_seccomp(struct context *context, const struct step *step)
 {
 	struct { unsigned short length; const void *filter; } program = {0, step->string[0]}; /* struct sock_fprog */
 
-	(void)context;
-	if (!step->size[0] || step->size[0] % 8 || step->size[0] / 8 > MAX_FILTER || step->number[0] & ~(uint64_t)6)
+	const unsigned flags = (unsigned)step->number[0];
+	struct event event = {.id = context->id};
+	long listener;
+
+	if (!step->size[0] || step->size[0] % 8 || step->size[0] / 8 > MAX_FILTER || step->number[0] & ~(uint64_t)14 ||
+	    (flags & NEW_LISTENER && context->handover < 0))
 		return -EINVAL;
 	program.length = (unsigned short)(step->size[0] / 8);
-	return result(syscall(SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, (unsigned)step->number[0], &program));
+	listener = syscall(SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, flags, &program); /* close-on-exec */
+	if (listener < 0 || !(flags & NEW_LISTENER))
+		return result(listener);
+	return send_event(context->handover, &event, step->string[0], step->size[0], (int)listener);
 }
 
 int step_working_dir(struct context *context, const struct step *step)
