@@ -235,9 +235,7 @@ class SyscallRule:
 def _argument(text: object) -> tuple[int, str, int, int]:
     match = _ARGUMENT.fullmatch(text) if isinstance(text, str) else None
     if match is None or (match[2] == "&") != (match[4] is not None):
-        raise SpecError(
-            "on_syscall.args", f'{text!r} is no condition; expected INDEX OPERATOR NUMBER, as in "0 == 10", "2 & 0x40 == 0"'
-        )
+        raise SpecError("on_syscall.args", f'{text!r} is no condition; expected INDEX OPERATOR NUMBER, as in "0 == 10"')
     number, second = int(match[3], 0), int(match[4] or "0", 0)
     if max(number, second) >> 64 or second & ~number:
         raise SpecError("on_syscall.args", f"{text!r} can't hold: numbers are of 64 bits, and of the mask no other bits are left")

@@ -25,7 +25,7 @@ LIMITS: dict[str, Any] = {"pids_limit": 64, "mem_limit": 1 << 30}
 
 def calls(*named: str, after: str = "") -> tuple[str, ...]:
     """A program that prints what these calls come to."""
-    lines = [f"print(next(iter({{call({NUMBER[name]}, {arguments})}})))" for name, _, arguments in map(_parts, named)]
+    lines = [f"print(next(iter({{call({NUMBER[name]}, {arguments})}})), flush=True)" for name, _, arguments in map(_parts, named)]
     return ("python3", "-c", "\n".join([PRELUDE, *lines, after]))
 
 
@@ -71,8 +71,8 @@ async def test_nothing_is_told_where_nobody_asks(shared: Runtime) -> None:
 
 async def test_let_through_and_told(shared: Runtime) -> None:
     exit, out, _ = await run(shared, *calls("personality 0xffffffff", "mount 0, 0, 0, 0, 0"), seccomp_action="log", **LIMITS)
-    assert out.split() == ["ok" if word.isdigit() else word for word in out.split()] or "EPERM" not in out.split()
-    assert [(item.syscall, item.answer) for item in exit.violations] == [("mount", "allowed")]
+    assert exit.violations == (Violation("mount", "allowed", 1),)
+    assert out.split()[1] in ("EFAULT", "EPERM"), "what the kernel itself says"
     assert (exit.status, exit.reason) == ("ok", "")
 
 
@@ -99,7 +99,7 @@ async def test_left_to_a_tracer(shared: Runtime) -> None:
 
 async def test_more_kinds_than_are_told_apart(shared: Runtime) -> None:
     rules = (SyscallRule(syscall="/^(get|set)[a-z]*[ug]id$", action="log"), SyscallRule(syscall="%clock,%ipc", action="log"))
-    names = sorted(name for name in NUMBER if name.startswith(("msg", "sem", "shm")) or name.startswith("clock_"))[:20]
+    names = sorted(name for name in NUMBER if name.startswith(("msg", "sem", "shm", "clock_")))[:20]
     command = calls(*(f"{name} -1, -1, -1, -1, -1" for name in names))
     exit, _, err = await run(shared, *command, on_syscall=rules, seccomp="unconfined")
     assert (len(exit.violations), exit.violations[-1].syscall) == (17, ""), err
@@ -144,10 +144,12 @@ async def test_rules_before_the_profile(shared: Runtime) -> None:
 @pytest.mark.parametrize("action", ["errno", "kill", "log"])
 async def test_a_profile_that_refuses_what_handing_over_takes(shared: Runtime, tmp_path: Path, action: str) -> None:
     path = tmp_path / "profile.json"
-    names = ["sendmsg", "seccomp", "recvmsg", "poll", "ppoll", "close", "exit_group", "dup3"]
+    names = ["sendmsg", "seccomp", "recvmsg", "poll", "ppoll", "exit_group", "dup3"]
     rule = {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": 76}
     path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
-    exit, out, _ = await run(shared, *calls("sendmsg 0, 0, 0", after="os.kill(os.getpid(), 9)"), seccomp=path, seccomp_action=action)
+    exit, out, _ = await run(
+        shared, *calls("sendmsg 0, 0, 0", after="os.kill(os.getpid(), 9)"), seccomp=path, seccomp_action=action
+    )
     assert (out, exit.signal) == {
         "errno": ("ENOTUNIQ\n", 9), "kill": ("", 31), "log": ("ENOTSOCK\n", 9)
     }.get(action), exit  # fmt: skip
@@ -182,16 +184,6 @@ print(call({NUMBER["mount"]}, 0, 0, 0, 0, 0))
     assert lines[1:] == ["EPERM", "-1 16", "EPERM"], "no fd of init's; no second listener (EBUSY), which would be asked first"
     with pytest.raises(SpecError, match="SYS_PTRACE has power over init"):
         Spec(command=("true",), capabilities=frozenset({"SYS_PTRACE"}), seccomp_action="errno")
-
-
-FLOOD = f"""
-import threading
-def flood():
-    while True: libc.syscall({NUMBER["mount"]}, 0, 0, 0, 0, 0)
-for _ in range(3):
-    if not os.fork(): flood()
-children = [os.fork() for _ in range(30)]  # each forks those after it, too
-"""
 
 
 async def test_a_flood_holds_up_nobody_else(shared: Runtime) -> None:
@@ -239,9 +231,10 @@ async def test_traced_and_told(shared: Runtime) -> None:
     from tinyvisor.trace import Syscall
 
     with anyio.fail_after(BOUND):
-        async with shared.trace(
-            calls("mount 0, 0, 0, 0, 0"), filter="mount", seccomp_action="errno", stdout=PIPE
-        ) as (container, events):
+        async with shared.trace(calls("mount 0, 0, 0, 0, 0"), filter="mount", seccomp_action="errno", stdout=PIPE) as (
+            container,
+            events,
+        ):
             found = [event async for event in events]
             exit = await container.wait()
     assert [(call.name, call.errno) for call in found if isinstance(call, Syscall)] == [("mount", "EPERM")]

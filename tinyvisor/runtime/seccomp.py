@@ -183,8 +183,7 @@ def compile_profile(
         refusals.of(action).kind == "notify" for action in (profile.default, *(r.action for r in rules))
     ):
         second = _without_handover(rules, profile.default, machine, refusals)
-    if second is not None:
-        rules.insert(0, Rule(HANDOVER, ALLOW))
+        rules.insert(0, Rule(HANDOVER, ALLOW))  # nobody listens yet
     decisions: dict[str, list[_Case]] = {}
     for rule in rules:
         for name in rule.names:
@@ -218,7 +217,7 @@ def _without_handover(rules: Sequence[Rule], default: Action, machine: Machine, 
     )
     rest = Profile(ALLOW, (*(rule for rule in own if rule.names), Rule(HANDOVER, refusals.unnoted(default))))
     second = compile_profile(rest, machine)
-    return None if second.passes.issuperset(HANDOVER) else second
+    return None if second.program == compile_profile(Profile(ALLOW), machine).program else second
 
 
 _Case: TypeAlias = tuple[tuple[Condition, ...], Action]
