@@ -261,7 +261,9 @@ work()
                 found: set[int] = set()
                 with anyio.fail_after(BOUND):
                     while len(found) < 3:
-                        found.add((await anext(events)).tid)
+                        event = await anext(events)
+                        assert isinstance(event, Syscall)
+                        found.add(event.tid)
                 with pytest.raises(TinyvisorError, match="traces it already"):
                     async with container.trace():
                         pass

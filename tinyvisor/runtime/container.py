@@ -251,13 +251,16 @@ class Container:
         return self._host.exec(self, spec, stdin, stdout, stderr, terminal)
 
     @contextlib.asynccontextmanager
-    async def trace(self, *, filter: str = "all", string_limit: int = STRING_LIMIT) -> AsyncIterator[Events]:
+    async def trace(
+        self, *, filter: str = "all", string_limit: int = STRING_LIMIT, summary: bool = False, interleaved: bool = False
+    ) -> AsyncIterator[Events]:
         """The system calls of all that runs in the container from now on, what was exec'ed in it included, as a scope.
 
         Leaving it lets go of the container, which runs on, as it does where the tracer is killed.
 
         Args:
-            filter, string_limit: as `Runtime.trace`.
+            filter, string_limit, summary, interleaved: as `Runtime.trace`; counts come once the container has ended, or after
+                ``await events.let_go()``.
 
         Raises:
             HostError: python-ptrace is not installed.
@@ -270,7 +273,8 @@ class Container:
         if self._gone.is_set() or not self.pid:
             raise ContainerError(self.name, "is not running")
         roots = (self.pid, *(process.pid for process in self.execs if process.pid))
-        async with attached(filter, trees=roots, string_limit=string_limit) as events:
+        shown: dict[str, Any] = {"string_limit": string_limit, "summary": summary, "interleaved": interleaved}
+        async with attached(filter, trees=roots, **shown) as events:
             yield events
 
     async def stats(self) -> Stats:

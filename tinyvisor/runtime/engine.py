@@ -416,6 +416,8 @@ class Runtime:
         filter: str = "all",
         string_limit: int = STRING_LIMIT,
         seccomp_bpf: bool = False,
+        summary: bool = False,
+        interleaved: bool = False,
         limits: Limits | None = None,
         stdin: Stdio = None,
         stdout: Stdio = None,
@@ -434,6 +436,9 @@ class Runtime:
             string_limit: bytes that are shown of strings and data, 0 or more; paths are always whole.
             seccomp_bpf: stop the program at nothing but those calls, also where its profile refuses some of them, which are
                 then not seen. Without it, that is done where it makes no difference.
+            summary: only count: the events are a `tinyvisor.trace.Counted` for each kind of call, at the end. Costs a fraction.
+            interleaved: a call that another thread's event comes in the way of is told of twice, as in strace's output:
+                as `tinyvisor.trace.Unfinished`, and when it returns.
 
         Raises:
             HostError: python-ptrace is not installed, or as `start`.
@@ -458,8 +463,9 @@ class Runtime:
             await container.wait_parked()
             with _as_launch_error(spec):
                 tracer = TracerProcess(
-                    calls, pids=[only_child(container.pid)], launching=True, filtered=watch.stops is not None, limit=string_limit
-                )
+                    calls, pids=[only_child(container.pid)], launching=True, filtered=watch.stops is not None, limit=string_limit,
+                    counting=summary, interleaved=interleaved and not summary,
+                )  # fmt: skip
             await tracer.wait_ready()
             if not self._hand_over(container, spec, streams):
                 raise ContainerError(container.name, "was killed while it was starting")

@@ -80,6 +80,7 @@ class TracerProcess:
         calls: that are reported.
         filtered: the program has `stopping_filter`.
         limit: bytes that are shown of strings and data.
+        counting, interleaved: `summary` and `interleaved` of `Runtime.trace`.
     """
 
     def __init__(
@@ -91,16 +92,19 @@ class TracerProcess:
         launching: bool = False,
         filtered: bool = False,
         limit: int = STRING_LIMIT,
+        counting: bool = False,
+        interleaved: bool = False,
     ) -> None:
         machine = this_machine()
         task = {
             "pids": list(pids), "trees": list(trees), "launching": launching, "filtered": filtered, "limit": limit,
-            "names": dict(machine.numbers), "audit": machine.audit,
+            "names": dict(machine.numbers), "audit": machine.audit, "counting": counting, "interleaved": interleaved,
             "wanted": None if calls.everything else calls.among(machine.numbers),
         }  # fmt: skip
         self._ended = False
         self._launching = launching
         self._ready = False
+        self._let_go = False
         self._lines: deque[bytes] = deque()
         self._rest = b""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
@@ -179,6 +183,14 @@ class TracerProcess:
             self._lines.extend(lines)
         return self._lines.popleft()
 
+    async def let_go(self) -> None:
+        """Has it let go of everything, which runs on; what is to be told of it still comes."""
+        await anyio.lowlevel.checkpoint()
+        if self._ready and not self._ended and not self._let_go:
+            self._let_go = True
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._control, b"detach\n")
+
     async def detach(self) -> None:
         """Lets go of everything, which runs on; events that nobody read are lost.
 
@@ -186,7 +198,8 @@ class TracerProcess:
         """
         if self._ready and not self._ended:
             with contextlib.suppress(BrokenPipeError, TinyvisorError):
-                os.write(self._control, b"detach\n")
+                if not self._let_go:
+                    os.write(self._control, b"detach\n")
                 await shielded(self._drain)
 
     async def _drain(self) -> None:
@@ -234,6 +247,10 @@ class Events(AsyncIterator[Event]):
         """The tracer's process."""
         return self._tracer.pid
 
+    async def let_go(self) -> None:
+        """Lets go of what runs on: the events end once that is done. Not of what was started for the tracer."""
+        await self._tracer.let_go()
+
     async def __anext__(self) -> Event:
         event = await self._tracer.event()
         if event is None:
@@ -243,13 +260,19 @@ class Events(AsyncIterator[Event]):
 
 @contextlib.asynccontextmanager
 async def attached(
-    filter: str = "all", *, pids: Sequence[int] = (), trees: Sequence[int] = (), string_limit: int = STRING_LIMIT
+    filter: str = "all",
+    *,
+    pids: Sequence[int] = (),
+    trees: Sequence[int] = (),
+    string_limit: int = STRING_LIMIT,
+    summary: bool = False,
+    interleaved: bool = False,
 ) -> AsyncIterator[Events]:
     """A tracer of what runs already, as a scope; leaving it lets go.
 
     Args:
         pids, trees: as `TracerProcess`.
-        filter, string_limit: as `Runtime.trace`.
+        filter, string_limit, summary, interleaved: as `Runtime.trace`.
 
     Raises:
         HostError: python-ptrace is not installed.
@@ -258,7 +281,9 @@ async def attached(
     """
     calls = wanted_calls(filter)
     check_installed()
-    tracer = TracerProcess(calls, pids=pids, trees=trees, limit=string_limit)
+    tracer = TracerProcess(
+        calls, pids=pids, trees=trees, limit=string_limit, counting=summary, interleaved=interleaved and not summary
+    )
     try:
         await tracer.wait_ready()
         yield Events(tracer)

@@ -80,6 +80,11 @@ class Call:
                 self._texts[index] = kind(value, self) if result >= 0 else _address(value)
         return self._shown()
 
+    def begun(self) -> tuple[str, ...]:
+        """The arguments that are known before the return, up to the first that is not."""
+        known = next((index for index, (_, late) in enumerate(self._kinds) if late), len(self._kinds))
+        return tuple(text for text in self._texts[:known] if text)
+
     def unfinished(self) -> tuple[str, ...]:
         """The arguments of a call that never returned."""
         for index, (_, late) in enumerate(self._kinds):
