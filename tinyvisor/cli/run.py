@@ -14,7 +14,7 @@ from tinyvisor.cli.project import read_variables
 from tinyvisor.cli.values import Parsed, environment, parse_namespaces, parse_storage
 from tinyvisor.errors import SpecError
 from tinyvisor.spec import RootMethod, SeccompAction, Spec, SyscallRule, Tmpfs, Ulimit, Volume, parse_capability, parse_signal
-from tinyvisor.state import Exit
+from tinyvisor.state import Exit, Violation
 from tinyvisor.units import parse_duration, parse_size
 
 OURS = 125
@@ -191,7 +191,14 @@ def run(command: tuple[str, ...], result: Path | None, interactive: bool, tty: b
         return ended
     if ended.status in TELLING:
         click.echo(f"tinyvisor: {_reason(ended)}", err=True)
+    for line in map(_told, ended.violations):
+        click.echo(f"tinyvisor: seccomp: {line}", err=True)
     return ended.returncode
+
+
+def _told(item: Violation) -> str:
+    what = f"{item.syscall} {item.answer}" if item.syscall else "other calls"
+    return f"{what}, {item.count} time{'s' * (item.count > 1)}"
 
 
 def _reason(exit: Exit) -> str:
