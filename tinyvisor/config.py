@@ -488,6 +488,8 @@ class _SyscallRule(_Model):
         str, PlainValidator(_choice(*get_args(words.RuleAction))), WithJsonSchema({"enum": list(get_args(words.RuleAction))})
     ]
     args: Annotated[tuple[Text, ...], Short(_listed, _STRING)] = ()
+    path: Text = ""
+    address: Text = ""
 
 
 class _Storage(_Model):
@@ -1107,7 +1109,7 @@ class SpecBuilder:
         rules: list[SyscallRule] = []
         for index, item in enumerate(self._model.on_syscall or ()):
             try:
-                rules.append(SyscallRule(syscall=item.syscall, action=item.action, args=item.args))
+                rules.append(SyscallRule(**item.model_dump()))
             except SpecError as error:
                 self._file.report_at((*self._path, "on_syscall", index, error.field.rpartition(".")[2]), error.problem)
         return {"on_syscall": tuple(rules)} if rules else {}
@@ -1647,6 +1649,7 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
     if spec.on_syscall:
         found["on_syscall"] = [
             {"syscall": rule.syscall, "action": rule.action, **({"args": list(rule.args)} if rule.args else {})}
+            | {name: value for name in ("path", "address") if (value := getattr(rule, name))}
             for rule in spec.on_syscall
         ]
     if spec.blkio is not None:

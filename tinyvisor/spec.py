@@ -200,7 +200,10 @@ _ARGUMENT = re.compile(
 class SyscallRule:
     """What is done with some system calls, before the profile is asked; of several that fit, the first decides.
 
-    The filter sees numbers only, never what a pointer points to: nobody can change those between check and use.
+    The filter sees numbers only, never what a pointer points to: nobody can change those between check and use. Rules with `path`
+    or `address` are for a tracer (`Runtime.trace`, `tinyvisor trace`), which is asked for what the others let pass, and reads
+    memory: another thread, or who moves a link, may change what was read before the kernel reads it again. They tell what a
+    program does without something; they are no wall against one that is hostile.
 
     Attributes:
         syscall: names and classes as in strace: ``"connect"``, ``"%network,ptrace"``, ``"/^mq_"``.
@@ -208,6 +211,9 @@ class SyscallRule:
             ``"log"``: it is made, and in `Exit.violations` as ``allowed``.
         args: conditions, of which all must hold: ``"INDEX OPERATOR NUMBER"``, e.g. ``"0 == 10"``, ``"2 & 0x40 == 0x40"``;
             unsigned and of 64 bits, with == != < <= > >=, and & for a mask.
+        path: a pattern as of fnmatch(3), for any of the paths that the call names, as the container sees them, absolute, with no
+            links followed; ``""``: whatever it is. What can't be read is denied.
+        address: likewise, for a socket's: ``"127.0.0.1:*"``, ``"unix:/run/*"``. Not seen: sendmmsg's, io_uring's.
 
     Raises:
         SpecError: ``on_syscall.NAME``, for a value that is not one.
@@ -216,8 +222,17 @@ class SyscallRule:
     syscall: str
     action: str
     args: tuple[str, ...] = ()
+    path: str = ""
+    address: str = ""
+
+    @property
+    def reads(self) -> bool:
+        """It is for a tracer."""
+        return bool(self.path or self.address)
 
     def __post_init__(self) -> None:
+        for name in ("path", "address"):
+            _no_nul(f"on_syscall.{name}", getattr(self, name))
         if not isinstance(self.syscall, str) or not re.fullmatch(r"!?[\x21-\x7e]{1,4096}", self.syscall):
             raise SpecError("on_syscall.syscall", f"expected names of system calls, got {self.syscall!r}")
         if self.action not in get_args(RuleAction):
@@ -470,7 +485,8 @@ class Spec:
         for rule in self.on_syscall:
             if not isinstance(rule, SyscallRule):
                 raise SpecError("on_syscall", f"expected SyscallRule objects, got {rule!r}")
-        if self.seccomp_action is not None and self.seccomp == "unconfined" and not self.on_syscall:
+        filtering = [rule for rule in self.on_syscall if not rule.reads]
+        if self.seccomp_action is not None and self.seccomp == "unconfined" and not filtering:
             raise SpecError("seccomp.action", 'there is no filter that refuses anything: "security_opt" says seccomp=unconfined')
         if (self.seccomp_action or self.on_syscall) and "SYS_PTRACE" in self.capabilities:
             raise SpecError("cap_add", "SYS_PTRACE has power over init, which says what becomes of refused system calls")

@@ -239,3 +239,45 @@ async def test_traced_and_told(shared: Runtime) -> None:
             exit = await container.wait()
     assert [(call.name, call.errno) for call in found if isinstance(call, Syscall)] == [("mount", "EPERM")]
     assert exit.violations == (Violation("mount", "EPERM", 1),)
+
+
+async def test_rules_about_what_pointers_point_to(shared: Runtime) -> None:
+    """A tracer's: with every call stopped at, and where nobody asks for any."""
+    from tinyvisor.trace import Syscall
+
+    code = f"""
+import socket
+def attempt(function, *words):
+    try: function(*words); print("ok", flush=True)
+    except OSError as error: print(error.strerror, flush=True)
+os.chdir("/etc")
+attempt(os.stat, "/etc/../etc/./passwd"); attempt(os.stat, "passwd"); attempt(os.stat, "/etc/group")
+attempt(os.open, "/etc/group", os.O_RDONLY)
+attempt(socket.socket().connect, ("127.0.0.1", 9)); attempt(socket.socket().connect, ("127.0.0.2", 9))
+print(call({NUMBER["newfstatat"]}, -100, 8, 0, 0))
+"""
+    rules = (
+        SyscallRule(syscall="openat", action="log", path="/etc/gr*"),
+        SyscallRule(syscall="%stat", action="deny", path="/etc/pass*"),
+        SyscallRule(syscall="connect", action="allow", address="127.0.0.1:9"),
+        SyscallRule(syscall="connect", action="deny", address="127.*"),
+    )
+    for filter in ("none", "all"):
+        with anyio.fail_after(BOUND):
+            async with shared.trace(
+                ["python3", "-c", PRELUDE + code], filter=filter, on_syscall=rules, stdout=PIPE, userns_mode="host"
+            ) as (container, events):
+                found = [event async for event in events if isinstance(event, Syscall)]
+                out = await read_until(container.stdout, "EPERM\n")
+        denied = "Operation not permitted"
+        assert out.splitlines() == [denied, denied, "ok", "ok", "Connection refused", denied, "EPERM"], "unread is denied, too"
+        told = [(call.name, call.paths, call.address) for call in found if call.errno == "EPERM"]
+        assert [name for name, _, _ in told] == ["newfstatat", "newfstatat", "connect", "newfstatat"]
+        assert told[2][2] == "127.0.0.2:9"
+        if filter == "none":
+            assert [call.paths for call in found if not call.errno] == [("/etc/group",)], "and what is to be logged"
+    with pytest.raises(SpecError, match="on_syscall: paths and addresses are read by a tracer"):
+        await run(shared, "true", on_syscall=rules)
+    with pytest.raises(SpecError, match="on_syscall: what is read is not read where calls are only counted"):
+        async with shared.trace(["true"], on_syscall=rules, summary=True):
+            pass

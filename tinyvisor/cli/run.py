@@ -74,9 +74,11 @@ def _security(text: str) -> tuple[str, Any]:
 
 
 def _rule(text: str) -> SyscallRule:
-    names, _, action = text.rpartition("=")
+    names, _, action = text.partition("=")
+    action, _, read = action.partition(":")
     try:
-        return SyscallRule(syscall=names, action=action)
+        path, address = (read, "") if read.startswith("/") else ("", read)
+        return SyscallRule(syscall=names, action=action, path=path, address=address)
     except SpecError as error:
         raise ValueError(error.problem) from None
 
@@ -111,7 +113,10 @@ _RIGHTS = (
         "--seccomp-action", type=click.Choice(get_args(SeccompAction)), help="On a refused system call; it is then told of."
     ),
     click.option(
-        "--on-syscall", multiple=True, type=Parsed("names=action", _rule), help="connect=deny, %network=log, ptrace=allow."
+        "--on-syscall",
+        multiple=True,
+        type=Parsed("names=action", _rule),
+        help="connect=deny, %ipc=log, open=deny:/etc/* where traced.",
     ),
     click.option("--pids-limit", type=click.IntRange(min=1), metavar="N", help="Processes and threads at most."),
     click.option("--memory", "-m", type=SIZE, help="64m; with no swap on top."),

@@ -59,6 +59,7 @@ from tinyvisor.runtime.thread import in_thread
 from tinyvisor.runtime.tracer import (
     STRING_LIMIT,
     Events,
+    ReadingRules,
     TracerProcess,
     check_installed,
     only_child,
@@ -453,7 +454,10 @@ class Runtime:
         if "SYS_PTRACE" in spec.capabilities:
             raise SpecError("cap_add", "who is traced can't trace: SYS_PTRACE and a tracer exclude each other")
         check_installed()
-        watch = self._watch(spec, calls, seccomp_bpf)
+        rules = ReadingRules.of(spec)
+        if rules.told and summary:
+            raise SpecError("on_syscall", "what is read is not read where calls are only counted: leave out one of both")
+        watch = self._watch(spec, calls, rules, seccomp_bpf)
         with _as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self.null)
             waiting = Streams(None, None, None, self.null)
@@ -464,7 +468,7 @@ class Runtime:
             with _as_launch_error(spec):
                 tracer = TracerProcess(
                     calls, pids=[only_child(container.pid)], launching=True, filtered=watch.stops is not None, limit=string_limit,
-                    counting=summary, interleaved=interleaved and not summary,
+                    counting=summary, interleaved=interleaved and not summary, rules=rules,
                 )  # fmt: skip
             await tracer.wait_ready()
             if not self._hand_over(container, spec, streams):
@@ -483,8 +487,10 @@ class Runtime:
                     await self.end(container)
                     streams.close()
 
-    def _watch(self, spec: Spec, calls: Calls, seccomp_bpf: bool) -> planning.Watch:
+    def _watch(self, spec: Spec, calls: Calls, rules: ReadingRules, seccomp_bpf: bool) -> planning.Watch:
         machine = this_machine()
+        if rules.names and not calls.everything:
+            calls = Calls(rules.names.union(calls.among(machine.numbers)), inverted=False)
         if calls.everything or not spec.no_new_privs or os.uname().machine != "x86_64":
             return planning.Watch()
         profile = filter_for(spec)
@@ -837,6 +843,8 @@ class Runtime:
         ids: Ids | None,
         watch: planning.Watch | None,
     ) -> Container:
+        if watch is None:
+            _check_untraced(spec)
         id_ = next(self._ids)
         name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
         if name in self._names:
@@ -929,6 +937,7 @@ class Runtime:
     ) -> AsyncIterator[Container]:
         """One more process in a running container, as a scope; see `Container.open_exec`."""
         self._check_open()
+        _check_untraced(spec)
         await container.wait_started()  # by now, but for a run's
         identity = await self._exec_identity(spec)
         # No await from here on: what runs now still does when the launcher is asked.
@@ -1156,6 +1165,11 @@ class Runtime:
         self._parked.pop(container.id, None)
         if self._names.get(container.name) is container:  # not an exec in it
             del self._names[container.name]
+
+
+def _check_untraced(spec: Spec) -> None:
+    if any(rule.reads for rule in spec.on_syscall):
+        raise SpecError("on_syscall", "paths and addresses are read by a tracer: use `tinyvisor trace`, or Runtime.trace")
 
 
 def _check_count(name: str, value: object, least: int) -> None:

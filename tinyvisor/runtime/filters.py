@@ -32,14 +32,15 @@ def filter_for(spec: Spec) -> Filter | None:
         SpecError: the profile can't be read, is wrong, or refuses what is needed to start the workload; a rule names no call.
         HostError: there are no filters for this machine, or its kernel takes none.
     """
-    if spec.seccomp == "unconfined" and not spec.on_syscall:
+    rules = tuple(rule for rule in spec.on_syscall if not rule.reads)
+    if spec.seccomp == "unconfined" and not rules:
         return None
     refusals = None
-    if spec.seccomp_action or spec.on_syscall:
+    if spec.seccomp_action or rules:
         but = frozenset(("execve", "exit_group") if spec.no_new_privs else ("exit_group", *NEEDED))
         refusals = Refusals(spec.seccomp_action or "errno", but)
     try:
-        filter = _compiled(_text(spec), spec.capabilities, spec.on_syscall, refusals)
+        filter = _compiled(_text(spec), spec.capabilities, rules, refusals)
     except OSError as error:
         raise SpecError("security_opt", f"{spec.seccomp}: {os.strerror(error.errno or 0)}") from None
     except ValueError as error:
@@ -48,7 +49,7 @@ def filter_for(spec: Spec) -> Filter | None:
     refused = [name for name in filter.refused if name in needed]
     if refused:
         why = "the workload is started" if spec.no_new_privs else "without no-new-privileges, rights are dropped"
-        what = "the profile" if not spec.on_syscall else "profile and on_syscall"
+        what = "the profile" if not rules else "profile and on_syscall"
         raise SpecError("security_opt", f"{spec.seccomp}: {what} must allow {', '.join(refused)}: {why} under it")
     return filter
 

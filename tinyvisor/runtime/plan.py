@@ -483,7 +483,8 @@ def capability_mask(names: Iterable[str]) -> int:
 def _workload(
     spec: Spec, limits: Limits, name: str, identity: Identity, seccomp: Filter | None, stops: Filter | None, around: Around
 ) -> Iterator[Step]:
-    assert (seccomp is None) == (spec.seccomp == "unconfined" and not spec.on_syscall)
+    rules = [rule for rule in spec.on_syscall if not rule.reads]
+    assert (seccomp is None) == (spec.seccomp == "unconfined" and not rules)
     for index, hierarchy in limits.used():
         if hierarchy.version == 1:
             yield s.CgroupJoin(s.KEPT | index, f"{name}/tasks", hierarchy.label)

@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tinyvisor.profile import Action, Profile, Rule
 from tinyvisor.runtime.launcher import reap, shielded
 from tinyvisor.runtime.seccomp import MACHINES, Filter, Machine, compile_profile
 from tinyvisor.runtime.stdio import ReceivePipe
+from tinyvisor.spec import Spec
 from tinyvisor.trace import STOP, Calls, Event, from_json, parse_calls
 
 DETACH_PATIENCE = 10.0
@@ -64,6 +66,39 @@ def wanted_calls(filter: str) -> Calls:
         raise SpecError("filter", str(exc)) from None
 
 
+@dataclass(frozen=True, slots=True)
+class ReadingRules:
+    """Those of a spec's rules that a tracer is for.
+
+    Attributes:
+        names: of the calls that they are about.
+        told: as the tracer is told of them, in order.
+    """
+
+    names: frozenset[str] = frozenset()
+    told: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, spec: Spec) -> ReadingRules:
+        """Raises SpecError where one names no call; HostError where no call can be refused."""
+        machine = this_machine()
+        told: list[Mapping[str, Any]] = []
+        for rule in spec.on_syscall:
+            if not rule.reads:
+                continue
+            try:
+                names = parse_calls(rule.syscall, machine.numbers).among(machine.numbers)
+            except ValueError as exc:
+                raise SpecError("on_syscall", str(exc)) from None
+            conditions = [list(parts) for parts in rule.conditions()]
+            told.append(
+                {"names": names, "action": rule.action, "path": rule.path, "address": rule.address, "conditions": conditions}
+            )
+        if told and os.uname().machine != "x86_64":
+            raise HostError("on_syscall: no tracer refuses calls on this machine", 'leave out "path" and "address"')
+        return cls(frozenset(name for rule in told for name in rule["names"]), tuple(told))
+
+
 def stopping_filter(calls: Calls, machine: Machine) -> Filter:
     """A seccomp program that stops the program at these calls, for its tracer, and lets all others run at full speed."""
     rule = Rule(calls.among(machine.numbers), Action("trace", STOP))
@@ -81,6 +116,7 @@ class TracerProcess:
         filtered: the program has `stopping_filter`.
         limit: bytes that are shown of strings and data.
         counting, interleaved: `summary` and `interleaved` of `Runtime.trace`.
+        rules: which of what it traces is refused, besides.
     """
 
     def __init__(
@@ -94,11 +130,13 @@ class TracerProcess:
         limit: int = STRING_LIMIT,
         counting: bool = False,
         interleaved: bool = False,
+        rules: ReadingRules = ReadingRules(),
     ) -> None:
         machine = this_machine()
         task = {
             "pids": list(pids), "trees": list(trees), "launching": launching, "filtered": filtered, "limit": limit,
             "names": dict(machine.numbers), "audit": machine.audit, "counting": counting, "interleaved": interleaved,
+            "rules": rules.told,
             "wanted": None if calls.everything else calls.among(machine.numbers),
         }  # fmt: skip
         self._ended = False

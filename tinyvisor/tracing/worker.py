@@ -28,12 +28,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from time import perf_counter
 from typing import Any
 
 from ptrace.binding import func
 from ptrace.error import PtraceError
 
+from tinyvisor.profile import Condition
 from tinyvisor.trace import STOP, Counted, End, Event, Signal, Unfinished, syscall_json, to_json
 from tinyvisor.tracing.decode import Call, split_result
 from tinyvisor.tracing.flags import CHILD_CODES, FAULT_CODES, SIGNAL_CODES
@@ -61,6 +63,35 @@ _FLUSH_AFTER = 0.02
 
 
 @dataclass(frozen=True, slots=True)
+class ReadRule:
+    """A `spec.SyscallRule` that is about what pointers point to."""
+
+    names: frozenset[str]
+    action: str
+    path: str
+    address: str
+    conditions: tuple[Condition, ...]
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> ReadRule:
+        conditions = tuple(Condition(*parts) for parts in found["conditions"])
+        return cls(frozenset(found["names"]), found["action"], found["path"], found["address"], conditions)
+
+    def fits(self, call: Call, paths: tuple[str, ...]) -> bool:
+        """What can't be read is denied, and never allowed."""
+        if call.name not in self.names:
+            return False
+        if not all(one.index < len(call.raw) and one.holds(call.raw[one.index]) for one in self.conditions):
+            return False
+        nowhere = any(given and not path.startswith("/") for (_, given), path in zip(call.paths, paths, strict=True))
+        if call.unread or nowhere:
+            return self.action == "deny"
+        if self.path and not any(fnmatchcase(os.path.normpath(path), self.path) for path in paths):
+            return False
+        return not self.address or bool(call.address and fnmatchcase(call.address, self.address))
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """What the tracer is asked for; a line of JSON on its stdin.
 
@@ -75,6 +106,7 @@ class Task:
         filtered: a seccomp filter stops the program at what is wanted; else it stops at everything.
         limit: bytes that are shown of strings and data.
         counting: only counts are wanted, at the end.
+        rules: which calls are denied, or told of although nobody asks: the first that fits decides.
         interleaved: calls that another thread's event comes in the way of are told of twice, as strace does.
     """
 
@@ -88,12 +120,14 @@ class Task:
     limit: int = 32
     counting: bool = False
     interleaved: bool = False
+    rules: tuple[ReadRule, ...] = ()
 
     @classmethod
     def from_json(cls, line: bytes) -> Task:
         fields: dict[str, Any] = json.loads(line)
         fields["names"] = {number: name for name, number in fields["names"].items()}
         fields["wanted"] = None if fields["wanted"] is None else frozenset(fields["wanted"])
+        fields["rules"] = tuple(ReadRule.from_json(rule) for rule in fields["rules"])
         return cls(**{**fields, "pids": tuple(fields["pids"]), "trees": tuple(fields["trees"])})
 
 
@@ -143,12 +177,14 @@ class Thread:
         inner_pid, inner_tid: as its own pid namespace does.
         call: the one that it is in, where that is wanted.
         tally: what counts that call, where only counts are wanted.
+        denied: the call is not made.
         resumed: arguments of the call that were told of already.
         launching: it has not yet exec'ed what is to be traced.
     """
 
     __slots__ = (
-        "call", "entered", "inner_pid", "inner_tid", "launching", "memory", "paths", "resumed", "started", "tally", "tid",
+        "call", "denied", "entered", "inner_pid", "inner_tid", "launching", "memory", "paths", "resumed", "started", "tally",
+        "tid",
     )  # fmt: skip
 
     def __init__(self, tid: int, launching: bool = False, *, named: bool = True) -> None:
@@ -156,6 +192,7 @@ class Thread:
         self.inner_pid, self.inner_tid = _inner_numbers(tid) if named else (0, 0)
         self.memory = ThreadMemory(tid)
         self.call: Call | None = None
+        self.denied = False
         self.tally: Tally | None = None
         self.resumed: int | None = None
         self.paths: tuple[str, ...] = ()
@@ -228,6 +265,7 @@ class Tracer:
         self._threads: dict[int, Thread] = {}
         self.detaching: bool = False
         self.words: bytes | None = None
+        self._ruled = frozenset(name for rule in task.rules for name in rule.names)
         self._open: Thread | None = None  # whose call was entered last, and not told of since
         self._info = bytearray(_INFO_SIZE)
         self._info_address = ctypes.addressof(ctypes.c_char.from_buffer(self._info))
@@ -367,7 +405,10 @@ class Tracer:
         data = self._info
         if data[0] == EXIT:
             if thread.call is not None:
-                self._returned(thread, int.from_bytes(data[_INFO : _INFO + 8], "little"))
+                value = int.from_bytes(data[_INFO : _INFO + 8], "little")
+                if thread.denied:  # a filter may have been asked about the number -1, and have said something else
+                    value = self._deny(thread)
+                self._returned(thread, value)
         elif data[0] in (ENTRY, SECCOMP):
             if data[0] == SECCOMP and int.from_bytes(data[_RET_DATA : _RET_DATA + 4], "little") != STOP:
                 self._refuse(thread)
@@ -390,17 +431,45 @@ class Tracer:
 
     def _entered(self, thread: Thread, name: str, registers: tuple[int, ...]) -> None:
         wanted = self._task.wanted
-        if (wanted is not None and name not in wanted) or (thread.launching and name not in ("execve", "execveat")):
+        unwanted = wanted is not None and name not in wanted and name not in self._ruled
+        if unwanted or (thread.launching and name not in ("execve", "execveat")):
             thread.call = None
             return
         thread.entered = time.time()
         thread.call = Call(name, registers, thread.memory, self._task.limit, x86=_X86)
         thread.paths = tuple(os.fsdecode(_located(thread.tid, *found)) for found in thread.call.paths)
-        thread.resumed = None
-        if self._task.interleaved:
+        thread.resumed, thread.denied = None, False
+        if name in self._ruled and not thread.launching:
+            self._apply_rules(thread)
+        if self._task.interleaved and thread.call is not None:
             self._interrupt(thread)
             self._open = thread
         thread.started = time.perf_counter()
+
+    def _apply_rules(self, thread: Thread) -> None:
+        call = thread.call
+        assert call is not None
+        rule = next((rule for rule in self._task.rules if rule.fits(call, thread.paths)), None)
+        if rule is not None and rule.action == "deny":
+            self._deny(thread, entered=True)
+        wanted = self._task.wanted
+        if wanted is not None and call.name not in wanted and (rule is None or rule.action == "allow"):
+            thread.call = None
+
+    def _deny(self, thread: Thread, *, entered: bool = False) -> int:
+        """The call is not made, and fails with EPERM, which is what it returns; `entered`: its return is still to come."""
+        failed = (1 << 64) - errno.EPERM
+        thread.denied = entered
+        try:
+            registers = func.ptrace_getregs(thread.tid)
+            if entered:
+                registers.orig_rax = (1 << 64) - 1
+            registers.rax = failed
+            func.ptrace_setregs(thread.tid, registers)
+        except PtraceError as error:
+            if error.errno != errno.ESRCH:  # killed: then it makes no call either
+                raise
+        return failed
 
     def _interrupt(self, by: Thread | None) -> None:
         """An event of another thread's: whose call is open is told of as unfinished."""
