@@ -808,6 +808,18 @@ def test_a_kernel_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert filters.filter_for(spec("unconfined")) is None
 
 
+def test_a_kernel_that_tells_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "tells_refusals", lambda: False)
+    filters._compiled.cache_clear()
+    try:
+        assert filters.filter_for(spec("default")) is not None
+        assert filters.filter_for(spec("default", seccomp_action="trace")) is not None
+        with pytest.raises(HostError, match=r"can't tell of refused system calls; leave out"):
+            filters.filter_for(spec("default", seccomp_action="kill"))
+    finally:
+        filters._compiled.cache_clear()
+
+
 def test_a_machine_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "x", "6.1", "x", "riscv64")))
     filters._compiled.cache_clear()

@@ -17,7 +17,7 @@ from tinyvisor.profile import (
     parse_profile,
     read_profile_text,
 )
-from tinyvisor.runtime.host import has_seccomp, kernel_version
+from tinyvisor.runtime.host import has_seccomp, kernel_version, tells_refusals
 from tinyvisor.runtime.seccomp import ALLOW, HANDOVER, MACHINES, NEEDED, Filter, Machine, Refusals, compile_profile
 from tinyvisor.spec import Spec, SyscallRule
 from tinyvisor.trace import parse_calls
@@ -75,7 +75,14 @@ def _compiled(
         assert refusals is not None
         rules = tuple(_rule(rule, machine, refusals) for rule in on_syscall)
         profile = Profile(profile.default, (*rules, *profile.rules), profile.architectures, profile.flags)
-    return compile_profile(profile, machine, capabilities=capabilities, kernel=kernel_version(system.release), refusals=refusals)
+    filter = compile_profile(
+        profile, machine, capabilities=capabilities, kernel=kernel_version(system.release), refusals=refusals
+    )
+    if filter.notifies and not tells_refusals():
+        raise HostError(
+            "this kernel can't tell of refused system calls", 'leave out "seccomp.action" and "on_syscall", or use Linux 5.5'
+        )
+    return filter
 
 
 def _rule(rule: SyscallRule, machine: Machine, refusals: Refusals) -> Rule:
