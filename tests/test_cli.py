@@ -23,7 +23,7 @@ from tinyvisor.cli.run import build_spec, run
 from tinyvisor.cli.summary import format_plain, summary_rows
 from tinyvisor.cli.up import wants_colour
 from tinyvisor.errors import ConfigError, ConfigProblem, HostError, InternalError, LaunchError, SpecError, TinyvisorError
-from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, SyscallRule, Tmpfs, Ulimit, Volume
 from tinyvisor.state import Exit, ServiceSummary
 
 # ---- the root command ----
@@ -304,6 +304,9 @@ def test_no_options_are_the_defaults() -> None:
          {"seccomp": "unconfined", "no_new_privs": False}),
         (["--security-opt", "seccomp=tinyvisor/seccomp-default.json"],
          {"seccomp": Path("tinyvisor/seccomp-default.json").absolute()}),
+        (["--seccomp-action", "kill", "--on-syscall", "bind=deny", "--on-syscall", "open=log:/etc/*"],
+         {"seccomp_action": "kill",
+          "on_syscall": (SyscallRule(syscall="bind", action="deny"), SyscallRule(syscall="open", action="log", path="/etc/*"))}),
         (["--pids-limit", "5", "-m", "64m", "--cpus", "1.5", "--cpuset-cpus", "0-2,4"],
          {"pids_limit": 5, "mem_limit": 64 << 20, "cpus": 1.5, "cpuset": {0, 1, 2, 4}}),
         (["--ulimit", "nofile=1:2", "--ulimit", "core=0"], {"ulimits": {"nofile": Ulimit(1, 2), "core": Ulimit(0, 0)}}),

@@ -29,6 +29,7 @@ from tinyvisor.spec import (
     Schedule,
     Service,
     Spec,
+    SyscallRule,
     Tcp,
     Tmpfs,
     Ulimit,
@@ -270,6 +271,19 @@ BAD = [
     ("command: x\nsecurity_opt: ['seccomp=/no/such']", "2:16: security_opt[0]: /no/such: No such file or directory"),
     ("command: x\nsecurity_opt: ['seccomp=/']", "2:16: security_opt[0]: /: Is a directory"),
     ("command: x\nsecurity_opt: ['seccomp=/dev/zero']", "2:16: security_opt[0]: /dev/zero: not a regular file"),
+    ("command: x\nseccomp: {action: allow}", '2:11: seccomp.action: expected errno, kill, log or trace, got "allow"'),
+    ("command: x\nseccomp: {action: kill}\ncap_add: [SYS_PTRACE]", None),
+    (
+        "command: x\nseccomp: {action: log}\nsecurity_opt: [seccomp=unconfined]",
+        '2:11: seccomp.action: there is no filter that refuses anything: "security_opt" says seccomp=unconfined',
+    ),
+    ("command: x\non_syscall: [{syscall: a b, action: deny}]", None),
+    ("command: x\non_syscall: [{syscall: connect}]", "2:14: on_syscall[0].action: is required"),
+    (
+        "command: x\non_syscall:\n- {syscall: socket, action: deny, args: ['6 == 1']}",
+        """3:35: on_syscall[0].args: '6 == 1' is no condition; expected INDEX OPERATOR NUMBER, as in "0 == 10\"""",
+    ),
+    ("command: x\non_syscall:\n- {syscall: socket, action: deny, args: ['1 & 2 == 1']}", None),
     ("command: x\numask: 0888", '2:1: umask: expected an octal number up to 777 such as 0022, got "0888"'),
     ("command: x\numask: 1777", '2:1: umask: expected an octal number up to 777 such as 0022, got "1777"'),
     ("command: x\noom_score_adj: 1001", "2:1: oom_score_adj: expected -1000 to 1000"),
@@ -400,6 +414,8 @@ cap_add: [sys_nice, CAP_CHOWN, KILL]
 userns_mode: keep-id
 cap_drop: [KILL]
 security_opt: ["no-new-privileges:false", "seccomp=profile.json"]
+seccomp: {action: kill}
+on_syscall: [{syscall: connect, action: deny, address: "127.*"}, {syscall: "%net", action: log, args: "0 & 3 == 1", path: /x}]
 umask: 0027
 oom_score_adj: -5
 stop_signal: SIGINT
@@ -473,6 +489,11 @@ def test_every_key(tmp_path: Path) -> None:
             capabilities=frozenset({"SYS_NICE", "CHOWN"}),
             no_new_privs=False,
             seccomp=tmp_path / "profile.json",
+            seccomp_action="kill",
+            on_syscall=(
+                SyscallRule(syscall="connect", action="deny", address="127.*"),
+                SyscallRule(syscall="%net", action="log", args=("0 & 3 == 1",), path="/x"),
+            ),
             umask=0o027,
             oom_score_adj=-5,
             stop_signal=2,

@@ -16,8 +16,8 @@ from tinyvisor.cluster import frames
 from tinyvisor.cluster.node import Store
 from tinyvisor.errors import SpecError
 from tinyvisor.job import Job
-from tinyvisor.spec import Blkio, Secret, Spec, Tmpfs, Ulimit, Volume
-from tinyvisor.state import Result
+from tinyvisor.spec import Blkio, Secret, Spec, SyscallRule, Tmpfs, Ulimit, Volume
+from tinyvisor.state import Result, Violation
 
 FULL = Spec(
     command=("a", "\udcff", "ü"), name="n", environment={"A": "b", "Ü": "\n"}, working_dir="/w", user="1:2",
@@ -25,7 +25,8 @@ FULL = Spec(
     storage_inodes=7, volumes=(Volume(Path("/a"), "/b", True),), tmpfs=(Tmpfs("/t", size=9, mode=0o700),),
     namespaces=frozenset({"pid", "mount"}), userns_mode="host", network_mode="host", pids_limit=3, mem_limit=1 << 20, cpus=0.5,
     cpuset=frozenset({0, 2}), blkio=Blkio(weight=100, read_bps=(("/dev/sda", 5),)), ulimits={"nofile": Ulimit(5, -1)},
-    shm_size=4096, capabilities=frozenset({"CHOWN"}), no_new_privs=False, seccomp=Path("/p.json"), masked_paths=("/proc/x",),
+    shm_size=4096, capabilities=frozenset({"CHOWN"}), no_new_privs=False, seccomp=Path("/p.json"), seccomp_action="kill",
+    on_syscall=(SyscallRule(syscall="%network", action="log", args=("0 == 1",)), SyscallRule(syscall="open", action="deny", path="/x")), masked_paths=("/proc/x",),
     readonly_paths=(), umask=0o77, oom_score_adj=5, stop_signal=2, stop_grace_period=1.5, orphan_grace_period=0.5,
     signal_group=True, timeout=2.5, cpu_time=1.25, output_limit=77, notify_socket=True, watchdog=0.5, notification_fd=5,
 )  # fmt: skip
@@ -89,6 +90,7 @@ def test_a_file_that_comes_in_pieces_is_there_when_it_is_whole_and_right(tmp_pat
         {"stdout": b"", "stderr": b"\xff\0"},
         {"stderr": b"e", "files": {"a/b": b"1", "c": b""}, "uncollected": {"x": "a link"}},
         {"status": "signaled", "exit_code": None, "signal": 9, "limits_enforced": ("timeout",), "held_up_by": ("a[1]",)},
+        {"status": "seccomp", "violations": (Violation("mount", "EPERM", 3), Violation("", "", 1))},
     ],
 )
 def test_a_result_arrives_as_it_was(more: dict[str, Any]) -> None:

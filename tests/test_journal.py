@@ -47,6 +47,7 @@ def test_a_line_has_all_of_a_result(tmp_path: Path) -> None:
     first, second = map(json.loads, path.read_text().splitlines())
     assert first == found.to_json() | {
         "id": "x", "index": 7, "attempt": 2, "digest": job("x", index=7).digest.hex(), "held_up_by": [], "limits_enforced": [],
+        "violations": [],
     }  # fmt: skip
     assert first["stdout"] == {"base64": "/w=="}
     assert second["files"] == {"a": {"file": "y/a"}}

@@ -6,6 +6,8 @@ import errno
 import json
 from typing import Any
 
+import pytest
+
 from tinyvisor.learned import NAMESPACES, Learned, differences, learn, of_profile
 from tinyvisor.profile import Action, Profile, default_profile_text, parse_profile
 from tinyvisor.runtime.seccomp import MACHINES, compile_profile, decide
@@ -47,6 +49,22 @@ def test_in_vain_stays_in_vain() -> None:
     assert answer(profile, "kill") == ALLOW, "once it worked"
     both = profile_of(call("clone3", error="ENOSYS"), call("clone3"))
     assert answer(both, "clone3") == ALLOW
+
+
+@pytest.mark.parametrize(
+    "flags, plain",
+    [
+        ("CLONE_VM|CLONE_VFORK|CLONE_CLEAR_SIGHAND", True), ("0", True), ("CLONE_VM|CLONE_NEWPID", False),
+        ("CLONE_INTO_CGROUP", False), ("CLONE_VM|0x8000000000", False), (None, False),
+    ],
+)  # fmt: skip
+def test_clone3_whose_flags_a_filter_does_not_see(flags: str | None, plain: bool) -> None:
+    shown = "0x7ffd00" if flags is None else f"{{flags={flags}, exit_signal=SIGCHLD, stack=NULL, stack_size=0}}"
+    event = Syscall(time=0, pid=2, tid=2, name="clone3", raw=(0x7FFD00, 88), args=(shown, "88"), result=7)
+    profile = profile_of(call("read"), event)
+    assert answer(profile, "clone3", 0x7FFD00, 88) == (ENOSYS if plain else ALLOW)
+    assert answer(profile, "clone", 0x1200011) == (ALLOW if plain else EPERM)
+    assert answer(profile, "clone", 0x20000000) == EPERM
 
 
 def test_arguments_that_matter() -> None:

@@ -808,6 +808,18 @@ def test_a_kernel_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert filters.filter_for(spec("unconfined")) is None
 
 
+def test_a_kernel_that_tells_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filters, "tells_refusals", lambda: False)
+    filters._compiled.cache_clear()
+    try:
+        assert filters.filter_for(spec("default")) is not None
+        assert filters.filter_for(spec("default", seccomp_action="trace")) is not None
+        with pytest.raises(HostError, match=r"can't tell of refused system calls; leave out"):
+            filters.filter_for(spec("default", seccomp_action="kill"))
+    finally:
+        filters._compiled.cache_clear()
+
+
 def test_a_machine_without_filters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "x", "6.1", "x", "riscv64")))
     filters._compiled.cache_clear()
@@ -829,3 +841,94 @@ def test_what_a_tracer_wants_to_know_of_a_profile() -> None:
     assert "write" in asking.passes
     assert asking.asks_tracer
     assert compile_profile(Profile(Action("trace")), MACHINES["x86_64"]).asks_tracer
+
+
+# ---- refusals that init is told of ----
+
+
+BUT = frozenset({"exit_group", *sc.NEEDED})
+
+
+def _becomes(action: Action, mode: str, *, noted: bool) -> Action:
+    """What is to come of a profile's action, read off the documentation."""
+    if action.kind in ("allow", "log", "trace") or action == ENOSYS:
+        return action
+    if not noted:
+        return {"kill": KILL_PROCESS, "log": ALLOW}.get(mode, action)
+    match mode, action.kind:
+        case "trace", _:
+            return Action("trace")
+        case "log", _:
+            return Action("notify", 0xFFFE)
+        case "kill", _:
+            return Action("notify", 0xFFFF)
+        case _, "kill_process":
+            return Action("notify", 0xFFFF)
+        case _, "errno":
+            return Action("notify", action.data)
+    return action
+
+
+ANY_ACTION = st.sampled_from(
+    [ALLOW, EPERM, ENOSYS, KILL_PROCESS, Action("errno", 76), Action("trap"), Action("kill_thread"), Action("log")]
+)
+ANY_RULE = st.builds(
+    Rule,
+    st.lists(st.sampled_from([*sorted(BUT), *sc.HANDOVER, "mount", "read", "keyctl", "mseal"]), min_size=1, max_size=4).map(
+        tuple
+    ),
+    ANY_ACTION,
+    st.sampled_from([(), (Condition(0, "==", 1),), (Condition(0, "&", 0, 4), Condition(1, ">", 1 << 33))]),
+)
+
+
+@pytest.mark.parametrize("mode", ["errno", "kill", "log", "trace"])
+@given(
+    rules=st.lists(ANY_RULE, max_size=6),
+    default=ANY_ACTION,
+    first=st.sampled_from([0, 1, 4, 5]),
+    second=st.sampled_from([0, U64]),
+)
+def test_what_becomes_of_refusals(mode: str, rules: list[Rule], default: Action, first: int, second: int) -> None:
+    """And nothing that a launch does before its init listens is ever handed to the listener: it would wait for ever."""
+    filter = compile_profile(Profile(default, tuple(rules)), X86, refusals=sc.Refusals(mode, BUT))
+    for name in {*BUT, *sc.HANDOVER, "mount", "read", "keyctl", "getpid"}:
+        number, arguments = X86.numbers[name], [first, second, 0, 0, 0, 0]
+        found = Simulator(filter.program).run(X86.audit, number, arguments)
+        profile_says = said(rules, default, X86, number, arguments)
+        if name in sc.HANDOVER:
+            assert found.kind != "notify"
+            assert not filter.notifies or found == ALLOW
+            if found == ALLOW and filter.second:
+                found = Simulator(filter.second).run(X86.audit, number, arguments)
+            expected = {_becomes(profile_says, mode, noted=noted) for noted in (False, True)}
+            assert found in expected, name
+        else:
+            assert not filter.second or Simulator(filter.second).run(X86.audit, number, arguments) == ALLOW
+            assert found == _becomes(profile_says, mode, noted=name not in BUT), name
+    assert filter.notifies == any(
+        instruction.k >> 16 == 0x7FC0 for instruction in Simulator(filter.program).code if instruction.code == 6
+    )
+
+
+def test_no_program_asks_a_listener_where_nobody_wants_to_know() -> None:
+    spec = Spec(command=("true",))
+    plain, told = filters.filter_for(spec), filters.filter_for(spec.with_(seccomp_action="errno"))
+    assert plain is not None
+    assert told is not None
+    assert (plain.notifies, told.notifies, plain.second, told.second) == (False, True, b"", b"")
+    assert len(told.program) <= len(plain.program) + 16 * 8
+    assert filters.filter_for(spec.with_(seccomp="unconfined")) is None
+
+
+@pytest.mark.parametrize(
+    "number, answer, name, came_of_it",
+    [
+        (165, 1, "mount", "EPERM"),
+        (165, 0xFFFF, "mount", "killed"),
+        (9999, 0xFFFE, "syscall_9999", "allowed"),
+        (0, 4000, "read", "errno 4000"),
+    ],
+)
+def test_refused_calls_in_words(number: int, answer: int, name: str, came_of_it: str) -> None:
+    assert sc.describe_refused(number, answer, X86.numbers) == (name, came_of_it)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tinyvisor.job import Job
 from tinyvisor.spec import Spec
-from tinyvisor.state import Exit, Result
+from tinyvisor.state import Exit, Result, Violation
 
 
 def decoded(value: Any) -> bytes | None:
@@ -33,7 +33,8 @@ def decoded(value: Any) -> bytes | None:
 def test_json_and_back(stdout: bytes | None, stderr: bytes | None, files: dict[str, bytes], reason: str) -> None:
     result = Result(
         status="nonzero_exit", exit_code=3, reason=reason, wall=0.25, stdout=stdout, stderr=stderr, files=files,
-        uncollected={"x": "a FIFO"}, limits_enforced=("pids_limit",), job=Job(spec=Spec(command=("true",)), stdin=b"\xff"),
+        uncollected={"x": "a FIFO"}, limits_enforced=("pids_limit",),
+        violations=(Violation("mount", "EPERM", 3),), job=Job(spec=Spec(command=("true",)), stdin=b"\xff"),
     )  # fmt: skip
     back = json.loads(json.dumps(result.to_json()))
     assert set(back) == {item.name for item in fields(Result)} - {"job"}
@@ -41,6 +42,7 @@ def test_json_and_back(stdout: bytes | None, stderr: bytes | None, files: dict[s
     back["files"] = {path: decoded(content) for path, content in back["files"].items()}
     for name in ("limits_enforced", "held_up_by"):
         back[name] = tuple(back[name])
+    back["violations"] = tuple(map(Violation.from_json, back["violations"]))
     assert Result(**back) == result
 
 

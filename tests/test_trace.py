@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from tinyvisor.runtime.syscall_numbers import NUMBERS
-from tinyvisor.trace import CLASSES, End, Event, Signal, Summary, Syscall, format_line, from_json, parse_calls, to_json
+from tinyvisor.trace import (
+    CLASSES,
+    Counted,
+    End,
+    Event,
+    Signal,
+    Summary,
+    Syscall,
+    Unfinished,
+    format_line,
+    from_json,
+    parse_calls,
+    to_json,
+)
 
 KNOWN = NUMBERS["x86_64"]
 OPENED = Syscall(
@@ -21,6 +35,9 @@ OPENED = Syscall(
     [
         OPENED,
         Syscall(time=1, pid=1, tid=1, name="exit_group", args=("0",), raw=(0,)),
+        Syscall(time=1, pid=1, tid=1, name="read", args=("3", '"x"', "7"), raw=(3, 4, 7), result=1, resumed=1),
+        Unfinished(time=1, pid=1, tid=2, name="read", args=("3",)),
+        Counted(name="read", calls=7, errors=2, seconds=0.5),
         Signal(time=1, pid=1, tid=1, signal=17, code="CLD_EXITED", sender=7),
         End(time=1, pid=1, tid=1, exit_code=0),
         End(time=1, pid=1, tid=1, signal=11, core=True),
@@ -55,6 +72,30 @@ def test_json_has_the_documented_fields() -> None:
 def test_lines_that_are_none(line: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         from_json(line)
+
+
+def test_lines_of_calls_that_others_come_in_the_way_of() -> None:
+    """As strace has them."""
+    read: dict[str, Any] = {"time": 1, "pid": 1, "tid": 2, "name": "read"}
+    assert format_line(Unfinished(**read, args=("3",))) == "[pid 1/2] read(3, <unfinished ...>"
+    assert format_line(Unfinished(**read | {"name": "pause"})) == "[pid 1/2] pause(<unfinished ...>"
+    resumed = Syscall(**read, args=("3", '"x"', "7"), raw=(3, 4, 7), result=1, resumed=1)
+    assert format_line(resumed) == '[pid 1/2] <... read resumed>"x", 7) = 1'
+    gone = Syscall(**read | {"name": "pause"}, resumed=0)
+    assert gone.describe() == "<... pause resumed>) = ?"
+
+
+def test_counts_add_up_with_events() -> None:
+    summary = Summary()
+    for event in (
+        Counted(name="openat", calls=3, errors=1, seconds=0.5),
+        OPENED,
+        Counted(name="read", calls=1, errors=0, seconds=1),
+    ):
+        summary.add(event)
+    assert summary.to_json() == {
+        "openat": {"calls": 4, "errors": 2, "seconds": 0.75}, "read": {"calls": 1, "errors": 0, "seconds": 1.0}
+    }  # fmt: skip
 
 
 def test_lines_for_people() -> None:

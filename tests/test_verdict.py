@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.spec import Spec
-from tinyvisor.state import Exit
+from tinyvisor.state import Exit, Violation
 
 NOTHING = Usage()
 KILLED, TERMINATED = int(signal.SIGKILL), int(signal.SIGTERM)  # as wait statuses, too
@@ -30,6 +30,10 @@ def judged(wait_status: int | None, spec: dict[str, Any] | None = None, usage: U
 
 
 LIMITED = {"mem_limit": 64 << 20, "pids_limit": 20, "timeout": 0.3}
+REFUSED = (Violation("mount", "EPERM", 3), Violation("bpf", "EACCES", 1), Violation("mount", "EINVAL", 1), Violation("", "", 2))
+NOTED = (Violation("connect", "allowed", 1),)
+FATAL = (*REFUSED, Violation("ptrace", "killed", 1))
+MANY = tuple(Violation(f"a{n}", "EPERM", 1) for n in range(7))
 OOM, FORKS = Usage(oom_kills=1), Usage(pids_limit_hits=7)
 
 
@@ -59,6 +63,59 @@ OOM, FORKS = Usage(oom_kills=1), Usage(pids_limit_hits=7)
         # several at once: what came first to end it
         (KILLED, LIMITED, OOM, {"stopped": True}, "memory_limit", 137, "the kernel's OOM killer struck at mem_limit 64.0M"),
         (KILLED, LIMITED, OOM, {"timed_out": True, "stopped": True}, "time_limit", 137, "killed after timeout 300ms"),
+        # the seccomp filter
+        (31, {}, Usage(), {}, "seccomp", 159, "ended by SIGSYS: a system call that its seccomp filter kills for"),
+        (31, {"seccomp": "unconfined"}, Usage(), {}, "signaled", 159, "ended by SIGSYS"),
+        (code(1), {}, Usage(), {"violations": REFUSED[:1]}, "seccomp", 1, "exit 1 after mount was refused by its seccomp filter"),
+        (
+            code(1),
+            {},
+            Usage(),
+            {"violations": REFUSED},
+            "seccomp",
+            1,
+            "exit 1 after mount, bpf, others were refused by its seccomp filter",
+        ),
+        (6, {}, Usage(), {"violations": REFUSED[:1]}, "seccomp", 134, "SIGABRT after mount was refused by its seccomp filter"),
+        (code(0), {}, Usage(), {"violations": REFUSED}, "ok", 0, ""),
+        (code(1), {}, Usage(), {"violations": NOTED}, "nonzero_exit", 1, "exit 1"),
+        (
+            KILLED,
+            {},
+            Usage(),
+            {"violations": FATAL, "refused": True},
+            "seccomp",
+            137,
+            "killed for calling ptrace, which its seccomp filter refuses",
+        ),
+        (
+            KILLED,
+            {},
+            Usage(),
+            {"violations": FATAL, "refused": True, "stopped": True},
+            "stopped",
+            137,
+            "stopped on request (SIGKILL)",
+        ),
+        (
+            code(1),
+            {},
+            Usage(),
+            {"violations": MANY},
+            "seccomp",
+            1,
+            "exit 1 after a0, a1, a2, a3, a4, … were refused by its seccomp filter",
+        ),
+        (KILLED, LIMITED, OOM, {"violations": REFUSED}, "memory_limit", 137, "the kernel's OOM killer struck at mem_limit 64.0M"),
+        (
+            code(254),
+            LIMITED,
+            FORKS,
+            {"violations": REFUSED},
+            "pids_limit",
+            254,
+            "exit 254 after 7 forks refused by pids_limit 20",
+        ),
     ],
 )
 def test_verdict(
@@ -70,10 +127,10 @@ def test_verdict(
 
 def test_what_was_counted_is_handed_on() -> None:
     usage = Usage(pids_peak=3, pids_limit_hits=2, memory_peak=4096, oom_kills=2)
-    exit = judged(code(0), usage=usage, limits_enforced=("cpus",), held_up_by=("sh[7]",))
+    exit = judged(code(0), usage=usage, limits_enforced=("cpus",), held_up_by=("sh[7]",), violations=NOTED)
     assert exit == Exit(
         status="ok", exit_code=0, wall=1.5, cpu_user=0.25, cpu_system=0.125, memory_peak=4096, pids_peak=3, oom_killed=True,
-        pids_limit_hits=2, limits_enforced=("cpus",), held_up_by=("sh[7]",),
+        pids_limit_hits=2, limits_enforced=("cpus",), held_up_by=("sh[7]",), violations=NOTED,
     )  # fmt: skip
 
 

@@ -37,12 +37,13 @@ if TYPE_CHECKING:
         Secret,
         Service,
         Spec,
+        SyscallRule,
         Tcp,
         Tmpfs,
         Ulimit,
         Volume,
     )
-    from tinyvisor.state import Exit, Result, Stats
+    from tinyvisor.state import Exit, Result, Stats, Violation
 
 _HOME = {
     "tinyvisor.errors": (
@@ -73,12 +74,13 @@ _HOME = {
         "Secret",
         "Service",
         "Spec",
+        "SyscallRule",
         "Tcp",
         "Tmpfs",
         "Ulimit",
         "Volume",
     ),
-    "tinyvisor.state": ("Exit", "Result", "Stats"),
+    "tinyvisor.state": ("Exit", "Result", "Stats", "Violation"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -114,10 +116,12 @@ __all__ = (
     "Spec",
     "SpecError",
     "Stats",
+    "SyscallRule",
     "Tcp",
     "TinyvisorError",
     "Tmpfs",
     "Ulimit",
+    "Violation",
     "Volume",
     "Workspace",
     "open_runtime",

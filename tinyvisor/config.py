@@ -46,6 +46,7 @@ from tinyvisor.spec import (
     Secret,
     Service,
     Spec,
+    SyscallRule,
     Tcp,
     Tmpfs,
     Ulimit,
@@ -476,6 +477,24 @@ class _Blkio(_Model):
     device_write_iops: tuple[_Rate, ...] = ()
 
 
+class _Seccomp(_Model):
+    action: Annotated[
+        str,
+        PlainValidator(_choice(*get_args(words.SeccompAction))),
+        WithJsonSchema({"enum": list(get_args(words.SeccompAction))}),
+    ]
+
+
+class _SyscallRule(_Model):
+    syscall: Text
+    action: Annotated[
+        str, PlainValidator(_choice(*get_args(words.RuleAction))), WithJsonSchema({"enum": list(get_args(words.RuleAction))})
+    ]
+    args: Annotated[tuple[Text, ...], Short(_listed, _STRING)] = ()
+    path: Text = ""
+    address: Text = ""
+
+
 class _Storage(_Model):
     size: Size | None = None
     inodes: Whole | None = None
@@ -699,6 +718,12 @@ class ContainerModel(_Model):
     cap_drop: tuple[Capability, ...] | None = None
     security_opt: tuple[Annotated[tuple[str, Any], PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = Field(
         None, description="no-new-privileges:BOOL; seccomp=default, unconfined or a profile's file, relative to this file"
+    )
+    seccomp: _Seccomp | None = Field(
+        None, description="what happens on a call that the filter refuses: errno, kill, log or trace"
+    )
+    on_syscall: tuple[_SyscallRule, ...] | None = Field(
+        None, description="rules before the profile's; the first that fits decides"
     )
     umask: Umask | None = Field(None, description="octal")
     oom_score_adj: Whole | None = None
@@ -1088,7 +1113,7 @@ _PASSED_ON = (
 
 _FIELDS = {
     "storage_opt.size": "storage_size", "storage_opt.inodes": "storage_inodes", "cap_add": "capabilities",
-    "security_opt": "seccomp",
+    "security_opt": "seccomp", "seccomp.action": "seccomp_action",
 }  # fmt: skip
 """`SpecError.field` → `Spec` field, where they differ."""
 
@@ -1172,9 +1197,21 @@ class SpecBuilder:
         for index, option in enumerate(model.security_opt or ()):
             with self._at("security_opt", index):
                 values |= [_build_security(option, base_dir)]
+        if model.seccomp:
+            values["seccomp_action"] = model.seccomp.action
+        values |= self._on_syscall()
         values["capabilities"] = parse_capabilities(model.cap_add or (), model.cap_drop or ())
         values |= self._mounts() | {"ulimits": self._ulimits()} | self._limits()
         return values
+
+    def _on_syscall(self) -> dict[str, Any]:
+        rules: list[SyscallRule] = []
+        for index, item in enumerate(self._model.on_syscall or ()):
+            try:
+                rules.append(SyscallRule(**item.model_dump()))
+            except SpecError as error:
+                self._file.report_at((*self._path, "on_syscall", index, error.field.rpartition(".")[2]), error.problem)
+        return {"on_syscall": tuple(rules)} if rules else {}
 
     def _command(self) -> tuple[str, ...]:
         command = (*(self._model.entrypoint or ()), *(self._model.command or ()))
@@ -1813,6 +1850,14 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
     options += [] if spec.seccomp == "default" else [f"seccomp={spec.seccomp}"]
     if options:
         found["security_opt"] = options
+    if spec.seccomp_action is not None:
+        found["seccomp"] = {"action": spec.seccomp_action}
+    if spec.on_syscall:
+        found["on_syscall"] = [
+            {"syscall": rule.syscall, "action": rule.action, **({"args": list(rule.args)} if rule.args else {})}
+            | {name: value for name in ("path", "address") if (value := getattr(rule, name))}
+            for rule in spec.on_syscall
+        ]
     if spec.blkio is not None:
         rates = {
             f"device_{name}": [{"path": path, "rate": rate} for path, rate in getattr(spec.blkio, name)]

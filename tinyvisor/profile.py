@@ -29,12 +29,17 @@ MAX_FILE = 1 << 20
 _T = TypeVar("_T")
 
 
+LET_THROUGH, KILL = 0xFFFE, 0xFFFF
+"""runtime/launcher/launcher.h, ANSWER_*."""
+
+
 class Action(NamedTuple):
     """What is done with a system call.
 
     Attributes:
-        kind: a value of `ACTIONS`.
-        data: of ``errno`` the errno, 0..4095; of ``trace`` what the tracer is told, 0..65535; else 0.
+        kind: a value of `ACTIONS`; or ``notify``: init is told, which then does what `data` says.
+        data: of ``errno`` the errno, 0..4095; of ``trace`` what the tracer is told, 0..65535; of ``notify`` an errno,
+            `LET_THROUGH` or `KILL`; else 0.
     """
 
     kind: str
@@ -42,7 +47,7 @@ class Action(NamedTuple):
 
     def lets_through(self) -> bool:
         """Whether the call is made; with ``trace`` that is the tracer's to say."""
-        return self.kind in ("allow", "log", "trace")
+        return self.kind in ("allow", "log", "trace") or self == ("notify", LET_THROUGH)
 
 
 ACTIONS = {

@@ -248,6 +248,76 @@ class Blkio:
                 _positive(f"blkio_config.device_{name}", rate)
 
 
+SeccompAction = Literal["errno", "kill", "log", "trace"]
+RuleAction = Literal["deny", "allow", "log"]
+_ARGUMENT = re.compile(
+    r"\s*([0-5])\s*(==|!=|<=|<|>=|>|&)\s*(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})(?:\s*==\s*(0x[0-9a-fA-F]{1,16}|[0-9]{1,20}))?\s*"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyscallRule:
+    """What is done with some system calls, before the profile is asked; of several that fit, the first decides.
+
+    The filter sees numbers only, never what a pointer points to: nobody can change those between check and use. Rules with `path`
+    or `address` are for a tracer (`Runtime.trace`, `tinyvisor trace`), which is asked for what the others let pass, and reads
+    memory: another thread, or who moves a link, may change what was read before the kernel reads it again. They tell what a
+    program does without something; they are no wall against one that is hostile.
+
+    Attributes:
+        syscall: names and classes as in strace: ``"connect"``, ``"%network,ptrace"``, ``"/^mq_"``.
+        action: ``"deny"``: EPERM, or what `Spec.seccomp_action` says; ``"allow"``: even where the profile refuses it;
+            ``"log"``: it is made, and in `Exit.violations` as ``allowed``.
+        args: conditions, of which all must hold: ``"INDEX OPERATOR NUMBER"``, e.g. ``"0 == 10"``, ``"2 & 0x40 == 0x40"``;
+            unsigned and of 64 bits, with == != < <= > >=, and & for a mask.
+        path: a pattern as of fnmatch(3), for any of the paths that the call names, as the container sees them, absolute, with no
+            links followed; ``""``: whatever it is. What can't be read is denied.
+        address: likewise, for a socket's: ``"127.0.0.1:*"``, ``"unix:/run/*"``. Not seen: sendmmsg's, io_uring's.
+
+    Raises:
+        SpecError: ``on_syscall.NAME``, for a value that is not one.
+    """
+
+    syscall: str
+    action: str
+    args: tuple[str, ...] = ()
+    path: str = ""
+    address: str = ""
+
+    @property
+    def reads(self) -> bool:
+        """It is for a tracer."""
+        return bool(self.path or self.address)
+
+    def __post_init__(self) -> None:
+        for name in ("path", "address"):
+            _no_nul(f"on_syscall.{name}", getattr(self, name))
+        if not isinstance(self.syscall, str) or not re.fullmatch(r"!?[\x21-\x7e]{1,4096}", self.syscall):
+            raise SpecError("on_syscall.syscall", f"expected names of system calls, got {self.syscall!r}")
+        if self.action not in get_args(RuleAction):
+            raise SpecError("on_syscall.action", f"{self.action!r} is not known; expected deny, allow or log")
+        if isinstance(self.args, str) or not isinstance(self.args, Iterable):
+            raise SpecError("on_syscall.args", f"expected a list, got {self.args!r}")
+        object.__setattr__(self, "args", tuple(self.args))
+        self.conditions()
+
+    def conditions(self) -> tuple[tuple[int, str, int, int], ...]:
+        """`args` as (index, operator, value, mask)."""
+        return tuple(map(_argument, self.args))
+
+
+def _argument(text: object) -> tuple[int, str, int, int]:
+    match = _ARGUMENT.fullmatch(text) if isinstance(text, str) else None
+    if match is None or (match[2] == "&") != (match[4] is not None):
+        raise SpecError("on_syscall.args", f'{text!r} is no condition; expected INDEX OPERATOR NUMBER, as in "0 == 10"')
+    number, second = int(match[3], 0), int(match[4] or "0", 0)
+    if max(number, second) >> 64 or second & ~number:
+        raise SpecError("on_syscall.args", f"{text!r} can't hold: numbers are of 64 bits, and of the mask no other bits are left")
+    if match[2] == "&":
+        return int(match[1]), "&", second, number
+    return int(match[1]), match[2], number, (1 << 64) - 1
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """One container. Every field is keyword-only; `with_` makes a changed copy.
@@ -286,6 +356,10 @@ class Spec:
         capabilities: kept capabilities, names without CAP_; all others are dropped.
         no_new_privs: set-id programs and file capabilities give nothing.
         seccomp: ``"default"`` (our profile), ``"unconfined"``, or the path of a profile in the OCI's JSON.
+        seccomp_action: what happens on a call that the filter refuses, which is then in `Exit.violations`: ``"errno"``: it fails
+            as the profile says; ``"kill"``: its process is killed; ``"log"``: it is made all the same; ``"trace"``: left to a
+            tracer, ENOSYS without one, and not in `Exit.violations`. None: as the profile says, and nothing is noted.
+        on_syscall: rules that come before the profile's.
         masked_paths, readonly_paths: absolute paths inside; missing ones are passed over.
         umask: of the workload.
         oom_score_adj: -1000..1000; None is inherited.
@@ -333,6 +407,8 @@ class Spec:
     capabilities: frozenset[str] = frozenset()
     no_new_privs: bool = True
     seccomp: str | Path = "default"
+    seccomp_action: str | None = None
+    on_syscall: tuple[SyscallRule, ...] = ()
     masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
     readonly_paths: tuple[str, ...] = DEFAULT_READONLY_PATHS
     umask: int = 0o022
@@ -349,7 +425,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         _check_kinds(self)
-        _tuples(self, ("command", "group_add", "volumes", "tmpfs", "secrets", "masked_paths", "readonly_paths"))
+        _tuples(self, ("command", "group_add", "volumes", "tmpfs", "secrets", "masked_paths", "readonly_paths", "on_syscall"))
         for name in ("namespaces", "cpuset", "capabilities"):
             object.__setattr__(self, name, frozenset(getattr(self, name)))
         if self.rootfs is not None:
@@ -476,9 +552,22 @@ class Spec:
         if self.network_mode not in ("none", "host") and not re.fullmatch(rf"service:{NAME.pattern}", self.network_mode):
             raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
         _no_nul("security_opt", str(self.seccomp))
+        self._check_refusals()
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise SpecError("cap_add", f'"{capability}" is not a capability; see capabilities(7)')
+
+    def _check_refusals(self) -> None:
+        if self.seccomp_action is not None and self.seccomp_action not in get_args(SeccompAction):
+            raise SpecError("seccomp.action", f'"{self.seccomp_action}" is not known; expected errno, kill, log or trace')
+        for rule in self.on_syscall:
+            if not isinstance(rule, SyscallRule):
+                raise SpecError("on_syscall", f"expected SyscallRule objects, got {rule!r}")
+        filtering = [rule for rule in self.on_syscall if not rule.reads]
+        if self.seccomp_action is not None and self.seccomp == "unconfined" and not filtering:
+            raise SpecError("seccomp.action", 'there is no filter that refuses anything: "security_opt" says seccomp=unconfined')
+        if (self.seccomp_action or self.on_syscall) and "SYS_PTRACE" in self.capabilities:
+            raise SpecError("cap_add", "SYS_PTRACE has power over init, which says what becomes of refused system calls")
 
     def _check_userns(self) -> None:
         if self.userns_mode is not None and self.userns_mode not in get_args(UsernsMode):

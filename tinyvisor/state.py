@@ -17,12 +17,37 @@ Status = Literal[
     "memory_limit",
     "output_limit",
     "pids_limit",
+    "seccomp",
     "stopped",
     "sandbox_error",
     "unknown",
 ]
 """Why a container ended, from what the kernel said. ``stopped``: we ended it on request. ``unknown``: of a job that must not
 run twice, where it is not known whether it has run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A system call that the seccomp filter does not simply allow, and what came of it.
+
+    Attributes:
+        syscall: its name; ``""`` for all others, where there were too many kinds to tell apart.
+        answer: the errno's name; ``"killed"``; ``"allowed"``: it was only to be noted. ``""`` where `syscall` is.
+        count: how often, > 0.
+    """
+
+    syscall: str
+    answer: str
+    count: int
+
+    @property
+    def refused(self) -> bool:
+        return self.answer != "allowed"
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Violation:
+        """Out of what `dataclasses.asdict` makes of one."""
+        return cls(**found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +67,8 @@ class Exit:
         pids_limit_hits: forks refused by `pids_limit`.
         limits_enforced: names of the limits that the kernel was holding.
         held_up_by: processes that outlived the grace period of a stop, as ``"comm[pid]"``.
+        violations: what its seccomp filter refused, or was to note; empty unless `Spec.seccomp_action` or `Spec.on_syscall` ask
+            for it.
     """
 
     status: Status
@@ -57,6 +84,7 @@ class Exit:
     pids_limit_hits: int = 0
     limits_enforced: tuple[str, ...] = ()
     held_up_by: tuple[str, ...] = ()
+    violations: tuple[Violation, ...] = ()
 
     @property
     def returncode(self) -> int:
@@ -134,6 +162,7 @@ class Result(Exit):
         found["stdout"], found["stderr"] = _text(self.stdout), _text(self.stderr)
         found["files"] = {path: _text(content) for path, content in self.files.items()}
         found["uncollected"] = dict(self.uncollected)
+        found["violations"] = [asdict(item) for item in self.violations]
         return found
 
 

@@ -21,7 +21,7 @@ import anyio
 import pytest
 
 from tests.kernel.command import Running, tinyvisor
-from tests.kernel.helpers import BOUND, read_until, skip, status, wait_for_the_end_of, waiting, workload
+from tests.kernel.helpers import BOUND, ON_TRIO, read_until, skip, status, wait_for_the_end_of, waiting, workload
 from tinyvisor.errors import ContainerError, LaunchError, SpecError, TinyvisorError
 from tinyvisor.profile import Action, Profile, Rule
 from tinyvisor.runtime import PIPE, Runtime
@@ -29,7 +29,7 @@ from tinyvisor.runtime.seccomp import compile_profile
 from tinyvisor.runtime.tracer import this_machine
 from tinyvisor.spec import Volume
 from tinyvisor.state import Exit
-from tinyvisor.trace import CLASSES, End, Event, Signal, Syscall
+from tinyvisor.trace import CLASSES, Counted, End, Event, Signal, Summary, Syscall, Unfinished
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
 
@@ -48,17 +48,26 @@ def calls(events: Iterable[Event], *names: str) -> list[Syscall]:
 
 THREADS = """
 import os, subprocess, threading
+go = []
 def work():
     for _ in range(50): os.getppid()
 threads = [threading.Thread(target=work) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 subprocess.run(["/bin/true"], check=True)
-threading.Thread(target=lambda: os.execv("/bin/echo", ["echo", "by a thread"])).start()
+def replace():
+    while not go: pass  # the leader dies of it, wherever it is: it shall be past all of its calls but the wait
+    os.execv("/bin/echo", ["echo", "by a thread"])
+threading.Thread(target=replace).start()
+go.append(1)
 threading.Event().wait()
 """
 
 
+ONE_BY_ONE = THREADS.replace("thread.start()\nfor thread in threads: thread.join()", "thread.start(); thread.join()")
+
+
+@ON_TRIO
 @pytest.mark.parametrize("filter", ["all", "getppid,execve"])
 async def test_threads_forks_and_an_exec_by_a_thread(shared: Runtime, filter: str) -> None:
     """With every call stopped at, and with a filter that stops at two."""
@@ -79,6 +88,74 @@ async def test_threads_forks_and_an_exec_by_a_thread(shared: Runtime, filter: st
         assert {call.name for call in calls(events)} == {"getppid", "execve"}
 
 
+@ON_TRIO
+async def test_counts_are_those_of_the_events(shared: Runtime) -> None:
+    """Threads, forks, an exec by a thread, calls that never return; with a filter and without."""
+    command = ("python3", "-c", ONE_BY_ONE)
+    for filter in ("getppid,execve,exit,exit_group,clone,clone3,openat", "!%memory,futex,%clock"):
+        _, events = await traced(shared, *command, filter=filter)
+        _, counted = await traced(shared, *command, filter=filter, summary=True)
+        assert all(isinstance(event, Counted) for event in counted)
+        one, other = Summary(), Summary()
+        for summary, found in ((one, events), (other, counted)):
+            for event in found:
+                summary.add(event)
+        assert {name: (count.calls, count.errors) for name, count in other.counts.items() if name not in NOISE} == {
+            name: (count.calls, count.errors) for name, count in one.counts.items() if name not in NOISE
+        }
+        assert other.counts["execve"].calls >= 3
+        assert all(count.seconds > 0 for count in other.counts.values())
+
+
+INTERLEAVED = """
+import os, threading
+reading, writing = os.pipe()
+thread = threading.Thread(target=os.read, args=(reading, 7))
+thread.start()
+while "read" not in open(f"/proc/self/task/{thread.native_id}/wchan").read(): pass
+os.getppid()
+os.write(writing, b"x"); thread.join()
+"""
+
+
+@ON_TRIO
+async def test_lines_in_straces_order(shared: Runtime) -> None:
+    _, events = await traced(shared, "python3", "-c", INTERLEAVED, filter="read,write,getppid", interleaved=True)
+    cut = next(event for event in events if isinstance(event, Unfinished) and event.tid != event.pid)
+    after = events[events.index(cut) + 1 :]
+    assert re.fullmatch(r"read\(\d+, <unfinished ...>", cut.describe())
+    resumed = next(event for event in after if isinstance(event, Syscall) and event.tid == cut.tid)
+    assert resumed.describe() == '<... read resumed>"x", 7) = 1'
+    assert after.index(calls(after, "getppid")[-1]) < after.index(resumed)
+    told = [event for event in events if isinstance(event, Unfinished)]
+    assert len(told) == sum(event.resumed is not None for event in calls(events)), "each is told of again"
+    _, events = await traced(shared, "python3", "-c", INTERLEAVED, filter="read,write,getppid")
+    assert not [event for event in events if isinstance(event, Unfinished)]
+
+
+@ON_TRIO
+async def test_threads_that_are_killed_in_their_stops(shared: Runtime) -> None:
+    """At any moment of their calls, many times: the tracer goes on, and no end is lost."""
+    code = """
+import os, threading
+for _ in range(30):
+    child = os.fork()
+    if not child:
+        def work():
+            while True: os.getppid()
+        for _ in range(3): threading.Thread(target=work, daemon=True).start()
+        os.getppid()
+        os._exit(7)  # under the others' feet
+    assert os.waitpid(child, 0)[1] == 7 << 8
+"""
+    exit, events = await traced(shared, "python3", "-c", code, filter="getppid,exit_group")
+    assert exit.status == "ok"
+    ends = {event.tid for event in events if isinstance(event, End)}
+    assert ends >= {event.tid for event in events if isinstance(event, Syscall)}
+    assert sum(event.tid == event.pid and event.exit_code == 7 for event in events if isinstance(event, End)) == 30
+
+
+@ON_TRIO
 async def test_thousands_of_children(shared: Runtime) -> None:
     script = "i=0; while [ $i -lt 1000 ]; do (exit 7) & i=$((i+1)); done; wait"
     exit, events = await traced(shared, "/bin/sh", "-c", script, filter="exit_group")
@@ -87,6 +164,7 @@ async def test_thousands_of_children(shared: Runtime) -> None:
     assert sum(event.exit_code == 7 for event in events if isinstance(event, End)) == 1000
 
 
+@ON_TRIO
 async def test_refused_calls_are_seen(shared: Runtime) -> None:
     """Unless it is asked for, no filter hides what the container's profile refuses."""
     code = "import ctypes, os; ctypes.CDLL(None).mount(0, 0, 0, 0, 0); os.getppid()"
@@ -96,6 +174,7 @@ async def test_refused_calls_are_seen(shared: Runtime) -> None:
     assert [call.name for call in calls(events)] == ["getppid"]
 
 
+@ON_TRIO
 async def test_a_filter_that_asks_for_a_tracer_gets_no_answer_from_ours(shared: Runtime, tmp_path: Path) -> None:
     """SECCOMP_RET_TRACE without a tracer is ENOSYS; ours must not let through what it was not asked about."""
     machine = this_machine()
@@ -123,6 +202,7 @@ print(libc.syscall({machine.numbers["getppid"]}), ctypes.get_errno(), os.getuid(
     assert [call.errno for call in calls(events_)] == ["ENOSYS"]
 
 
+@ON_TRIO
 async def test_signals_stops_and_faults_are_as_without_a_tracer(shared: Runtime) -> None:
     code = """
 import ctypes, os, signal, time
@@ -151,6 +231,7 @@ print("fine")
     assert any(isinstance(event, End) and event.signal == signal.SIGSEGV for event in events)
 
 
+@ON_TRIO
 async def test_signals_and_stop_reach_a_traced_container(shared: Runtime) -> None:
     script = "trap 'echo hup' HUP; echo ready; while :; do sleep 0.01; done"
     with anyio.fail_after(BOUND):
@@ -216,6 +297,7 @@ async def test_what_can_not_be_traced_is_an_error_and_leaves_nothing(shared: Run
     assert not shared.containers
 
 
+@ON_TRIO
 async def test_root_inside_gets_at_nothing_of_the_tracer(shared: Runtime) -> None:
     """It is in no namespace of the container's; what a program shows it is shown escaped; it can't trace itself away."""
     code = r"""
@@ -261,7 +343,9 @@ work()
                 found: set[int] = set()
                 with anyio.fail_after(BOUND):
                     while len(found) < 3:
-                        found.add((await anext(events)).tid)
+                        event = await anext(events)
+                        assert isinstance(event, Syscall)
+                        found.add(event.tid)
                 with pytest.raises(TinyvisorError, match="traces it already"):
                     async with container.trace():
                         pass
@@ -281,8 +365,7 @@ work()
 
 # ---- against strace ----
 
-ONE_BY_ONE = THREADS.replace("thread.start()\nfor thread in threads: thread.join()", "thread.start(); thread.join()")
-PROGRAMS = {
+PROGRAMS: dict[str, tuple[str, ...]] = {
     "shell": ("sh", "-c", "for i in 1 2 3; do /bin/true; done; cat /etc/nosuch; x=$(echo x); exit 3"),
     "threads": ("python3", "-I", "-S", "-c", ONE_BY_ONE),
     "git": ("git", "--version"),
@@ -291,6 +374,20 @@ PROGRAMS = {
         "import socket as s; a = s.create_server(('127.0.0.1', 0)); b = s.create_connection(a.getsockname()); a.accept(); "
         "s.socketpair(); s.socket(s.AF_UNIX).connect_ex('/nosuch')",
     ),
+    "bash": (
+        "bash", "-c",
+        "trap 'echo bye' EXIT; f() { local x=$(</etc/passwd); [[ $x == *root* ]] && echo $((6 * 7)); }; f; (cd /; ls >/dev/null)",
+    ),
+    "ls": ("ls", "-lR", "/usr/share/python3"),
+    "find": ("find", "/etc", "-name", "*.conf", "-size", "-9k"),
+    "tar": ("sh", "-c", "cd /tmp && tar -cf a.tar -C /etc passwd group && tar -xf a.tar && rm a.tar passwd group"),
+    "sed, awk": ("sh", "-c", "sed -n 's/:.*//p' /etc/passwd > /tmp/x; awk '{ n += length($0) } END { print n }' /tmp/x"),
+    "perl": ("perl", "-e", "my $pid = fork; exit 7 unless $pid; waitpid $pid, 0; print $? >> 8; rename '/tmp/nosuch', '/tmp/x'"),
+    "sqlite": (
+        "python3", "-I", "-S", "-c",
+        "import sqlite3; d = sqlite3.connect('/tmp/d'); d.execute('create table t (a)'); d.commit()",
+    ),
+    "gcc": ("sh", "-c", "cd /tmp && echo 'int main(void) { return 7; }' > a.c && gcc -O2 -c a.c; rm -f a.o a.c"),
 }  # fmt: skip
 NOISE = frozenset(("futex", "restart_syscall", "rt_sigreturn")) | CLASSES["memory"]
 """How often depends on who is faster: the stack of a thread that is gone is taken for the next one."""
@@ -336,10 +433,13 @@ def _parsed(text: str) -> list[list[tuple[str, str]]]:
         else:
             continue
         result = re.findall(r"= (-1 E\w+|0x[0-9a-f]+|-?\d+|\?)", rest)[-1]
+        result = re.sub(r"^0(\d+)$", r"0o\1", result)  # a mask
+
         found.append((int(tid), name, result))
     return _sequences(found + [(int(tid), name, "?") for tid, name in unfinished.items() if name != "execve"])
 
 
+@ON_TRIO
 @pytest.mark.parametrize("program", PROGRAMS)
 async def test_strace_sees_the_same(shared: Runtime, program: str, tmp_path: Path) -> None:
     if not shutil.which("strace"):
@@ -411,6 +511,7 @@ def stuck(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
             process.kill()
 
 
+@ON_TRIO
 async def test_kill_9_of_the_command_that_runs_it() -> None:
     """With every pipe full: what was started for it ends, and so does the tracer. The rest is looked for after every test."""
     with stuck("--", "python3", "-c", BUSY) as (process, tracer):
@@ -420,6 +521,7 @@ async def test_kill_9_of_the_command_that_runs_it() -> None:
         await wait_for_the_end_of(tracer, *pids)
 
 
+@ON_TRIO
 async def test_kill_9_of_the_command_that_has_attached() -> None:
     with subprocess.Popen([sys.executable, "-c", BUSY]) as busy:
         try:

@@ -12,12 +12,13 @@ import click
 from tinyvisor.cli.failures import ExitCodes
 from tinyvisor.cli.project import read_variables
 from tinyvisor.cli.values import Parsed, environment, parse_namespaces, parse_storage
-from tinyvisor.spec import RootMethod, Spec, Tmpfs, Ulimit, Volume, parse_capability, parse_signal
-from tinyvisor.state import Exit
+from tinyvisor.errors import SpecError
+from tinyvisor.spec import RootMethod, SeccompAction, Spec, SyscallRule, Tmpfs, Ulimit, Volume, parse_capability, parse_signal
+from tinyvisor.state import Exit, Violation
 from tinyvisor.units import parse_duration, parse_size
 
 OURS = 125
-TELLING = frozenset({"time_limit", "memory_limit", "output_limit", "pids_limit", "sandbox_error"})
+TELLING = frozenset({"time_limit", "memory_limit", "output_limit", "pids_limit", "seccomp", "sandbox_error"})
 """Verdicts that the exit code alone does not show."""
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -72,6 +73,16 @@ def _security(text: str) -> tuple[str, Any]:
     return parse_security(text, Path.cwd())
 
 
+def _rule(text: str) -> SyscallRule:
+    names, _, action = text.partition("=")
+    action, _, read = action.partition(":")
+    try:
+        path, address = (read, "") if read.startswith("/") else ("", read)
+        return SyscallRule(syscall=names, action=action, path=path, address=address)
+    except SpecError as error:
+        raise ValueError(error.problem) from None
+
+
 SIZE = Parsed("size", parse_size)
 DURATION = Parsed("duration", parse_duration)
 FILE = click.Path(path_type=Path)
@@ -97,6 +108,15 @@ _RIGHTS = (
         multiple=True,
         type=Parsed("option", _security),
         help="seccomp=FILE, seccomp=unconfined, no-new-privileges:false.",
+    ),
+    click.option(
+        "--seccomp-action", type=click.Choice(get_args(SeccompAction)), help="On a refused system call; it is then told of."
+    ),
+    click.option(
+        "--on-syscall",
+        multiple=True,
+        type=Parsed("names=action", _rule),
+        help="connect=deny, %ipc=log, open=deny:/etc/* where traced.",
     ),
     click.option("--pids-limit", type=click.IntRange(min=1), metavar="N", help="Processes and threads at most."),
     click.option("--memory", "-m", type=SIZE, help="64m; with no swap on top."),
@@ -176,7 +196,14 @@ def run(command: tuple[str, ...], result: Path | None, interactive: bool, tty: b
         return ended
     if ended.status in TELLING:
         click.echo(f"tinyvisor: {_reason(ended)}", err=True)
+    for line in map(_told, ended.violations):
+        click.echo(f"tinyvisor: seccomp: {line}", err=True)
     return ended.returncode
+
+
+def _told(item: Violation) -> str:
+    what = f"{item.syscall} {item.answer}" if item.syscall else "other calls"
+    return f"{what}, {item.count} time{'s' * (item.count > 1)}"
 
 
 def _reason(exit: Exit) -> str:
@@ -188,7 +215,8 @@ RENAMED = {
     "user": "user", "pids_limit": "pids_limit", "memory": "mem_limit", "cpus": "cpus", "cpuset_cpus": "cpuset",
     "network": "network_mode", "namespaces": "namespaces", "userns": "userns_mode", "timeout": "timeout",
     "stop_signal": "stop_signal",
-    "stop_timeout": "stop_grace_period", "shm_size": "shm_size", "oom_score_adj": "oom_score_adj",
+    "seccomp_action": "seccomp_action", "stop_timeout": "stop_grace_period", "shm_size": "shm_size",
+    "oom_score_adj": "oom_score_adj",
 }  # fmt: skip
 """option → field of `Spec`, where the value is taken as it is."""
 
@@ -216,6 +244,7 @@ def container_fields(options: Mapping[str, Any], environ: Mapping[str, str]) -> 
         "tmpfs": options["tmpfs"],
         "ulimits": dict(options["ulimit"]),
         "capabilities": _capabilities(options["cap_add"], options["cap_drop"]),
+        "on_syscall": options["on_syscall"],
         **dict(options["storage_opt"]),
         **dict(options["security_opt"]),
         **fields,

@@ -13,7 +13,7 @@ import click
 from tinyvisor.cli.failures import ExitCodes
 from tinyvisor.cli.summary import format_plain, summary_rows
 from tinyvisor.client import Client, Refusal, find_project
-from tinyvisor.state import Exit, ServiceSummary
+from tinyvisor.state import Exit, ServiceSummary, Violation
 
 UNPROCESSABLE = 422
 
@@ -43,7 +43,9 @@ def summary_of(found: Mapping[str, Any]) -> ServiceSummary:
     """Back from JSON."""
     fields = {key: value for key, value in found.items() if key in ServiceSummary.__slots__}
     exit = fields["exit"]
-    fields["exit"] = None if exit is None else Exit(**exit | {"held_up_by": tuple(exit["held_up_by"])})
+    if exit is not None:
+        violations = tuple(map(Violation.from_json, exit.get("violations", ())))
+        fields["exit"] = Exit(**exit | {"held_up_by": tuple(exit["held_up_by"]), "violations": violations})
     return ServiceSummary(**fields | {"held_up_by": tuple(fields["held_up_by"])})
 
 

@@ -144,7 +144,7 @@ def make_report(out: TextIO, options: dict[str, Any]) -> Report:
     start: list[float] = []
 
     def show(event: Event) -> None:
-        start[:] = start or [event.time]
+        start[:] = start or [getattr(event, "time", 0.0)]
         print(format_line(event, durations=options["syscall_times"], timestamps=options["timestamps"], start=start[0]), file=out)
 
     return Report(show, out.flush)
@@ -195,7 +195,7 @@ def _run(words: tuple[str, ...], filter: str, options: dict[str, Any]) -> int:
     spec = build_spec(words, options, os.environ, tty=options["tty"], stdin_open=options["interactive"])
     with opened(options["output"]) as out:
         report = make_report(out, options)
-        shown = {"string_limit": options["string_limit"], "seccomp_bpf": options["seccomp_bpf"]}
+        shown = {"seccomp_bpf": options["seccomp_bpf"], **_told(options)}
         code = run_traced(spec, report.add, options, filter=filter, **shown)
         report.close()
     return code
@@ -243,10 +243,10 @@ def _attach(target: str, filter: str, options: dict[str, Any]) -> int:
 
     async def run(report: Report) -> None:
         with trio.open_signal_receiver(*heeded(ENDING)) as signals:
-            async with attached(filter, pids=pids, trees=trees, string_limit=options["string_limit"]) as events:
+            async with attached(filter, pids=pids, trees=trees, **_told(options)) as events:
                 click.echo(f"tinyvisor: attached to {target}; Ctrl-C lets go of it", err=True)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_cancel_on, signals, nursery.cancel_scope)
+                    nursery.start_soon(_let_go_on, signals, events, nursery.cancel_scope)
                     await consume(events, report.add)
                     nursery.cancel_scope.cancel()
 
@@ -257,9 +257,24 @@ def _attach(target: str, filter: str, options: dict[str, Any]) -> int:
     return 0
 
 
-async def _cancel_on(signals: AsyncIterator[int], scope: Any) -> None:
+async def _let_go_on(signals: AsyncIterator[int], events: Any, scope: Any) -> None:
+    """At the first, what is to be told still comes, for a bounded time; at the second it is lost."""
+    import trio
+
+    from tinyvisor.runtime.tracer import DETACH_PATIENCE
+
+    asked = False
     async for _ in signals:
-        scope.cancel()
+        if asked:
+            scope.cancel()
+        asked, scope.deadline = True, trio.current_time() + DETACH_PATIENCE
+        await events.let_go()
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What is asked of the tracer, besides which calls."""
+    text = not (options["as_json"] or options["files"] or options["net"])
+    return {"string_limit": options["string_limit"], "summary": options["summary"], "interleaved": text}
 
 
 def _processes(target: str, project_name: str | None) -> tuple[list[int], list[int]]:

@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from tinyvisor.errors import SpecError
 from tinyvisor.job import Job
-from tinyvisor.spec import Blkio, Spec, Tmpfs, Ulimit, Volume
-from tinyvisor.state import Result
+from tinyvisor.spec import Blkio, Spec, SyscallRule, Tmpfs, Ulimit, Volume
+from tinyvisor.state import Result, Violation
 
 HEADER: Final = struct.Struct("!IB8s")
 """Of a frame: bytes after it, its kind, whose it is."""
@@ -91,7 +91,7 @@ def _default(item: Any) -> Any:
 
 
 _DEFAULTS: Final = tuple((item.name, _default(item)) for item in fields(Spec) if item.name != "command")
-_LISTS: Final = ("volumes", "tmpfs")
+_LISTS: Final = ("volumes", "tmpfs", "on_syscall")
 _SETS: Final = ("namespaces", "cpuset", "capabilities")
 _TUPLES: Final = ("group_add", "masked_paths", "readonly_paths")
 
@@ -144,6 +144,8 @@ def decode_spec(text: str) -> Spec:
         found["volumes"] = tuple(Volume(**{**item, "source": Path(item["source"])}) for item in found["volumes"])
     if "tmpfs" in found:
         found["tmpfs"] = tuple(Tmpfs(**item) for item in found["tmpfs"])
+    if "on_syscall" in found:
+        found["on_syscall"] = tuple(SyscallRule(**{**item, "args": tuple(item["args"])}) for item in found["on_syscall"])
     if "ulimits" in found:
         found["ulimits"] = {key: Ulimit(*pair) for key, pair in found["ulimits"].items()}
     if found.get("blkio") is not None:
@@ -224,6 +226,7 @@ def encode_result(key: int, result: Result, took: float) -> bytes:
         took: seconds that it had a slot.
     """
     record: dict[str, Any] = {"key": key, "took": took, "of": {name: getattr(result, name) for name in _PLAIN}}
+    record["of"]["violations"] = [asdict(item) for item in result.violations]
     blobs = []
     for name in ("stdout", "stderr"):
         content = getattr(result, name)
@@ -245,6 +248,7 @@ def decode_result(record: Mapping[str, Any], blobs: Sequence[bytes], job: Any) -
     stderr = next(rest) if record.get("stderr") else None
     files = dict(zip(record.get("files", ()), rest, strict=True))
     of: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in record["of"].items()}
+    of["violations"] = tuple(map(Violation.from_json, of.get("violations", ())))
     return Result(
         **of,
         id=job.id if isinstance(job, Job) else "",

@@ -24,13 +24,14 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
+from tinyvisor.runtime.seccomp import MACHINES, describe_refused
 from tinyvisor.runtime.provisions import NotifySocket, Provisions
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.runtime.waited import Waited
 from tinyvisor.spec import Spec, parse_signal
-from tinyvisor.state import Exit, Stats
+from tinyvisor.state import Exit, Stats, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -278,13 +279,16 @@ class Container:
         return await self._host.open_socket(self, domain)
 
     @contextlib.asynccontextmanager
-    async def trace(self, *, filter: str = "all", string_limit: int = STRING_LIMIT) -> AsyncIterator[Events]:
+    async def trace(
+        self, *, filter: str = "all", string_limit: int = STRING_LIMIT, summary: bool = False, interleaved: bool = False
+    ) -> AsyncIterator[Events]:
         """The system calls of all that runs in the container from now on, what was exec'ed in it included, as a scope.
 
         Leaving it lets go of the container, which runs on, as it does where the tracer is killed.
 
         Args:
-            filter, string_limit: as `Runtime.trace`.
+            filter, string_limit, summary, interleaved: as `Runtime.trace`; counts come once the container has ended, or after
+                ``await events.let_go()``.
 
         Raises:
             HostError: python-ptrace is not installed.
@@ -297,7 +301,8 @@ class Container:
         if self._gone.is_set() or not self.pid:
             raise ContainerError(self.name, "is not running")
         roots = (self.pid, *(process.pid for process in self.execs if process.pid))
-        async with attached(filter, trees=roots, string_limit=string_limit) as events:
+        shown: dict[str, Any] = {"string_limit": string_limit, "summary": summary, "interleaved": interleaved}
+        async with attached(filter, trees=roots, **shown) as events:
             yield events
 
     async def stats(self) -> Stats:
@@ -449,6 +454,8 @@ class Container:
             held_up_by=self._held_up_by,
             cpu_timed_out=gone.cpu_timed_out,
             output_exceeded=self._output_exceeded,
+            violations=_violations(gone) if gone.refused else (),
+            refused=gone.killed_for_refused,
         )
         self._exit = judge(self.spec, self._outcome)
         self._set_gone()
@@ -526,6 +533,13 @@ class Container:
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
+
+
+def _violations(gone: wire.Gone) -> tuple[Violation, ...]:
+    numbers = MACHINES[os.uname().machine].numbers  # there was a filter, so it is one of them
+    found = tuple(Violation(*describe_refused(number, answer, numbers), count) for number, answer, count in gone.refused)
+    rest = gone.refused_in_all - sum(item.count for item in found)
+    return (*found, Violation("", "", rest)) if rest > 0 else found
 
 
 def _signal(value: int | str) -> int:

@@ -61,6 +61,7 @@ from tinyvisor.runtime.thread import in_thread
 from tinyvisor.runtime.tracer import (
     STRING_LIMIT,
     Events,
+    ReadingRules,
     TracerProcess,
     check_installed,
     only_child,
@@ -418,6 +419,8 @@ class Runtime:
         filter: str = "all",
         string_limit: int = STRING_LIMIT,
         seccomp_bpf: bool = False,
+        summary: bool = False,
+        interleaved: bool = False,
         limits: Limits | None = None,
         stdin: Stdio = None,
         stdout: Stdio = None,
@@ -436,6 +439,9 @@ class Runtime:
             string_limit: bytes that are shown of strings and data, 0 or more; paths are always whole.
             seccomp_bpf: stop the program at nothing but those calls, also where its profile refuses some of them, which are
                 then not seen. Without it, that is done where it makes no difference.
+            summary: only count: the events are a `tinyvisor.trace.Counted` for each kind of call, at the end. Costs a fraction.
+            interleaved: a call that another thread's event comes in the way of is told of twice, as in strace's output:
+                as `tinyvisor.trace.Unfinished`, and when it returns.
 
         Raises:
             HostError: python-ptrace is not installed, or as `start`.
@@ -450,7 +456,10 @@ class Runtime:
         if "SYS_PTRACE" in spec.capabilities:
             raise SpecError("cap_add", "who is traced can't trace: SYS_PTRACE and a tracer exclude each other")
         check_installed()
-        watch = self._watch(spec, calls, seccomp_bpf)
+        rules = ReadingRules.of(spec)
+        if rules.told and summary:
+            raise SpecError("on_syscall", "what is read is not read where calls are only counted: leave out one of both")
+        watch = self._watch(spec, calls, rules, seccomp_bpf)
         with _as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self.null)
             waiting = Streams(None, None, None, self.null)
@@ -460,8 +469,9 @@ class Runtime:
             await container.wait_parked()
             with _as_launch_error(spec):
                 tracer = TracerProcess(
-                    calls, pids=[only_child(container.pid)], launching=True, filtered=watch.stops is not None, limit=string_limit
-                )
+                    calls, pids=[only_child(container.pid)], launching=True, filtered=watch.stops is not None, limit=string_limit,
+                    counting=summary, interleaved=interleaved and not summary, rules=rules,
+                )  # fmt: skip
             await tracer.wait_ready()
             if not self._hand_over(container, spec, streams):
                 raise ContainerError(container.name, "was killed while it was starting")
@@ -479,8 +489,10 @@ class Runtime:
                     await self.end(container)
                     streams.close()
 
-    def _watch(self, spec: Spec, calls: Calls, seccomp_bpf: bool) -> planning.Watch:
+    def _watch(self, spec: Spec, calls: Calls, rules: ReadingRules, seccomp_bpf: bool) -> planning.Watch:
         machine = this_machine()
+        if rules.names and not calls.everything:
+            calls = Calls(rules.names.union(calls.among(machine.numbers)), inverted=False)
         if calls.everything or not spec.no_new_privs or os.uname().machine != "x86_64":
             return planning.Watch()
         profile = filter_for(spec)
@@ -836,6 +848,8 @@ class Runtime:
         ids: Ids | None,
         watch: planning.Watch | None,
     ) -> Container:
+        if watch is None:
+            _check_untraced(spec)
         id_ = next(self._ids)
         name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
         if name in self._names:
@@ -945,6 +959,7 @@ class Runtime:
     ) -> AsyncIterator[Container]:
         """One more process in a running container, as a scope; see `Container.open_exec`."""
         self._check_open()
+        _check_untraced(spec)
         await container.wait_started()  # by now, but for a run's
         identity = await self._exec_identity(spec)
         # No await from here on: what runs now still does when the launcher is asked.
@@ -1099,7 +1114,7 @@ class Runtime:
         name: str,
         ids: Ids | None,
     ) -> Shape:
-        program = seccomp.program if seccomp else b""
+        program = seccomp.program + seccomp.second if seccomp else b""
         if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program or watch is not None:
             return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch))
         # The program, too: a profile's file may have changed.
@@ -1198,6 +1213,11 @@ class Runtime:
         self._parked.pop(container.id, None)
         if self._names.get(container.name) is container:  # not an exec in it
             del self._names[container.name]
+
+
+def _check_untraced(spec: Spec) -> None:
+    if any(rule.reads for rule in spec.on_syscall):
+        raise SpecError("on_syscall", "paths and addresses are read by a tracer: use `tinyvisor trace`, or Runtime.trace")
 
 
 def _check_count(name: str, value: object, least: int) -> None:

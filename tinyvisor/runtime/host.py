@@ -128,9 +128,20 @@ def probe() -> Host:
     )
 
 
+_ACTIONS = "/proc/sys/kernel/seccomp/actions_avail"
+
+
 def has_seccomp() -> bool:
     """Whether the kernel takes seccomp filters."""
-    return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")  # 4.14
+    return os.path.exists(_ACTIONS)  # 4.14
+
+
+def tells_refusals() -> bool:
+    """Whether a filter can hand calls to somebody (SECCOMP_RET_USER_NOTIF, 5.0)."""
+    try:
+        return "user_notif" in Path(_ACTIONS).read_text().split()
+    except OSError:
+        return False
 
 
 def file_system(fd: int) -> str:

@@ -26,7 +26,7 @@ from tinyvisor.errors import HostError, InternalError, LauncherDied
 from tinyvisor.runtime.steps import Step
 
 MAGIC = 0x4C565954
-VERSION = 4
+VERSION = 5
 MAX_REQUEST = 4 << 20
 MAX_INLINE = 48 << 10
 """Bytes of a request that go into the message itself; more goes into a memfd (the launcher's own bound is 64 KiB)."""
@@ -42,8 +42,9 @@ _REQUEST = struct.Struct("=IHHIIQQI4HHH")
 _STEP = struct.Struct("=HBBI")
 _LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=IHHQiiII")
-_GONE = struct.Struct("=6iq16x2i2q")  # passed over: CPU time so far, as init told the launcher
-_EXITED, _TIMED_OUT, _CPU_TIMED_OUT = 1, 2, 4
+_GONE = struct.Struct("=6iq16x2I128s2i2q")  # passed over: CPU time so far, as init told the launcher
+_REFUSED = struct.Struct("=HHI")
+_EXITED, _TIMED_OUT, _CPU_TIMED_OUT, _KILLED_FOR_REFUSED = 1, 2, 4, 16
 _COMMAND = struct.Struct("=IHHii")
 _MAX_EVENT = _EVENT.size + _GONE.size + (32 << 10)
 _TITLE_ROOM = " " * 80
@@ -86,6 +87,9 @@ class Gone(NamedTuple):
         cleanup_error: errno of what could not be removed, 0 where all is gone.
         user, system: seconds of CPU time, of all its processes.
         counters: the files that were read back.
+        refused_in_all: calls that the workload's filter handed to init.
+        refused: the first kinds of them: (number, answer, how often); an answer is an errno or one of `seccomp.ANSWERS`.
+        killed_for_refused: init killed the workload for one.
     """
 
     section: int
@@ -101,6 +105,9 @@ class Gone(NamedTuple):
     user: float
     system: float
     counters: bytes
+    refused_in_all: int = 0
+    refused: tuple[tuple[int, int, int], ...] = ()
+    killed_for_refused: bool = False
 
 
 def encode(steps: Iterable[Step]) -> Section:
@@ -158,11 +165,14 @@ def decode_gone(data: bytes) -> Gone:
     """The data of a GONE event."""
     if len(data) < _GONE.size:
         raise InternalError(f"short report from the launcher: {len(data)} bytes")
-    _pid, section, step, error, flags, status, wall, init_status, cleanup_error, user, system = _GONE.unpack_from(data)
+    (
+        _pid, section, step, error, flags, status, wall, refused_in_all, kinds, refused, init_status, cleanup_error, user, system,
+    ) = _GONE.unpack_from(data)  # fmt: skip
     ended = bool(flags & _EXITED), bool(flags & _TIMED_OUT), bool(flags & _CPU_TIMED_OUT)
     return Gone(
         section, step, error, *ended, status, wall / 1e9, init_status, cleanup_error, user / 1e6, system / 1e6,
-        data[_GONE.size :],
+        data[_GONE.size :], refused_in_all, tuple(_REFUSED.iter_unpack(refused[: kinds * _REFUSED.size])) if kinds else (),
+        bool(flags & _KILLED_FOR_REFUSED),
     )  # fmt: skip
 
 

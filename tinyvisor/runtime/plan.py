@@ -201,7 +201,7 @@ def plan(
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *_identity_of_host(spec, name),
         *_cpu_time(spec, limits, name),
-        _init(spec, name, early=early, watched=watch is not None),
+        _init(spec, name, seccomp, early=early, watched=watch is not None),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
     workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around, made)
@@ -443,7 +443,7 @@ def _cpu_time(spec: Spec, limits: Limits, name: str) -> Iterator[Step]:
         yield s.CpuTime(s.KEPT | hierarchy, f"{name}/{file}", max(1, round(spec.cpu_time * 1000)), min(most), label)
 
 
-def _init(spec: Spec, name: str, *, early: bool, watched: bool) -> Step:
+def _init(spec: Spec, name: str, seccomp: Filter | None, *, early: bool, watched: bool) -> Step:
     flags = s.INIT_SIGNAL_GROUP if spec.signal_group else 0
     if "time" in spec.namespaces:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
@@ -451,6 +451,8 @@ def _init(spec: Spec, name: str, *, early: bool, watched: bool) -> Step:
         flags |= s.INIT_EARLY
     if watched:
         flags |= s.INIT_TELL_PARKED
+    if seccomp and seccomp.notifies:
+        flags |= s.INIT_REFUSALS
     if "SYS_PTRACE" in spec.capabilities and spec.userns == "host":
         flags |= s.INIT_TRACE
     return s.Init(flags, round(spec.orphan_grace_period * 1000), spec.stop_signal, _milliseconds(spec.timeout), name)
@@ -495,8 +497,11 @@ def exec_plan(
         s.Join(joined, name),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         *([s.Pty(*owner, *terminal, console=False)] if spec.tty else []),
-        s.Init(s.INIT_SIGNAL_GROUP if spec.signal_group else 0, 0, spec.stop_signal, _milliseconds(spec.timeout), name),
-    ]
+        s.Init(
+            (s.INIT_SIGNAL_GROUP if spec.signal_group else 0) | (s.INIT_REFUSALS if seccomp and seccomp.notifies else 0),
+            0, spec.stop_signal, _milliseconds(spec.timeout), name,
+        ),
+    ]  # fmt: skip
     return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp, None, around)), (), ())
 
 
@@ -529,7 +534,8 @@ def _workload(
     around: Around,
     made: int = 0,
 ) -> Iterator[Step]:
-    assert (seccomp is None) == (spec.seccomp == "unconfined")
+    rules = [rule for rule in spec.on_syscall if not rule.reads]
+    assert (seccomp is None) == (spec.seccomp == "unconfined" and not rules)
     for index, hierarchy in limits.used():
         if hierarchy.version == 1:
             yield s.CgroupJoin(s.KEPT | index, f"{name}/tasks", hierarchy.label)
@@ -553,7 +559,7 @@ def _workload(
         yield s.PassFd(made + made_fds(spec).index("notification_fd"), spec.notification_fd)
     yield s.CloseFds()
     if seccomp and not spec.no_new_privs:
-        yield _seccomp(spec, seccomp)  # while there is CAP_SYS_ADMIN; what follows is `seccomp.NEEDED`
+        yield from _seccomp(spec, seccomp)  # while there is CAP_SYS_ADMIN; what follows is `seccomp.NEEDED`
     yield s.SetIdentity(identity.uid, identity.gid, identity.groups, keep_groups=around.groups_fixed)
     yield s.Capabilities(kept, tuple(sorted(spec.capabilities)))
     yield s.WorkingDir(spec.working_dir or "/")
@@ -562,13 +568,23 @@ def _workload(
     if stops:
         yield s.Seccomp(stops.program, stops.flags, "stops for the tracer")  # first: the profile may refuse a second filter
     if seccomp and spec.no_new_privs:
-        yield _seccomp(spec, seccomp)
+        yield from _seccomp(spec, seccomp)
     yield exec_step(spec, identity, name)
 
 
-def _seccomp(spec: Spec, filter: Filter) -> Step:
-    profile = "default profile" if spec.seccomp == "default" else f"profile {spec.seccomp}"
-    return s.Seccomp(filter.program, filter.flags, profile, filter.ignored)
+def _seccomp(spec: Spec, filter: Filter) -> Iterator[Step]:
+    profile = (
+        "default profile"
+        if spec.seccomp == "default"
+        else "no profile"
+        if spec.seccomp == "unconfined"
+        else f"profile {spec.seccomp}"
+    )
+    profile += f", {len(spec.on_syscall)} rules before it" if spec.on_syscall else ""
+    profile += f", on refusal {spec.seccomp_action}" if spec.seccomp_action else ""
+    yield s.Seccomp(filter.program, filter.flags, profile, filter.ignored)
+    if filter.second:
+        yield s.Seccomp(filter.second, 0, "what handing over the first one's listener took")
 
 
 # ---- cleanup ----

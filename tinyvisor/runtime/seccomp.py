@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from tinyvisor.profile import Action, Condition, Profile
+from tinyvisor.profile import KILL, LET_THROUGH, Action, Condition, Profile, Rule
 from tinyvisor.runtime.syscall_numbers import NUMBERS
 
 MAX_INSTRUCTIONS = 4096
@@ -27,8 +27,8 @@ ALLOW, KILL_PROCESS, ENOSYS = Action("allow"), Action("kill_process"), Action("e
 
 # linux/seccomp.h SECCOMP_RET_*
 _RETURNS = {
-    "kill_process": 0x80000000, "kill_thread": 0, "trap": 0x30000, "errno": 0x50000, "trace": 0x7FF00000, "log": 0x7FFC0000,
-    "allow": 0x7FFF0000,
+    "kill_process": 0x80000000, "kill_thread": 0, "trap": 0x30000, "errno": 0x50000, "notify": 0x7FC00000, "trace": 0x7FF00000,
+    "log": 0x7FFC0000, "allow": 0x7FFF0000,
 }  # fmt: skip
 _KINDS = {value: kind for kind, value in _RETURNS.items()}
 
@@ -87,6 +87,7 @@ class Filter:
         refused: system calls, of those in `NEEDED`, that it never lets through.
         passes: system calls that it always lets through, whatever their arguments.
         asks_tracer: it leaves some to a tracer (SCMP_ACT_TRACE), which for one without a tracer are ENOSYS.
+        second: a program to be installed behind `program`, where that has to let through what handing over its listener takes.
     """
 
     program: bytes
@@ -95,6 +96,59 @@ class Filter:
     refused: tuple[str, ...] = ()
     passes: frozenset[str] = frozenset()
     asks_tracer: bool = False
+    second: bytes = b""
+
+    @property
+    def notifies(self) -> bool:
+        """It has a listener, which is init's."""
+        return bool(self.flags & NEW_LISTENER)
+
+
+NEW_LISTENER = 8
+"""SECCOMP_FILTER_FLAG_NEW_LISTENER."""
+
+HANDOVER = ("sendmsg", "seccomp")
+"""What a launch does between a filter with a listener and the exec: it gives the listener away, and installs `Filter.second`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """What is done with calls that a profile refuses, when it is not simply what the profile says.
+
+    Answers with ENOSYS are no refusals: they say that a kernel is older, and a libc then does without.
+
+    Attributes:
+        action: ``errno``: what the profile says, noted by init; ``kill``: noted, and its process is killed; ``log``: noted, and
+            let through; ``trace``: left to a tracer.
+        but: calls for which nobody may wait, since a launch makes them before its init listens.
+    """
+
+    action: str
+    but: frozenset[str]
+
+    def of(self, action: Action) -> Action:
+        """What becomes of a profile's action."""
+        if action.lets_through() or action.kind == "notify" or action == ENOSYS:
+            return action
+        if self.action == "trace":
+            return Action("trace")
+        if self.action == "log":
+            return Action("notify", LET_THROUGH)
+        if self.action == "kill" or action.kind == "kill_process":
+            return Action("notify", KILL)
+        return Action("notify", action.data) if action.kind == "errno" else action
+
+    def unnoted(self, action: Action) -> Action:
+        """As `of`, of a call for which nobody may wait."""
+        if action.lets_through() or action == ENOSYS:
+            return action
+        return {"kill": KILL_PROCESS, "log": ALLOW}.get(self.action, action)
+
+    def of_decision(self, decision: _Decision, *, noted: bool) -> _Decision:
+        of = self.of if noted else self.unnoted
+        if isinstance(decision, Action):
+            return of(decision)
+        return tuple((conditions, of(action)) for conditions, action in decision)
 
 
 NEEDED = ("execve", "chdir", "getcwd", "setgroups", "setresgid", "setresuid", "capset", "prctl")
@@ -102,7 +156,12 @@ NEEDED = ("execve", "chdir", "getcwd", "setgroups", "setresgid", "setresuid", "c
 
 
 def compile_profile(
-    profile: Profile, machine: Machine, *, capabilities: frozenset[str] = frozenset(), kernel: tuple[int, int] = (6, 1)
+    profile: Profile,
+    machine: Machine,
+    *,
+    capabilities: frozenset[str] = frozenset(),
+    kernel: tuple[int, int] = (6, 1),
+    refusals: Refusals | None = None,
 ) -> Filter:
     """The program for `profile`.
 
@@ -113,28 +172,52 @@ def compile_profile(
     Args:
         capabilities: kept by the container; without CAP_.
         kernel: (major, minor), for a profile's ``minKernel``.
+        refusals: what becomes of refused calls; None: what the profile says.
 
     Raises:
         ValueError: the program would be too long for the kernel.
     """
     rules = [rule for rule in profile.rules if rule.applies(capabilities, machine.docker, kernel)]
+    second = None
+    if refusals is not None and any(
+        refusals.of(action).kind == "notify" for action in (profile.default, *(r.action for r in rules))
+    ):
+        second = _without_handover(rules, profile.default, machine, refusals)
+        rules.insert(0, Rule(HANDOVER, ALLOW))  # nobody listens yet
     decisions: dict[str, list[_Case]] = {}
     for rule in rules:
         for name in rule.names:
             decisions.setdefault(name, []).append((rule.conditions, rule.action))
     known = {name: _simplified(cases, profile.default) for name, cases in decisions.items() if name in machine.numbers}
+    default = profile.default
+    if refusals is not None:
+        known |= {name: default for name in refusals.but - known.keys() if name in machine.numbers}
+        known = {name: refusals.of_decision(case, noted=name not in refusals.but) for name, case in known.items()}
+        default = refusals.of(default)
     assembler = _Assembler()
-    assembler.prologue(machine.audit, assembler.tree(_ranges(known, machine, profile.default), profile.default))
+    assembler.prologue(machine.audit, assembler.tree(_ranges(known, machine, default, profile.default), default))
     if len(assembler.code) > MAX_INSTRUCTIONS:
         raise ValueError(f"the profile needs {len(assembler.code)} instructions; the kernel takes {MAX_INSTRUCTIONS} at most")
     return Filter(
         program=assembler.program(),
-        flags=profile.flags,
+        flags=profile.flags | (NEW_LISTENER if assembler.returns("notify") else 0),
         ignored=(*sorted(decisions.keys() - _NAMES), *(arch for arch in profile.architectures if arch in machine.others)),
-        refused=tuple(name for name in NEEDED if not _may_pass(known.get(name, profile.default), profile.default)),
-        passes=frozenset(name for name in machine.numbers if _always_passes(known.get(name, profile.default))),
-        asks_tracer="trace" in {profile.default.kind, *(rule.action.kind for rule in rules)},
+        refused=tuple(name for name in NEEDED if not _may_pass(known.get(name, default), default)),
+        passes=frozenset(name for name in machine.numbers if _always_passes(known.get(name, default))),
+        asks_tracer=assembler.returns("trace") or "trace" in {profile.default.kind, *(rule.action.kind for rule in rules)},
+        second=second.program if second is not None else b"",
     )
+
+
+def _without_handover(rules: Sequence[Rule], default: Action, machine: Machine, refusals: Refusals) -> Filter | None:
+    """What refuses `HANDOVER` where the rules do; None where they let it pass."""
+    own = tuple(
+        Rule(tuple(name for name in rule.names if name in HANDOVER), refusals.unnoted(rule.action), rule.conditions)
+        for rule in rules
+    )
+    rest = Profile(ALLOW, (*(rule for rule in own if rule.names), Rule(HANDOVER, refusals.unnoted(default))))
+    second = compile_profile(rest, machine)
+    return None if second.program == compile_profile(Profile(ALLOW), machine).program else second
 
 
 _Case: TypeAlias = tuple[tuple[Condition, ...], Action]
@@ -173,11 +256,11 @@ class _Range(NamedTuple):
     weight: int
 
 
-def _ranges(known: Mapping[str, _Decision], machine: Machine, default: Action) -> list[_Range]:
-    """The whole 32-bit number line; neighbours differ."""
+def _ranges(known: Mapping[str, _Decision], machine: Machine, default: Action, said: Action) -> list[_Range]:
+    """The whole 32-bit number line; neighbours differ. `said`: the profile's own default."""
     newest = max((machine.numbers[name] for name in known), default=0)
-    newer = ENOSYS if default.kind == "errno" else default
-    x32 = default if default.kind in ("kill_process", "kill_thread", "trap") else ENOSYS
+    newer = ENOSYS if said.kind == "errno" else default
+    x32 = said if said.kind in ("kill_process", "kill_thread", "trap") else ENOSYS
     starts: dict[int, _Decision] = {0: default, max(newest, _LAST_OF_OLD) + 1: newer}
     if machine.x32:
         starts[1 << 30] = x32
@@ -231,6 +314,10 @@ class _Assembler:
         self._returns: dict[Action, int] = {}
         self._blocks: dict[_Decision, _Target] = {}
         self._loads: dict[_Entry, int] = {}
+
+    def returns(self, kind: str) -> bool:
+        """Whether some call ends with such an action."""
+        return any(action.kind == kind for action in self._returns)
 
     def program(self) -> bytes:
         return b"".join(_INSTRUCTION.pack(*instruction) for instruction in reversed(self.code))
@@ -416,7 +503,15 @@ class Simulator:
 
 def _decoded(value: int) -> Action:
     kind = _KINDS.get(value & 0xFFFF0000, "kill_process")  # what the kernel makes of an action that it doesn't know
-    return Action(kind, value & 0xFFFF if kind in ("errno", "trace") else 0)
+    return Action(kind, value & 0xFFFF if kind in ("errno", "notify", "trace") else 0)
+
+
+def describe_refused(number: int, answer: int, numbers: Mapping[str, int]) -> tuple[str, str]:
+    """(name, what came of it) of a call that a listener got, as `state.Violation` has them."""
+    name = next((name for name, own in numbers.items() if own == number), f"syscall_{number}")
+    if answer in (KILL, LET_THROUGH):
+        return name, "killed" if answer == KILL else "allowed"
+    return name, errno.errorcode.get(answer, f"errno {answer}")
 
 
 def decide(filter: Filter, machine: Machine, name: str, arguments: Sequence[int] = ()) -> Action:

@@ -33,7 +33,7 @@ FIRST_TREE = 4
 MAPPED = 0xFFFFFFFF
 """As an owner: the container's user, whom the step `Ids` names."""
 
-INIT_SIGNAL_GROUP, INIT_FORK, INIT_EARLY, INIT_TRACE, INIT_TELL_PARKED = 1, 2, 4, 8, 16
+INIT_SIGNAL_GROUP, INIT_FORK, INIT_EARLY, INIT_TRACE, INIT_TELL_PARKED, INIT_REFUSALS = 1, 2, 4, 8, 16, 32
 
 
 class Step:
@@ -545,6 +545,8 @@ class Init(Step):
             words.append("waits for a tracer")
         if self.flags & INIT_TRACE:
             words.append("drops its own rights before the workload runs")
+        if self.flags & INIT_REFUSALS:
+            words.append("notes what the seccomp filter refuses")
         if self.orphan_grace:
             words.append(f"orphans get {self.orphan_grace} ms")
         if self.timeout:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tinyvisor.profile import Action, Profile, Rule
 from tinyvisor.runtime.launcher import reap, shielded
 from tinyvisor.runtime.seccomp import MACHINES, Filter, Machine, compile_profile
 from tinyvisor.runtime.stdio import ReceivePipe
+from tinyvisor.spec import Spec
 from tinyvisor.trace import STOP, Calls, Event, from_json, parse_calls
 
 DETACH_PATIENCE = 10.0
@@ -64,6 +66,39 @@ def wanted_calls(filter: str) -> Calls:
         raise SpecError("filter", str(exc)) from None
 
 
+@dataclass(frozen=True, slots=True)
+class ReadingRules:
+    """Those of a spec's rules that a tracer is for.
+
+    Attributes:
+        names: of the calls that they are about.
+        told: as the tracer is told of them, in order.
+    """
+
+    names: frozenset[str] = frozenset()
+    told: tuple[Mapping[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, spec: Spec) -> ReadingRules:
+        """Raises SpecError where one names no call; HostError where no call can be refused."""
+        machine = this_machine()
+        told: list[Mapping[str, Any]] = []
+        for rule in spec.on_syscall:
+            if not rule.reads:
+                continue
+            try:
+                names = parse_calls(rule.syscall, machine.numbers).among(machine.numbers)
+            except ValueError as exc:
+                raise SpecError("on_syscall", str(exc)) from None
+            conditions = [list(parts) for parts in rule.conditions()]
+            told.append(
+                {"names": names, "action": rule.action, "path": rule.path, "address": rule.address, "conditions": conditions}
+            )
+        if told and os.uname().machine != "x86_64":
+            raise HostError("on_syscall: no tracer refuses calls on this machine", 'leave out "path" and "address"')
+        return cls(frozenset(name for rule in told for name in rule["names"]), tuple(told))
+
+
 def stopping_filter(calls: Calls, machine: Machine) -> Filter:
     """A seccomp program that stops the program at these calls, for its tracer, and lets all others run at full speed."""
     rule = Rule(calls.among(machine.numbers), Action("trace", STOP))
@@ -80,6 +115,8 @@ class TracerProcess:
         calls: that are reported.
         filtered: the program has `stopping_filter`.
         limit: bytes that are shown of strings and data.
+        counting, interleaved: `summary` and `interleaved` of `Runtime.trace`.
+        rules: which of what it traces is refused, besides.
     """
 
     def __init__(
@@ -91,16 +128,21 @@ class TracerProcess:
         launching: bool = False,
         filtered: bool = False,
         limit: int = STRING_LIMIT,
+        counting: bool = False,
+        interleaved: bool = False,
+        rules: ReadingRules = ReadingRules(),
     ) -> None:
         machine = this_machine()
         task = {
             "pids": list(pids), "trees": list(trees), "launching": launching, "filtered": filtered, "limit": limit,
-            "names": dict(machine.numbers), "audit": machine.audit,
+            "names": dict(machine.numbers), "audit": machine.audit, "counting": counting, "interleaved": interleaved,
+            "rules": rules.told,
             "wanted": None if calls.everything else calls.among(machine.numbers),
         }  # fmt: skip
         self._ended = False
         self._launching = launching
         self._ready = False
+        self._let_go = False
         self._lines: deque[bytes] = deque()
         self._rest = b""
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as undo:
@@ -179,6 +221,14 @@ class TracerProcess:
             self._lines.extend(lines)
         return self._lines.popleft()
 
+    async def let_go(self) -> None:
+        """Has it let go of everything, which runs on; what is to be told of it still comes."""
+        await anyio.lowlevel.checkpoint()
+        if self._ready and not self._ended and not self._let_go:
+            self._let_go = True
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._control, b"detach\n")
+
     async def detach(self) -> None:
         """Lets go of everything, which runs on; events that nobody read are lost.
 
@@ -186,7 +236,8 @@ class TracerProcess:
         """
         if self._ready and not self._ended:
             with contextlib.suppress(BrokenPipeError, TinyvisorError):
-                os.write(self._control, b"detach\n")
+                if not self._let_go:
+                    os.write(self._control, b"detach\n")
                 await shielded(self._drain)
 
     async def _drain(self) -> None:
@@ -234,6 +285,10 @@ class Events(AsyncIterator[Event]):
         """The tracer's process."""
         return self._tracer.pid
 
+    async def let_go(self) -> None:
+        """Lets go of what runs on: the events end once that is done. Not of what was started for the tracer."""
+        await self._tracer.let_go()
+
     async def __anext__(self) -> Event:
         event = await self._tracer.event()
         if event is None:
@@ -243,13 +298,19 @@ class Events(AsyncIterator[Event]):
 
 @contextlib.asynccontextmanager
 async def attached(
-    filter: str = "all", *, pids: Sequence[int] = (), trees: Sequence[int] = (), string_limit: int = STRING_LIMIT
+    filter: str = "all",
+    *,
+    pids: Sequence[int] = (),
+    trees: Sequence[int] = (),
+    string_limit: int = STRING_LIMIT,
+    summary: bool = False,
+    interleaved: bool = False,
 ) -> AsyncIterator[Events]:
     """A tracer of what runs already, as a scope; leaving it lets go.
 
     Args:
         pids, trees: as `TracerProcess`.
-        filter, string_limit: as `Runtime.trace`.
+        filter, string_limit, summary, interleaved: as `Runtime.trace`.
 
     Raises:
         HostError: python-ptrace is not installed.
@@ -258,7 +319,9 @@ async def attached(
     """
     calls = wanted_calls(filter)
     check_installed()
-    tracer = TracerProcess(calls, pids=pids, trees=trees, limit=string_limit)
+    tracer = TracerProcess(
+        calls, pids=pids, trees=trees, limit=string_limit, counting=summary, interleaved=interleaved and not summary
+    )
     try:
         await tracer.wait_ready()
         yield Events(tracer)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from signal import SIGSYS
 
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.spec import Spec
-from tinyvisor.state import Exit, Status, signal_name
+from tinyvisor.state import Exit, Status, Violation, signal_name
 from tinyvisor.units import format_duration, format_size
+
+NAMED = 5
+"""Refused calls that a reason names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,8 @@ class Outcome:
         stopped: we were asked to end it, and did so before it ended by itself.
         limits_enforced: names of the limits in force.
         held_up_by: what outlived a stop's grace period.
+        violations: what its filter handed to init.
+        refused: init killed the workload for a call that its filter refuses.
     """
 
     wait_status: int | None
@@ -39,6 +45,8 @@ class Outcome:
     held_up_by: tuple[str, ...] = ()
     cpu_timed_out: bool = False
     output_exceeded: int | None = None
+    violations: tuple[Violation, ...] = ()
+    refused: bool = False
 
 
 def judge(spec: Spec, outcome: Outcome) -> Exit:
@@ -61,6 +69,7 @@ def judge(spec: Spec, outcome: Outcome) -> Exit:
         pids_limit_hits=outcome.usage.pids_limit_hits,
         limits_enforced=outcome.limits_enforced,
         held_up_by=outcome.held_up_by,
+        violations=outcome.violations,
     )
 
 
@@ -76,10 +85,30 @@ def _status(spec: Spec, outcome: Outcome, code: int) -> tuple[Status, str]:
         return "memory_limit", f"the kernel's OOM killer struck at mem_limit {format_size(spec.mem_limit)}"
     if outcome.stopped:
         return "stopped", f"stopped on request ({how})"
+    if outcome.refused:
+        return "seccomp", f"killed for calling {_names(outcome, 'killed')}, which its seccomp filter refuses"
     if code == 0:
         return "ok", ""
     if outcome.usage.pids_limit_hits and spec.pids_limit is not None:
         return "pids_limit", f"{how} after {outcome.usage.pids_limit_hits} forks refused by pids_limit {spec.pids_limit}"
+    if code == -SIGSYS and spec.seccomp != "unconfined":
+        return "seccomp", "ended by SIGSYS: a system call that its seccomp filter kills for"
+    if any(item.refused for item in outcome.violations):
+        return (
+            "seccomp",
+            f"{how} after {_names(outcome)} {'was' if _kinds(outcome) == 1 else 'were'} refused by its seccomp filter",
+        )
     if code < 0:
         return "signaled", f"ended by {how}"
     return "nonzero_exit", how
+
+
+def _kinds(outcome: Outcome) -> int:
+    return len({item.syscall for item in outcome.violations if item.refused})
+
+
+def _names(outcome: Outcome, answer: str | None = None) -> str:
+    """Of what was refused: `NAMED` at most."""
+    refused = [item for item in outcome.violations if item.refused and item.answer == (answer or item.answer)]
+    names = list(dict.fromkeys(item.syscall or "others" for item in refused))
+    return ", ".join([*names[:NAMED], *(["…"] if len(names) > NAMED else [])])

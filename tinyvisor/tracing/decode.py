@@ -42,9 +42,10 @@ class Call:
         name, raw: of the call; as many registers as it has arguments.
         paths: those that it names: (the directory's fd, or None, which is the current directory; the path).
         address: of a socket, or ``""``.
+        unread: there is a path or an address that could not be read, to its end.
     """
 
-    __slots__ = ("_kinds", "_memory", "_texts", "address", "index", "limit", "name", "paths", "raw", "result", "x86")
+    __slots__ = ("_kinds", "_memory", "_texts", "address", "index", "limit", "name", "paths", "raw", "result", "unread", "x86")
 
     def __init__(self, name: str, registers: tuple[int, ...], memory: Memory, limit: int, *, x86: bool = True) -> None:
         """Reads what the kernel is about to read.
@@ -59,6 +60,7 @@ class Call:
         self.raw = registers[: len(kinds)]
         self.paths: list[tuple[int | None, bytes]] = []
         self.address = ""
+        self.unread = False
         self.limit = limit
         self.x86 = x86
         self.result = 0
@@ -79,6 +81,11 @@ class Call:
                 value = self.raw[index]
                 self._texts[index] = kind(value, self) if result >= 0 else _address(value)
         return self._shown()
+
+    def begun(self) -> tuple[str, ...]:
+        """The arguments that are known before the return, up to the first that is not."""
+        known = next((index for index, (_, late) in enumerate(self._kinds) if late), len(self._kinds))
+        return tuple(text for text in self._texts[:known] if text)
 
     def unfinished(self) -> tuple[str, ...]:
         """The arguments of a call that never returned."""
@@ -315,6 +322,7 @@ def _prctl_argument(value: int, call: Call) -> str:
 
 def _path(value: int, call: Call) -> str:
     found = call.string(value, PATH_MAX) if value else None
+    call.unread |= bool(value) and (found is None or not found[1])
     if found is None:
         return _address(value)
     at_directory = call.index and call._kinds[call.index - 1][0] is _dir
@@ -426,6 +434,7 @@ def _sockaddr(value: int, call: Call) -> str:
         size = found[0] if found else 0
     data = call.read(value, min(size, 128)) if value and size > 0 else b""
     if len(data) < 2:
+        call.unread |= bool(value) and size > 0
         return _address(value)
     text, address = show_address(data)
     call.address = address or call.address
@@ -478,10 +487,12 @@ def _vector(value: int, count: int, call: Call) -> str:
 def _msghdr(value: int, call: Call) -> str:
     numbers = _numbers(value, call, "=QI4xQQQQI4x")
     if numbers is None:
+        call.unread |= bool(value)
         return _address(value)
     name, name_size, vector, count, _, control_size, flags = numbers
     address = call.read(name, min(name_size, 128)) if name and name_size else b""
     shown = "NULL"
+    call.unread |= bool(name and name_size) and len(address) < 2
     if len(address) >= 2:
         shown, found = show_address(address)
         call.address = found or call.address

@@ -6,7 +6,10 @@ new thread would be told from a signal by guessing. A thread is between stops ei
 what it is in is what the kernel says at each stop (PTRACE_GET_SYSCALL_INFO), never what we remember. Every request may find
 the thread killed (ESRCH): its end is then on its way to waitpid.
 
-Nothing polls: SIGCHLD (a stop) and SIGIO (a word on stdin, or its end) are blocked and waited for.
+Nothing polls: all sleep in one waitpid, out of which a thread that reads stdin signals when there is a word, again and again
+until it is heard: a signal may come just before the wait begins. What a stop costs, the program waits, twice for each of its
+calls: so the requests that each stop takes are made here, without the checks that python-ptrace puts around them, and where
+only counts are wanted (`Counting`) nothing is decoded.
 
 Sources: ptrace(2), kernel/ptrace.c, kernel/signal.c (do_jobctl_trap, ptrace_signal), Linux 5.12 on.
 """
@@ -16,21 +19,24 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
+import gc
 import json
 import os
-import select
 import signal
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from time import perf_counter
 from typing import Any
 
 from ptrace.binding import func
 from ptrace.error import PtraceError
 
-from tinyvisor.trace import STOP, End, Event, Signal, Syscall, to_json
+from tinyvisor.profile import Condition
+from tinyvisor.trace import STOP, Counted, End, Event, Signal, Unfinished, syscall_json, to_json
 from tinyvisor.tracing.decode import Call, split_result
 from tinyvisor.tracing.flags import CHILD_CODES, FAULT_CODES, SIGNAL_CODES
 
@@ -39,16 +45,50 @@ SEIZE, INTERRUPT, LISTEN, GET_SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
 EVENT_SECCOMP, EVENT_STOP = 7, 128
 O_TRACESECCOMP, O_EXITKILL = 1 << 7, 1 << 20
 ENTRY, EXIT, SECCOMP = 1, 2, 3
+_CONT, _SYSCALL = func.PTRACE_CONT, func.PTRACE_SYSCALL
+_HOT = ((signal.SIGTRAP | 0x80) << 8 | 0x7F, EVENT_SECCOMP << 16 | signal.SIGTRAP << 8 | 0x7F)
+"""What waitpid says of who stops at a call."""
 
 _WALL = func.THREAD_TRACE_FLAGS
 _STOPS = frozenset((signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU))
 _ENTERED = struct.Struct("=7Q")
 _INFO_SIZE, _INFO, _RET_DATA = 96, 24, 80  # of struct ptrace_syscall_info: bytes asked for; where these begin
+_IS_ERROR = _INFO + 8
+_NUMBERED = struct.Struct("=I16xQ")  # from byte 4 on: the ABI, and the call's number
 _X32 = 1 << 30
 _X86 = os.uname().machine == "x86_64"
 _FLUSH_SIZE = 32 << 10
 _FLUSH_AFTER = 0.02
 """Seconds that an event waits for others, so that a busy program's are written together."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRule:
+    """A `spec.SyscallRule` that is about what pointers point to."""
+
+    names: frozenset[str]
+    action: str
+    path: str
+    address: str
+    conditions: tuple[Condition, ...]
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> ReadRule:
+        conditions = tuple(Condition(*parts) for parts in found["conditions"])
+        return cls(frozenset(found["names"]), found["action"], found["path"], found["address"], conditions)
+
+    def fits(self, call: Call, paths: tuple[str, ...]) -> bool:
+        """What can't be read is denied, and never allowed."""
+        if call.name not in self.names:
+            return False
+        if not all(one.index < len(call.raw) and one.holds(call.raw[one.index]) for one in self.conditions):
+            return False
+        nowhere = any(given and not path.startswith("/") for (_, given), path in zip(call.paths, paths, strict=True))
+        if call.unread or nowhere:
+            return self.action == "deny"
+        if self.path and not any(fnmatchcase(os.path.normpath(path), self.path) for path in paths):
+            return False
+        return not self.address or bool(call.address and fnmatchcase(call.address, self.address))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +105,9 @@ class Task:
         audit: AUDIT_ARCH_* that the numbers are of.
         filtered: a seccomp filter stops the program at what is wanted; else it stops at everything.
         limit: bytes that are shown of strings and data.
+        counting: only counts are wanted, at the end.
+        rules: which calls are denied, or told of although nobody asks: the first that fits decides.
+        interleaved: calls that another thread's event comes in the way of are told of twice, as strace does.
     """
 
     names: dict[int, str]
@@ -75,12 +118,16 @@ class Task:
     wanted: frozenset[str] | None = None
     filtered: bool = False
     limit: int = 32
+    counting: bool = False
+    interleaved: bool = False
+    rules: tuple[ReadRule, ...] = ()
 
     @classmethod
     def from_json(cls, line: bytes) -> Task:
         fields: dict[str, Any] = json.loads(line)
         fields["names"] = {number: name for name, number in fields["names"].items()}
         fields["wanted"] = None if fields["wanted"] is None else frozenset(fields["wanted"])
+        fields["rules"] = tuple(ReadRule.from_json(rule) for rule in fields["rules"])
         return cls(**{**fields, "pids": tuple(fields["pids"]), "trees": tuple(fields["trees"])})
 
 
@@ -88,7 +135,14 @@ class _IoVector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("size", ctypes.c_size_t))
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# PyDLL: the GIL is nobody else's business, and giving it away twice a stop is dear. But a wait lets the other thread run.
+_libc = ctypes.PyDLL(None, use_errno=True)
+_ptrace = _libc.ptrace
+_ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
+_ptrace.restype = ctypes.c_long
+_waitpid = ctypes.CDLL(None, use_errno=True).waitpid
+_waitpid.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+_waitpid.restype = ctypes.c_int
 _vm_read = _libc.process_vm_readv
 _vm_read.argtypes = (
     ctypes.c_int, ctypes.POINTER(_IoVector), ctypes.c_ulong, ctypes.POINTER(_IoVector), ctypes.c_ulong, ctypes.c_ulong,
@@ -122,16 +176,25 @@ class Thread:
         tid: as we number it.
         inner_pid, inner_tid: as its own pid namespace does.
         call: the one that it is in, where that is wanted.
+        tally: what counts that call, where only counts are wanted.
+        denied: the call is not made.
+        resumed: arguments of the call that were told of already.
         launching: it has not yet exec'ed what is to be traced.
     """
 
-    __slots__ = ("call", "entered", "inner_pid", "inner_tid", "launching", "memory", "paths", "started", "tid")
+    __slots__ = (
+        "call", "denied", "entered", "inner_pid", "inner_tid", "launching", "memory", "paths", "resumed", "started", "tally",
+        "tid",
+    )  # fmt: skip
 
-    def __init__(self, tid: int, launching: bool = False) -> None:
+    def __init__(self, tid: int, launching: bool = False, *, named: bool = True) -> None:
         self.tid = tid
-        self.inner_pid, self.inner_tid = _inner_numbers(tid)
+        self.inner_pid, self.inner_tid = _inner_numbers(tid) if named else (0, 0)
         self.memory = ThreadMemory(tid)
         self.call: Call | None = None
+        self.denied = False
+        self.tally: Tally | None = None
+        self.resumed: int | None = None
         self.paths: tuple[str, ...] = ()
         self.entered = self.started = 0.0
         self.launching = launching
@@ -147,29 +210,45 @@ def _inner_numbers(tid: int) -> tuple[int, int]:
 
 
 class Output:
-    """Lines for whoever reads our stdout. Blocks where nobody does: then the program waits, and nothing is lost."""
+    """Lines for whoever reads our stdout. Blocks where nobody does: then the program waits, and nothing is lost.
+
+    Attributes:
+        due: time to `flush`.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._lines: list[str] = []
         self._size = 0
+        self._ticking = False
+        self.due = False
 
     def write(self, line: str) -> None:
         self._lines.append(line)
         self._size += len(line)
         if self._size >= _FLUSH_SIZE:
             self.flush()
+        elif not self._ticking:
+            self._tick(_FLUSH_AFTER)
+
+    def tick(self, number: int, frame: object) -> None:
+        """SIGALRM: what has been written has waited long enough. It comes again while that lasts."""
+        self.due = True
+
+    def _tick(self, seconds: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+        self._ticking = seconds > 0
 
     def flush(self) -> None:
+        self.due = False
+        if not self._lines:  # since the last time: let it rest
+            self._tick(0)
+            return
         data = memoryview("".join(line + "\n" for line in self._lines).encode())
         self._lines.clear()
         self._size = 0
         while data:
             data = data[os.write(self._fd, data) :]
-
-    @property
-    def waiting(self) -> bool:
-        return bool(self._lines)
 
 
 class Tracer:
@@ -177,6 +256,7 @@ class Tracer:
 
     Attributes:
         detaching: each is let go of at its next stop.
+        words: what was said on stdin, b"" for its end; None: nothing yet.
     """
 
     def __init__(self, task: Task, output: Output) -> None:
@@ -184,7 +264,12 @@ class Tracer:
         self._output = output
         self._threads: dict[int, Thread] = {}
         self.detaching: bool = False
-        self._info = ctypes.create_string_buffer(_INFO_SIZE)
+        self.words: bytes | None = None
+        self._ruled = frozenset(name for rule in task.rules for name in rule.names)
+        self._open: Thread | None = None  # whose call was entered last, and not told of since
+        self._info = bytearray(_INFO_SIZE)
+        self._info_address = ctypes.addressof(ctypes.c_char.from_buffer(self._info))
+        self._status = ctypes.c_int()
         self._options = (
             func.PTRACE_O_TRACESYSGOOD | func.PTRACE_O_TRACEFORK | func.PTRACE_O_TRACEVFORK | func.PTRACE_O_TRACECLONE
             | func.PTRACE_O_TRACEEXEC | (O_EXITKILL if task.launching else 0) | (O_TRACESECCOMP if task.filtered else 0)
@@ -224,15 +309,18 @@ class Tracer:
             if must:
                 raise
             if _tracer_of(tid) == os.getpid():  # a child of one that is ours already
-                self._threads.setdefault(tid, Thread(tid))
+                self._threads.setdefault(tid, self._thread(tid))
             elif _tracer_of(tid):
                 raise Traced(tid, _tracer_of(tid)) from error
             return
-        self._threads[tid] = Thread(tid, self._task.launching)
+        self._threads[tid] = self._thread(tid, self._task.launching)
         if not (self._task.launching and self._task.filtered):  # that one is stopped by its filter
             self._request(INTERRUPT, tid)
             if self._task.launching:  # else they come by as they come
                 self.handle(*os.waitpid(tid, _WALL))
+
+    def _thread(self, tid: int, launching: bool = False) -> Thread:
+        return Thread(tid, launching)
 
     def detach(self) -> None:
         """Lets go of every thread at its next stop, which comes at once."""
@@ -242,11 +330,37 @@ class Tracer:
 
     # ---- stops ----
 
+    def follow(self) -> None:
+        """Answers stops until nobody is left: all have ended, or were let go of."""
+        status, address, threads, output = self._status, ctypes.addressof(self._status), self._threads, self._output
+        while True:
+            tid = _waitpid(-1, address, _WALL)
+            if tid > 0:
+                word = status.value
+                thread = threads.get(tid)
+                if thread is not None and word in _HOT and not self.detaching:
+                    self._at_call(thread)
+                    request = _CONT if thread.call is None and thread.tally is None and self._task.filtered else _SYSCALL
+                    if _ptrace(request, tid, 0, 0) < 0 and ctypes.get_errno() != errno.ESRCH:  # killed
+                        raise PtraceError(f"ptrace({request}): errno {ctypes.get_errno()}", ctypes.get_errno(), tid)
+                else:
+                    self.handle(tid, word)
+            elif ctypes.get_errno() == errno.ECHILD:
+                break
+            if self.words is not None and not self.detaching:
+                self.detach()
+            if output.due:
+                output.flush()
+        self.finish()
+
+    def finish(self) -> None:
+        """There is nothing more to come."""
+
     def handle(self, tid: int, status: int) -> None:
         """One answer of waitpid's."""
         thread = self._threads.get(tid)
         if thread is None:  # its first stop; its parent's event may come later
-            thread = self._threads[tid] = Thread(tid)
+            thread = self._threads[tid] = self._thread(tid)
         if not os.WIFSTOPPED(status):
             self._end(thread, status)
             return
@@ -271,7 +385,7 @@ class Tracer:
             self._unfinished(thread)
             self._request(func.PTRACE_DETACH, thread.tid, number)
             del self._threads[thread.tid]
-        elif self._task.filtered and thread.call is None:
+        elif self._task.filtered and thread.call is None and thread.tally is None:
             self._request(func.PTRACE_CONT, thread.tid, number)
         else:
             self._request(func.PTRACE_SYSCALL, thread.tid, number)
@@ -286,14 +400,15 @@ class Tracer:
         return True
 
     def _at_call(self, thread: Thread) -> None:
-        try:
-            func.ptrace(GET_SYSCALL_INFO, thread.tid, _INFO_SIZE, ctypes.addressof(self._info))
-        except PtraceError:
+        if _ptrace(GET_SYSCALL_INFO, thread.tid, _INFO_SIZE, self._info_address) < 0:
             return
-        data = self._info.raw
+        data = self._info
         if data[0] == EXIT:
             if thread.call is not None:
-                self._returned(thread, int.from_bytes(data[_INFO : _INFO + 8], "little"))
+                value = int.from_bytes(data[_INFO : _INFO + 8], "little")
+                if thread.denied:  # a filter may have been asked about the number -1, and have said something else
+                    value = self._deny(thread)
+                self._returned(thread, value)
         elif data[0] in (ENTRY, SECCOMP):
             if data[0] == SECCOMP and int.from_bytes(data[_RET_DATA : _RET_DATA + 4], "little") != STOP:
                 self._refuse(thread)
@@ -316,13 +431,57 @@ class Tracer:
 
     def _entered(self, thread: Thread, name: str, registers: tuple[int, ...]) -> None:
         wanted = self._task.wanted
-        if (wanted is not None and name not in wanted) or (thread.launching and name not in ("execve", "execveat")):
+        unwanted = wanted is not None and name not in wanted and name not in self._ruled
+        if unwanted or (thread.launching and name not in ("execve", "execveat")):
             thread.call = None
             return
         thread.entered = time.time()
         thread.call = Call(name, registers, thread.memory, self._task.limit, x86=_X86)
         thread.paths = tuple(os.fsdecode(_located(thread.tid, *found)) for found in thread.call.paths)
+        thread.resumed, thread.denied = None, False
+        if name in self._ruled and not thread.launching:
+            self._apply_rules(thread)
+        if self._task.interleaved and thread.call is not None:
+            self._interrupt(thread)
+            self._open = thread
         thread.started = time.perf_counter()
+
+    def _apply_rules(self, thread: Thread) -> None:
+        call = thread.call
+        assert call is not None
+        rule = next((rule for rule in self._task.rules if rule.fits(call, thread.paths)), None)
+        if rule is not None and rule.action == "deny":
+            self._deny(thread, entered=True)
+        wanted = self._task.wanted
+        if wanted is not None and call.name not in wanted and (rule is None or rule.action == "allow"):
+            thread.call = None
+
+    def _deny(self, thread: Thread, *, entered: bool = False) -> int:
+        """The call is not made, and fails with EPERM, which is what it returns; `entered`: its return is still to come."""
+        failed = (1 << 64) - errno.EPERM
+        thread.denied = entered
+        try:
+            registers = func.ptrace_getregs(thread.tid)
+            if entered:
+                registers.orig_rax = (1 << 64) - 1
+            registers.rax = failed
+            func.ptrace_setregs(thread.tid, registers)
+        except PtraceError as error:
+            if error.errno != errno.ESRCH:  # killed: then it makes no call either
+                raise
+        return failed
+
+    def _interrupt(self, by: Thread | None) -> None:
+        """An event of another thread's: whose call is open is told of as unfinished."""
+        thread, self._open = self._open, None
+        if thread is not None and thread is not by and thread.call is not None and not thread.launching:
+            args = thread.call.begun()
+            thread.resumed = len(args)
+            self._emit(
+                Unfinished(
+                    time=thread.entered, pid=thread.inner_pid, tid=thread.inner_tid, name=thread.call.name, args=args
+                )
+            )  # fmt: skip
 
     def _returned(self, thread: Thread, value: int) -> None:
         call, thread.call = thread.call, None
@@ -340,10 +499,12 @@ class Tracer:
     def _emit_call(
         self, thread: Thread, call: Call, args: tuple[str, ...], result: int | None, error: str, duration: float
     ) -> None:
-        self._emit(
-            Syscall(
-                time=thread.entered, pid=thread.inner_pid, tid=thread.inner_tid, name=call.name, args=args, raw=call.raw,
-                result=result, errno=error, duration=duration, paths=thread.paths, address=call.address,
+        if self._open is not None:
+            self._interrupt(thread)
+        self._output.write(
+            syscall_json(
+                thread.entered, thread.inner_pid, thread.inner_tid, call.name, args, call.raw, result, error, duration,
+                thread.paths, call.address, thread.resumed,
             )
         )  # fmt: skip
 
@@ -355,7 +516,9 @@ class Tracer:
         caller = self._threads.pop(former.value, None) if former.value != thread.tid else None
         if caller is not None:
             self._unfinished(thread)
-            thread.call, thread.entered, thread.started, thread.paths = caller.call, caller.entered, caller.started, caller.paths
+            for name in ("call", "tally", "entered", "started", "paths", "resumed"):
+                setattr(thread, name, getattr(caller, name))
+            self._open = thread if self._open is caller else self._open
         thread.launching = False
         return thread
 
@@ -364,6 +527,7 @@ class Tracer:
         self._unfinished(thread)
         if thread.launching:
             return
+        self._interrupt(None)
         code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
         number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         self._emit(
@@ -376,6 +540,7 @@ class Tracer:
     def _emit_signal(self, thread: Thread, number: int, *, stopped: bool = False) -> None:
         if thread.launching:
             return
+        self._interrupt(None)
         code, sender = "", 0
         if not stopped:
             with contextlib.suppress(PtraceError):
@@ -394,6 +559,81 @@ class Tracer:
 
     def _emit(self, event: Event) -> None:
         self._output.write(to_json(event))
+
+
+@dataclass(slots=True)
+class Tally:
+    """As `trace.Counted`."""
+
+    calls: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+
+
+class Counting(Tracer):
+    """Only counts, told at the end."""
+
+    def __init__(self, task: Task, output: Output) -> None:
+        super().__init__(task, output)
+        self._tallies: dict[int, Tally | None] = {}  # by number; None: not wanted
+        self._others: dict[str, Tally] = {}  # of another ABI
+
+    def _thread(self, tid: int, launching: bool = False) -> Thread:
+        return Thread(tid, launching, named=False)
+
+    def _at_call(self, thread: Thread) -> None:
+        if _ptrace(GET_SYSCALL_INFO, thread.tid, _INFO_SIZE, self._info_address) < 0:
+            return
+        data = self._info
+        tally = thread.tally
+        if data[0] == EXIT:
+            if tally is not None:
+                tally.seconds += perf_counter() - thread.started
+                tally.calls += 1
+                tally.errors += data[_IS_ERROR]
+                thread.tally = None
+        elif data[0] in (ENTRY, SECCOMP):
+            if data[0] == SECCOMP and int.from_bytes(data[_RET_DATA : _RET_DATA + 4], "little") != STOP:
+                self._refuse(thread)
+            thread.tally = self._tally(thread, *_NUMBERED.unpack_from(data, 4))
+            thread.started = perf_counter()
+
+    def _tally(self, thread: Thread, audit: int, number: int) -> Tally | None:
+        if audit == self._task.audit and number in self._tallies and not thread.launching:
+            return self._tallies[number]
+        name, wanted = self._name(number, audit), self._task.wanted
+        if thread.launching:
+            return Tally() if name in ("execve", "execveat") else None  # counted where it works: _at_exec
+        tally = None if wanted is not None and name not in wanted else self._others.setdefault(name, Tally())
+        if audit == self._task.audit:
+            self._tallies[number] = tally
+        return tally
+
+    def _at_exec(self, thread: Thread) -> Thread:
+        was_launching = thread.launching
+        thread = super()._at_exec(thread)
+        if was_launching:
+            name = "execve"
+            wanted = self._task.wanted is None or name in self._task.wanted
+            thread.tally = self._others.setdefault(name, Tally()) if wanted else None
+        return thread
+
+    def _emit_signal(self, thread: Thread, number: int, *, stopped: bool = False) -> None:
+        """Signals and ends count for nothing."""
+
+    def _unfinished(self, thread: Thread) -> None:
+        tally, thread.tally = thread.tally, None
+        if tally is not None:
+            tally.calls += 1
+            tally.seconds += perf_counter() - thread.started
+
+    def _emit(self, event: Event) -> None:
+        """As `_emit_signal`."""
+
+    def finish(self) -> None:
+        for name, tally in sorted(self._others.items()):
+            if tally.calls:
+                self._output.write(to_json(Counted(name=name, calls=tally.calls, errors=tally.errors, seconds=tally.seconds)))
 
 
 class Traced(Exception):
@@ -448,49 +688,30 @@ def _located(tid: int, directory: int | None, path: bytes) -> bytes:
 # ---- the process ----
 
 
-def _wait(output: Output, signals: frozenset[int]) -> None:
-    """Until there may be something to do. What has been written is flushed first, soon."""
-    if output.waiting:
-        if signal.sigtimedwait(signals, _FLUSH_AFTER) is not None:
-            return
-        output.flush()
-    signal.sigwaitinfo(signals)
-
-
-def _words_on(control: int) -> bytes | None:
-    """What our starter says; nothing where it says nothing, None where it is gone."""
-    words = b""
-    while select.select([control], [], [], 0)[0]:
-        data = os.read(control, 4096)
-        if not data:
-            return None
-        words += data
-    return words
+def _listen(control: int, tracer: Tracer, launching: bool) -> None:
+    """Has `tracer` hear the one word that is said, or that our starter is gone; a thread."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    words = os.read(control, 4096)
+    if not words and launching:
+        os._exit(1)  # O_EXITKILL
+    tracer.words = words
+    while not tracer.detaching:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        time.sleep(0.005)
 
 
 def trace(task: Task, control: int, output: Output) -> None:
     """Traces to the end of all: none is left, we let go of them, or whoever started us is gone (then they are killed)."""
-    signals = frozenset((signal.SIGCHLD, signal.SIGIO))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(control, fcntl.F_SETFL, fcntl.fcntl(control, fcntl.F_GETFL) | os.O_ASYNC)
-    tracer = Tracer(task, output)
+    signal.signal(signal.SIGALRM, output.tick)
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)  # comes out of the wait
+    tracer = (Counting if task.counting else Tracer)(task, output)
     tracer.seize()
     output.write('{"event": "ready"}')
     output.flush()
-    while True:
-        words = _words_on(control)
-        if words is None and task.launching:
-            os._exit(1)  # O_EXITKILL
-        if words != b"" and not tracer.detaching:
-            tracer.detach()
-        try:
-            for tid, status in iter(lambda: os.waitpid(-1, os.WNOHANG | _WALL), (0, 0)):
-                tracer.handle(tid, status)
-        except ChildProcessError:
-            break
-        _wait(output, signals)
+    threading.Thread(target=_listen, args=(control, tracer, task.launching), daemon=True).start()
+    gc.freeze()  # what is here stays, and is not looked through again
+    tracer.follow()
     output.write('{"event": "end"}')
     output.flush()
 

@@ -22,9 +22,11 @@
 
 struct init { /* what stays of a container's set-up */
 	int signals, event; /* event -1: nobody to report to */
+	int refusals;       /* the listener of the workload's filter, or -1 */
 	pid_t workload;
 	bool group;
 	bool busy; /* there may be more to reap */
+	bool refused; /* the workload was killed for a call that its filter refuses */
 	struct report *report; /* NULL when stand-alone */
 	int64_t started; /* ns */
 	int orphan_signal;
@@ -173,17 +175,52 @@ static void take_command(struct init *init)
 		forward(init, command.signal, (enum scope)command.scope);
 }
 
-/* Until a signal, a command or `end` (ns, 0 for never). */
+static void forget_refusals(struct init *init)
+{
+	close(init->refusals);
+	init->refusals = -1;
+}
+
+/* One call that the workload's filter refuses: each waits for us, and we never for them. */
+static void take_refusal(struct init *init)
+{
+	switch (answer_refusal(init->refusals, now(), init->workload)) {
+	case REFUSAL_KILLED:
+		init->refused = true;
+		break;
+	case REFUSAL_KILL_ALL:
+		init->refused = true;
+		kill_everything(init);
+		break;
+	case REFUSAL_END:
+		forget_refusals(init);
+		break;
+	default:
+		break;
+	}
+}
+
+/* Until a signal, a command, a refusal or `end` (ns, 0 for never). */
 static void wait_for_something(struct init *init, int64_t end)
 {
-	struct pollfd fds[2] = {{init->signals, POLLIN, 0}, {init->event, POLLIN, 0}};
-	int64_t left = end ? end - now() : 0;
-	struct timespec time = {left / 1000000000, left % 1000000000};
+	struct pollfd fds[3] = {{init->signals, POLLIN, 0}, {init->event, POLLIN, 0}, {init->refusals, POLLIN, 0}};
+	int64_t left, turn;
+	struct timespec time;
 
+	if (init->refusals >= 0 && refusals_wait(now(), &turn)) { /* too many: not yet */
+		fds[2].fd = -1;
+		end = !end || turn < end ? turn : end;
+	}
+	left = end ? end - now() : 0;
+	time = (struct timespec){left / 1000000000, left % 1000000000};
 	if (init->busy)
 		time = (struct timespec){0, 0};
-	if (left < 0 || ppoll(fds, 2, end || init->busy ? &time : NULL, NULL) <= 0)
+	if (left < 0 || ppoll(fds, 3, end || init->busy ? &time : NULL, NULL) <= 0)
 		return;
+	if (fds[2].revents & POLLIN)
+		take_refusal(init);
+	else if (fds[2].revents)
+		forget_refusals(init); /* nobody is left under this filter (5.9): there would be no notification to take */
 	if (fds[1].revents)
 		take_command(init);
 	if (fds[0].revents)
@@ -218,7 +255,7 @@ static void report_exit(const struct init *init, int status, int why)
 	init->report->status = status;
 	init->report->wall = now() - init->started;
 	/* It may have ended by itself at the very moment. */
-	init->report->flags = GONE_EXITED | (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? why : 0);
+	init->report->flags = GONE_EXITED | (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? why | (init->refused ? GONE_REFUSED : 0) : 0);
 }
 
 /* When the CPU time may be used up at the earliest (ns), 0 once it is, and INT64_MAX where there is no limit: with every CPU
@@ -552,11 +589,11 @@ static int drop_rights(void)
 
 _Noreturn void init_main(struct context *context, struct plan *plan)
 {
-	struct init init = {.tty = -1, .exec = context->exec};
+	struct init init = {.tty = -1, .exec = context->exec, .refusals = -1};
 	struct event started = {.type = EVENT_STARTED, .id = context->id};
 	struct birth birth = {context, plan, NULL, 0};
 	struct report *report;
-	int error;
+	int error, handover[2] = {-1, -1};
 
 	report = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, reports_fd, (off_t)context->slot * PAGE);
 	if (report == MAP_FAILED)
@@ -577,6 +614,9 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	init.signals = open_signals();
 	if (init.signals < 0)
 		give_up(errno);
+	if (context->init_flags & INIT_REFUSALS && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, handover) < 0)
+		give_up(errno);
+	context->handover = handover[1];
 	init.workload = give_birth(&birth);
 	if (init.workload < 0)
 		give_up(errno);
@@ -596,7 +636,9 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	init.cpus = (int64_t)context->cpus;
 	init.ended = context->init_flags & INIT_EARLY ? ended_fd : -1;
 	init.slot = context->slot;
-	error = keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended}, 4);
+	error = handover[0] < 0 ? 0 : take_refusals(handover[0], report, &init.refusals);
+	if (!error)
+		error = keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended, &init.refusals}, 5);
 	if (!error)
 		error = drop_rights();
 	if (!error) {
@@ -652,7 +694,7 @@ static bool parse_number(const char *text, long highest, long *out)
 
 int init_standalone(int argc, char **argv)
 {
-	struct init init = {.event = -1, .cpu_usage = -1, .ended = -1, .orphan_signal = SIGTERM};
+	struct init init = {.event = -1, .cpu_usage = -1, .ended = -1, .refusals = -1, .orphan_signal = SIGTERM};
 	struct sigaction on_child, standard = {.sa_handler = SIG_DFL};
 	pid_t parent = getppid(), self = getpid();
 	long grace = 0, parent_signal = 0;

@@ -39,7 +39,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 4
+#define VERSION 5
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -105,7 +105,18 @@ struct event {
 	uint32_t length, unused; /* bytes of data that follow */
 };
 
-enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4, GONE_EMPTY = 8 };
+enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4, GONE_EMPTY = 8, GONE_REFUSED = 16 };
+
+/* What is done with a call that a seccomp filter hands to init (refusals.c): the low 16 bits of the filter's answer, which the
+ * kernel makes nothing of. Else it is an errno. */
+enum { ANSWER_LET_THROUGH = 0xfffe, ANSWER_KILL = 0xffff };
+
+#define MAX_REFUSED 16
+
+struct refused { /* one number of a call, and what was done with it */
+	uint16_t number, answer;
+	uint32_t count;
+};
 
 struct report { /* what an init leaves behind, in a page that it shares with the launcher and nobody else */
 	int32_t pid;                  /* init's, as the host numbers it */
@@ -113,6 +124,8 @@ struct report { /* what an init leaves behind, in a page that it shares with the
 	int32_t flags, status;        /* GONE_...; wait status of the workload */
 	int64_t wall;                 /* ns from exec to the workload's end */
 	int64_t user, system;         /* us of CPU time, with GONE_EMPTY: of all that was reaped */
+	uint32_t refused_in_all, refused_kinds; /* calls; how many of these are in use: */
+	struct refused refused[MAX_REFUSED];    /* the first ones */
 };
 
 struct gone {
@@ -168,6 +181,7 @@ struct context {
 	int user_namespace; /* fd of the one that the workload enters, or -1 */
 	struct ids ids;     /* of the host, where there is a user namespace */
 	int tty;            /* slave side of the container's pty, or -1 */
+	int handover;       /* the workload's end of a socket to init, for its filter's listener, or -1 */
 	uint64_t id;
 	int slot; /* of the report */
 	unsigned init_flags;
@@ -186,6 +200,7 @@ enum {
 	INIT_FORK = 2,
 	INIT_EARLY = 4, /* the container is gone when it is empty and its cgroups are: what is mounted in it is nobody else's */
 	INIT_TELL_PARKED = 16, /* EVENT_PARKED: somebody wants the workload's process before it has a command */
+	INIT_REFUSALS = 32, /* the workload's filter hands what it refuses to init */
 	INIT_TRACE = 8, /* the workload may trace init: it does not run before init has nothing left to be had */
 };
 
@@ -210,6 +225,7 @@ int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan
 int decode_steps(const char **at, const char *end, int count, enum section section, int fds, struct step *out);
 ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count);
 int send_event(int socket, struct event *event, const void *data, uint32_t size, int fd);
+ssize_t receive_listener(int socket, void *program, size_t space, int *fd);
 
 /* steps.c */
 typedef int step_function(struct context *context, const struct step *step); /* 0 or -errno */
@@ -238,6 +254,13 @@ int open_in_root(const struct context *context, const char *path, int flags);
 step_function step_cgroup_join, step_session, step_pass_fd, step_rlimit, step_oom_score, step_affinity, step_close_fds, step_umask,
 	step_bounding, step_identity, step_capabilities, step_no_new_privs, step_working_dir, step_exec, step_enter_user,
 	step_seccomp;
+
+/* refusals.c */
+#define MAX_FILTER 4096 /* instructions: BPF_MAXINSNS */
+int take_refusals(int handover, struct report *report, int *listener);
+bool refusals_wait(int64_t now, int64_t *until);
+enum refusal { REFUSAL_NONE, REFUSAL_ANSWERED, REFUSAL_KILLED, REFUSAL_KILL_ALL, REFUSAL_END };
+enum refusal answer_refusal(int listener, int64_t now, pid_t workload);
 
 /* main.c */
 void forget_request(void);

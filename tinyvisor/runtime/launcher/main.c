@@ -16,7 +16,7 @@
  *   is killed, PDEATHSIG kills every init.
  * Files
  *   wire.c requests and events   steps.c the table of steps   mounts.c root and mounts   workload.c before exec   init.c PID 1
- *   userns.c user namespaces
+ *   userns.c user namespaces   refusals.c what a filter hands to init
  * No fd is kept per container, so that a clone copies a handful of them however many containers run. */
 #define _GNU_SOURCE
 #include "launcher.h"
@@ -266,7 +266,7 @@ static void reap_inits(void)
 /* `made`: a user namespace's fd, or -1. */
 static int prepare(const int *fds, int count, int *failed, int *made)
 {
-	struct context context = {.root = -1, .user_namespace = -1, .fds = fds, .fd_count = count};
+	struct context context = {.root = -1, .user_namespace = -1, .handover = -1, .fds = fds, .fd_count = count};
 	int error;
 
 	if (scratch->plan.count[SECTION_CLEANUP]) { /* run when the launcher ends */
@@ -327,7 +327,7 @@ static int launch(const struct request *request, int *fds, int count)
 {
 	struct container *container = free_count ? remember(request) : NULL, **bucket;
 	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
-				  .joined = -ESRCH, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .id = request->id,
+				  .joined = -ESRCH, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .handover = -1, .id = request->id,
 				  .cpu_usage = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
 	int error;
 

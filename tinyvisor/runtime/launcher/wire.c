@@ -201,6 +201,25 @@ ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count)
 	return size;
 }
 
+/* What step_seccomp sent: returns the program's size, with the listener in `fd`, or -errno where it did not. */
+ssize_t receive_listener(int socket, void *program, size_t space, int *fd)
+{
+	union {
+		char space[CMSG_SPACE(MAX_FDS * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct event event = {0};
+	struct iovec vector[2] = {{&event, sizeof event}, {program, space}};
+	struct msghdr message = {.msg_iov = vector, .msg_iovlen = 2, .msg_control = &control, .msg_controllen = sizeof control};
+	ssize_t size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+	if (size < 0)
+		return -errno;
+	if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC) || (size_t)size < sizeof event || take_fds(&message, fd) != 1)
+		return -EBADMSG;
+	return size - (ssize_t)sizeof event;
+}
+
 /* Blocks while the reader's buffer is full, but not longer than the supervisor lives: a forked child of it may hold the
  * socket. A reader that is gone is not an error here: its absence is seen elsewhere. Returns 0 or -errno. */
 int send_event(int socket, struct event *event, const void *data, uint32_t size, int fd)

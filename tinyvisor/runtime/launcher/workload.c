@@ -14,7 +14,7 @@
 #define PROC_MAGIC 0x9fa0
 #define CAPABILITY_VERSION 0x20080522u /* linux/capability.h _LINUX_CAPABILITY_VERSION_3 */
 #define MAX_GROUPS 1024
-#define MAX_FILTER 4096 /* instructions: BPF_MAXINSNS */
+#define NEW_LISTENER 8u /* SECCOMP_FILTER_FLAG_NEW_LISTENER, 5.0 */
 
 static int result(long value)
 {
@@ -85,20 +85,30 @@ int step_pass_fd(struct context *context, const struct step *step)
 	if (step->number[1] < 3 || step->number[1] > MAX_PASSED)
 		return -EINVAL;
 	context->passed = (unsigned)step->number[1];
+	if (context->handover == (int)context->passed &&
+	    (context->handover = fcntl(context->handover, F_DUPFD_CLOEXEC, MAX_PASSED + 1)) < 0)
+		return -errno;
 	if (fd == (int)context->passed) /* dup2 would leave its close-on-exec flag */
 		return result(fcntl(fd, F_SETFD, 0));
 	return result(dup2(fd, (int)context->passed));
 }
 
-/* Before the working directory is entered: a host directory still open here would be a way out (CVE-2024-21626). */
+/* Before the working directory is entered: a host directory still open here would be a way out (CVE-2024-21626). The socket to
+ * init, for what step_seccomp sends, is closed by the exec. */
 int step_close_fds(struct context *context, const struct step *step)
 {
-	const unsigned passed = context->passed;
+	const unsigned handover = context->handover < 0 ? 0 : (unsigned)context->handover, passed = context->passed; /* 0: none */
+	const unsigned kept[2] = {handover < passed ? handover : passed, handover < passed ? passed : handover};
+	unsigned first = 3;
 
 	(void)step;
-	if (passed > 3 && syscall(NR_close_range, 3u, passed - 1, 0) < 0)
-		return -errno;
-	return result(syscall(NR_close_range, passed ? passed + 1 : 3u, ~0u, 0));
+	for (int i = 0; i < 2; i++) {
+		if (kept[i] > first && syscall(NR_close_range, first, kept[i] - 1, 0) < 0)
+			return -errno;
+		if (kept[i])
+			first = kept[i] + 1;
+	}
+	return result(syscall(NR_close_range, first, ~0u, 0));
 }
 
 int step_umask(struct context *context, const struct step *step)
@@ -164,17 +174,26 @@ int step_no_new_privs(struct context *context, const struct step *step)
 	return result(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 }
 
-/* Number: SECCOMP_FILTER_FLAG_LOG (2) and _SPEC_ALLOW (4); string: the program, 8 bytes an instruction. The kernel checks the
- * program itself and copies it. The filter is this process's alone, although its memory is init's. */
+/* Number: SECCOMP_FILTER_FLAG_LOG (2), _SPEC_ALLOW (4) and _NEW_LISTENER (8); string: the program, 8 bytes an instruction. The
+ * kernel checks the program itself and copies it. The filter is this process's alone, although its memory is init's. A
+ * listener goes to init, with the program that says how to answer; until the exec nobody would: the plan sees to it that
+ * nothing of what follows here is handed to it. */
 int step_seccomp(struct context *context, const struct step *step)
 {
 	struct { unsigned short length; const void *filter; } program = {0, step->string[0]}; /* struct sock_fprog */
 
-	(void)context;
-	if (!step->size[0] || step->size[0] % 8 || step->size[0] / 8 > MAX_FILTER || step->number[0] & ~(uint64_t)6)
+	const unsigned flags = (unsigned)step->number[0];
+	struct event event = {.id = context->id};
+	long listener;
+
+	if (!step->size[0] || step->size[0] % 8 || step->size[0] / 8 > MAX_FILTER || step->number[0] & ~(uint64_t)14 ||
+	    (flags & NEW_LISTENER && context->handover < 0))
 		return -EINVAL;
 	program.length = (unsigned short)(step->size[0] / 8);
-	return result(syscall(SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, (unsigned)step->number[0], &program));
+	listener = syscall(SYS_seccomp, 1 /* SECCOMP_SET_MODE_FILTER */, flags, &program); /* close-on-exec */
+	if (listener < 0 || !(flags & NEW_LISTENER))
+		return result(listener);
+	return send_event(context->handover, &event, step->string[0], step->size[0], (int)listener);
 }
 
 int step_working_dir(struct context *context, const struct step *step)
