@@ -24,8 +24,8 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
-from tinyvisor.runtime.seccomp import MACHINES, describe_refused
 from tinyvisor.runtime.provisions import NotifySocket, Provisions
+from tinyvisor.runtime.seccomp import MACHINES, describe_refused
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.verdict import Outcome, judge
