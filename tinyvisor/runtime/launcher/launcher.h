@@ -130,6 +130,29 @@ struct command { /* supervisor to init, on the container's socket */
 
 enum { OP_READ = 60, OP_REMOVE = 61 };
 
+/* ---- live mode: supervisor and keeper; tinyvisor/runtime/keeper.py is the other side ---- */
+
+#define KEEPER_VERSION 1
+
+enum keeper_type {
+	KEEPER_PUT = 1, /* with an fd */
+	KEEPER_DROP,    /* all of `id` */
+	KEEPER_LIST,
+	KEEPER_END,
+	KEEPER_HELLO,   /* kind: the launcher's VERSION; number: how many fds there is room for */
+	KEEPER_BUSY,    /* number: pid of the supervisor that is there */
+	KEEPER_ENTRY,   /* with an fd */
+	KEEPER_DONE,    /* number: of entries */
+};
+enum { KEPT_CONTROL, KEPT_LAUNCHER, KEPT_KEEPER }; /* kinds of the project's own fds, id 0; others are the supervisor's choice */
+
+struct kept_message {
+	uint32_t magic;
+	uint16_t version, type;
+	uint64_t id; /* of a container, 0 for the project */
+	uint32_t kind, number;
+};
+
 /* ---- one launch ---- */
 
 struct container { /* what the launcher keeps of a running container: no fd at all */
@@ -238,6 +261,9 @@ step_function step_cgroup_join, step_session, step_rlimit, step_oom_score, step_
 
 /* main.c */
 void forget_request(void);
+
+/* keeper.c */
+int become_kept(int first_client, int listening);
 
 /* userns.c */
 step_function step_ids, step_id_map, step_user_namespace;
