@@ -21,8 +21,8 @@ _T = TypeVar("_T")
 def to_json(value: Any) -> Any:
     """What `from_json` makes the same value of."""
     if is_dataclass(value) and not isinstance(value, type):
-        found = {item.name: to_json(getattr(value, item.name)) for item in fields(value) if item.init and not _default(item, value)}
-        return {"": type(value).__name__, **found}
+        wanted = [item.name for item in fields(value) if item.init and not _default(item, value)]
+        return {"": type(value).__name__, **{name: to_json(getattr(value, name)) for name in wanted}}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, frozenset | set):
@@ -97,7 +97,7 @@ def _decode_union(kinds: tuple[Any, ...], value: Any) -> Any:
         except ValueError:
             if named is not None:
                 raise
-    return _checked(False, Union[kinds], value)
+    return _checked(False, " | ".join(str(kind) for kind in kinds), value)
 
 
 def _decode_dataclass(kind: Any, value: Any) -> Any:

@@ -789,14 +789,18 @@ class ProjectLock:
         TinyvisorError: on entering; another run holds the lock.
     """
 
-    def __init__(self, lock_dir: Path, project: str) -> None:
+    def __init__(self, lock_dir: Path, project: str, fd: int = -1) -> None:
+        """`fd`: held already, for the supervisor before us; ours to close."""
         check_name("project", project)
         self.project: str = project
         self.path: Path = lock_dir / f"{project}.lock"
-        self.fd: int = -1
+        self.fd: int = fd
         self.keep = False
 
     def __enter__(self) -> Self:
+        if self.fd >= 0:
+            _replace_content(self.fd, f"{os.getpid()}\n")
+            return self
         private_directory(self.path.parent)
         deadline = time.monotonic() + 5.0
         grace = time.monotonic() + 0.05  # a sweeper may not have written yet that it is one

@@ -24,6 +24,7 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
+from tinyvisor.runtime.stage import Stage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.verdict import Outcome, judge
@@ -70,6 +71,7 @@ class Container:
         terminal: the master side of its pty, where ``spec.tty``.
         ids: what its ids are on the host; None: the same.
         execs: what was exec'ed in it and has not ended.
+        terminal_stage: in live mode, for who reads the terminal; who takes it closes it.
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class Container:
         self._output_exceeded: int | None = None
         self._waited = Waited(self._events, self._events.close) if self._events is not None else None
         self.execs: set[Container] = set()
+        self.terminal_stage: Stage | None = None
+        self._before_event: Callable[[wire.Event, list[int]], None] | None = None
         self._when_gone: list[Callable[[], None]] = []
 
     @property
@@ -344,6 +348,28 @@ class Container:
         streams.close_given()
         return True
 
+    def keep_by(self, function: Callable[[wire.Event, list[int]], None]) -> None:
+        """Calls it with each event of its socket while the next supervisor would still find that there, and copies of its fds."""
+        self._before_event = function
+
+    def resume(self, pid: int, *, stopped: bool = False) -> None:
+        """It runs already. `stopped`: somebody has asked it to end."""
+        self.pid = pid
+        self._started = bool(pid)
+        self._stopped = stopped
+
+    def resume_ended(self, exit: Exit | None, problem: str) -> None:
+        """It has ended already; `problem`: what `wait` raises instead of an exit."""
+        self._exit = exit
+        if exit is None:
+            self._error = ContainerError(self.name, problem)
+        self._set_gone()
+
+    @property
+    def error(self) -> Exception | None:
+        """What `wait` raises, once it is gone."""
+        return self._error
+
     async def wait_started(self) -> None:
         """Until the workload has been exec'ed.
 
@@ -372,7 +398,7 @@ class Container:
         if self._events is None or self._gone.is_set():
             return
         with contextlib.suppress(BlockingIOError):
-            received = wire.receive_event(self._events)
+            received = self._receive_event()
             while received is not None and not self._started:
                 event, fds = received
                 if event.type == wire.STARTED:
@@ -389,7 +415,24 @@ class Container:
                     self.kill()
                 for fd in fds:
                     os.close(fd)
-                received = wire.receive_event(self._events)
+                received = self._receive_event()
+
+    def _receive_event(self) -> tuple[wire.Event, list[int]] | None:
+        assert self._events is not None
+        if self._before_event is not None:
+            peeked = wire.receive_event(self._events, peek=True)
+            if peeked is not None:
+                try:
+                    self._before_event(*peeked)
+                finally:
+                    for fd in peeked[1]:
+                        os.close(fd)
+        return wire.receive_event(self._events)
+
+    @property
+    def event_socket(self) -> int:
+        """Our end; -1 where it has none."""
+        return self._events.fileno() if self._events is not None else -1
 
     def finish(self, gone: wire.Gone, usage: Usage) -> None:
         """The launcher has reaped init: nothing of the container is left."""
@@ -471,6 +514,9 @@ class Container:
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
+        if self.terminal_stage is not None:
+            self.terminal_stage.close()
+            self.terminal_stage = None
 
 
 def _signal(value: int | str) -> int:

@@ -169,8 +169,6 @@ class Keeper:
         while True:
             (_, _, type_, id_, kind, number), fds = self._receive()
             if type_ == _DONE:
-                if number != len(self.kept):
-                    raise HostError("not all that is kept could be received", "raise the limit of open files (ulimit -n)")
                 self._held = number
                 return
             if len(fds) != 1:
@@ -178,7 +176,6 @@ class Keeper:
                 raise HostError("no more files can be opened", "raise the limit of open files (ulimit -n)")
             if (id_, kind) in self.kept:  # a terminal: put, and its supervisor ended before it had said so
                 os.close(self.kept[id_, kind])
-                self._held += 1
             self.kept[id_, kind] = fds[0]
 
     def _send(self, type_: int, id: int, kind: int = 0, fd: int = -1) -> None:
@@ -215,12 +212,22 @@ class KeptLauncher(LauncherProcess):
             raise InternalError("the keeper holds no launcher")
 
     def _take(self) -> bool:
-        event = wire.peek_event(self._socket)
-        if event is None or event.type != wire.GONE:
-            return super()._take()
-        self._on_event(event, [])
-        wire.receive_event(self._socket)
+        peeked = wire.receive_event(self._socket, peek=True)
+        if peeked is None:
+            return False
+        event, fds = peeked
+        self._on_event(event, fds)  # which closes them, or takes them
+        taken = wire.receive_event(self._socket)
+        if taken is not None:
+            _close_all(taken[1])
         return True
+
+    def detach(self) -> None:
+        """Lets go of them: they go on."""
+        self._keeper.close()
+        self._close_socket()
+        os.close(self._launcher_pidfd)
+        os.close(self._pidfd)
 
     async def aclose(self) -> None:
         """Ends the keeper and the launcher with all that it has, and waits for it.
@@ -248,11 +255,11 @@ def pid_of(pidfd: int) -> int:
         return next((int(line.split()[1]) for line in file if line.startswith("Pid:")), -1)
 
 
-def has_ended(pidfd: int) -> bool:
-    """Whether its process has."""
+def wait_ended(pidfd: int) -> None:
+    """Blocks until the process has ended, for at most `PATIENCE`."""
     waiting = select.poll()
     waiting.register(pidfd, select.POLLIN)
-    return bool(waiting.poll(0))
+    waiting.poll(PATIENCE * 1000)
 
 
 @contextlib.contextmanager

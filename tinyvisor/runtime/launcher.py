@@ -26,14 +26,14 @@ from tinyvisor.errors import HostError, InternalError, LauncherDied
 from tinyvisor.runtime.steps import Step
 
 MAGIC = 0x4C565954
-VERSION = 4
+VERSION = 5
 MAX_REQUEST = 4 << 20
 MAX_INLINE = 48 << 10
 """Bytes of a request that go into the message itself; more goes into a memfd (the launcher's own bound is 64 KiB)."""
 MAX_FDS = 64
 
 PREPARE, LAUNCH, KILL, RUN = 1, 2, 3, 4
-BODY_IN_MEMFD, KEEP_FDS, PARK, EXEC = 1, 2, 4, 8
+BODY_IN_MEMFD, KEEP_FDS, PARK, EXEC, ASK = 1, 2, 4, 8, 16
 SECTIONS = ("launcher", "init", "workload", "cleanup")
 STARTED, PTY, GONE, REFUSED, PREPARED, PARKED = range(1, 7)
 SCOPE_WORKLOAD, SCOPE_GROUP, SCOPE_ALL = 0, 1, 2
@@ -166,14 +166,18 @@ def decode_gone(data: bytes) -> Gone:
     )  # fmt: skip
 
 
-def receive_event(sock: socket.socket) -> tuple[Event, list[int]] | None:
+def receive_event(sock: socket.socket, *, peek: bool = False) -> tuple[Event, list[int]] | None:
     """The next event and the fds that came with it; None where the other end is gone.
+
+    Args:
+        peek: it stays where it is, and so do its fds: these are copies.
 
     Raises:
         BlockingIOError: there is none yet.
     """
     try:
-        message, control, _flags, _ = sock.recvmsg(_MAX_EVENT, 64, socket.MSG_CMSG_CLOEXEC)
+        flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
+        message, control, _flags, _ = sock.recvmsg(_MAX_EVENT, 64, flags)
     except ConnectionError:
         return None
     if not message:
@@ -190,19 +194,6 @@ def received_fds(control: Iterable[tuple[int, int, bytes]]) -> list[int]:
             received.frombytes(data)
             fds.extend(received)
     return fds
-
-
-def peek_event(sock: socket.socket) -> Event | None:
-    """The next event, which stays where it is, its fds, too; None where the other end is gone.
-
-    Raises:
-        BlockingIOError: there is none yet.
-    """
-    try:
-        message = sock.recv(_MAX_EVENT, socket.MSG_PEEK)
-    except ConnectionError:
-        return None
-    return decode_event(message) if message else None
 
 
 async def reap(process: subprocess.Popen[bytes], pidfd: int) -> None:

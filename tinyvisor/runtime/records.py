@@ -122,7 +122,7 @@ def start_time(pid: int) -> int:
 def is_alive(process: Mapping[str, Any]) -> bool:
     """Whether a process that `identify` has described still runs, or is unreaped."""
     try:
-        return process["boot"] == boot_id() and start_time(process["pid"]) == process["start"]
+        return bool(process["boot"] == boot_id() and start_time(process["pid"]) == process["start"])
     except (OSError, KeyError, ValueError, IndexError):
         return False
 

@@ -39,7 +39,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 4
+#define VERSION 5
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -64,6 +64,7 @@ enum {
 	FLAG_KEEP_FDS = 2,      /* prepare: the other fds stay open and can be named by later requests */
 	FLAG_PARK = 4,          /* launch: behind the workload's steps the child waits for REQUEST_RUN, which has the rest */
 	FLAG_EXEC = 8,          /* launch: one more process in the other's container, not a new one */
+	FLAG_ASK = 16,          /* kill: nobody; EVENT_REFUSED says that there is no such container */
 };
 enum section { SECTION_LAUNCHER, SECTION_INIT, SECTION_WORKLOAD, SECTION_CLEANUP, SECTIONS };
 

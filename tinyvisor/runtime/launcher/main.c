@@ -367,6 +367,17 @@ static void kill_container(const struct container *container)
 		(void)kill(container->pid, container->exec ? SIGTERM : SIGKILL);
 }
 
+/* To a supervisor that does not know whether the one before it had come so far as to launch it. */
+static void answer_whether_known(uint64_t id)
+{
+	const struct container *container = cleaning;
+
+	while (container && container->id != id)
+		container = container->next;
+	if (!container && !find_id(0, id))
+		refuse(id, -ESRCH, 0);
+}
+
 static void serve_request(const struct request *request, int *fds, int count)
 {
 	struct event prepared = {.type = EVENT_PREPARED, .id = request->id};
@@ -386,7 +397,10 @@ static void serve_request(const struct request *request, int *fds, int count)
 			close(made);
 		break;
 	case REQUEST_KILL:
-		kill_container(find_id((pid_t)request->pid, request->id));
+		if (request->flags & FLAG_ASK)
+			answer_whether_known(request->id);
+		else
+			kill_container(find_id((pid_t)request->pid, request->id));
 		break;
 	default:
 		refuse(request->id, -EINVAL, 0); /* for an init, not for us */
