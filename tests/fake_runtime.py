@@ -13,6 +13,7 @@ import anyio
 import trio
 
 from tinyvisor.errors import ContainerError, TinyvisorError
+from tinyvisor.runtime.stage import Stage
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit, Stats
 
@@ -104,6 +105,7 @@ class FakeContainer:
         self.name = spec.name
         self.pid = pid
         self.terminal: int | None = None
+        self.terminal_stage: Stage | None = None
         self.pipes = {"stdout": Pipe(), "stderr": Pipe()}
         self._runtime = runtime
         self._spec = spec

@@ -26,11 +26,12 @@ def _words(text: str) -> frozenset[str]:
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
-        ("errors", "units", "cron", "pattern", "interpreter", "places"),
+        ("errors", "units", "cron", "pattern", "interpreter", "places", "stored", "processes"),
         ("spec job", "state"),
         ("profile trace",),
         ("tracing learned accesses",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "runtime cluster", "view", "attacks"),
+        ("resume",),
         ("supervisor runner turns inside", "batch journal outputs report", "audit"),
         ("control client logs",),
         ("cli",),
@@ -87,6 +88,8 @@ RULES = (
             "state.py",
             "policy.py",
             "health.py",
+            "stored.py",
+            "resume.py",
             "report.py",
             "digests.py",
             "jsonlines.py",

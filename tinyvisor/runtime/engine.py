@@ -21,7 +21,16 @@ import anyio.to_thread
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskGroup, TaskStatus
 
-from tinyvisor.errors import ContainerError, HostError, LauncherDied, LaunchError, NotLaunched, RunFailed, SpecError, TinyvisorError
+from tinyvisor.errors import (
+    ContainerError,
+    HostError,
+    LauncherDied,
+    LaunchError,
+    NotLaunched,
+    RunFailed,
+    SpecError,
+    TinyvisorError,
+)
 from tinyvisor.job import Job
 from tinyvisor.places import cache_directory, run_directory
 from tinyvisor.runtime import launcher as wire
@@ -499,7 +508,12 @@ class Runtime:
     async def _as_scope(self, container: Container) -> AsyncIterator[Container]:
         left = False
         try:
-            await container.wait_started()
+            try:
+                await container.wait_started()
+            except BaseException:
+                if self.live is not None:
+                    self.live.forget(container)
+                raise
             try:
                 yield container
             except BaseException:

@@ -200,8 +200,8 @@ class Keeper:
 
 
 class KeptLauncher(LauncherProcess):
-    """A launcher whose parent is a keeper. What it reports of a container's end stays in the socket until `on_event` has returned:
-    should we end before, the next supervisor gets it again."""
+    """A launcher whose parent is a keeper. What it reports of a container's end stays in the socket until `on_event` has
+    returned: should we end before, the next supervisor gets it again."""
 
     def __init__(self, keeper: Keeper, on_event: Callable[[Event, list[int]], None]) -> None:
         self._keeper = keeper
@@ -268,11 +268,8 @@ def _listening(path: Path) -> Iterator[socket.socket]:
     with contextlib.suppress(FileNotFoundError):  # a crash has left it
         path.unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        mask = os.umask(0o177)
-        try:
-            listener.bind(os.fspath(path))
-        finally:
-            os.umask(mask)
+        os.fchmod(listener.fileno(), 0o600)  # before bind: the file never has another mode
+        listener.bind(os.fspath(path))
         listener.listen(16)
         yield listener
 

@@ -15,12 +15,13 @@ from typing import Any, Final
 
 from tinyvisor import places, stored
 from tinyvisor.errors import ContainerError, HostError, TinyvisorError
+from tinyvisor.processes import identify, start_time
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.container import Container, Host
 from tinyvisor.runtime.idmap import IdMap
 from tinyvisor.runtime.keeper import PROJECT, Keeper, Kind, wait_ended
 from tinyvisor.runtime.leases import Ids, Leases
-from tinyvisor.runtime.records import RUNTIME, Records, identify, start_time
+from tinyvisor.runtime.records import RUNTIME, Records
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.stage import Stage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Streams
@@ -161,6 +162,10 @@ class Live:
             problem = None if error is None else error.problem if isinstance(error, ContainerError) else str(error)
             self._note(container, exit=stored.to_json(container.exit), problem=problem)
 
+    def forget(self, container: Container) -> None:
+        """It was not to be."""
+        self.records.try_update(container.name, **{SECTION: None})
+
     def drop(self, container: Container) -> None:
         """Nobody needs its fds any more."""
         held = self._held.pop(container.id, None)
@@ -197,7 +202,8 @@ class Live:
             spec = stored.from_json(Spec, record["spec"])
         except (ValueError, KeyError, TypeError) as exc:
             path = self.records.directory / f"{name}.json"
-            raise TinyvisorError(f"{path}: not as this version of tinyvisor writes it ({exc}); use the one that wrote it") from None
+            problem = f"{path}: not as this version of tinyvisor writes it ({exc}); use the one that wrote it"
+            raise TinyvisorError(problem) from None
         id_ = record["id"]
         self._held[id_] = sum(1 for kept, _ in self.keeper.kept if kept == id_)
         events = self.keeper.take(id_, Kind.EVENTS)

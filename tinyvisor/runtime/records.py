@@ -4,8 +4,7 @@ A file has sections, each with an owner: ``container`` is the runtime's, ``servi
 rename, and without fsync: it is about processes of this boot, and the page cache lives as long as they do. Names that begin
 with ``_`` are of the project; no container can be called so.
 
-What is found is of use only in the boot that it was written in, and a process that it names only while that one lives: its
-number may be another's by then, so its start time is with it.
+What is found is of use only in the boot that it was written in.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tinyvisor.processes import boot_id
 from tinyvisor.runtime.cgroup import private_directory
 
 FORMAT: Final = 1
@@ -73,7 +73,7 @@ class Records:
                 content[section] = value
         temporary = self.directory / f"{name}.new"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
+            file.write("{" + ",\n ".join(f'"{key}": {json.dumps(value)}' for key, value in content.items()) + "}\n")
         os.rename(temporary, self.directory / f"{name}.json")
 
     def try_update(self, name: str, **sections: Section | None) -> None:
@@ -103,37 +103,6 @@ class Records:
         """As if it had never been."""
         self._contents.clear()
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def boot_id() -> str:
-    """Of the kernel that runs: another after each boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with the number it names a process for ever. Source: proc(5), stat 22.
-
-    Raises:
-        OSError: it is gone.
-    """
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-
-
-def is_alive(process: Mapping[str, Any]) -> bool:
-    """Whether a process that `identify` has described still runs, or is unreaped."""
-    try:
-        return bool(process["boot"] == boot_id() and start_time(process["pid"]) == process["start"])
-    except (OSError, KeyError, ValueError, IndexError):
-        return False
-
-
-def identify(pid: int) -> dict[str, Any]:
-    """A process as it can be recognised later, also when its number has been given anew, or after a reboot.
-
-    Raises:
-        OSError: it is gone.
-    """
-    return {"pid": pid, "start": start_time(pid), "boot": boot_id()}
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -20,7 +20,6 @@
 #include "launcher.h"
 
 #include <poll.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -206,7 +205,7 @@ static _Noreturn void keep(int control, int launcher)
 	bool ending = false;
 	int self = (int)syscall(NR_pidfd_open, getpid(), 0);
 
-	(void)prctl(PR_SET_NAME, "tinyvisor-keeper", 0, 0, 0);
+	show_as("tinyvisor-keeper", "for the next supervisor");
 	make_room();
 	if (self < 0 || !remember_fd(0, KEPT_CONTROL, control) || !remember_fd(0, KEPT_LAUNCHER, launcher) ||
 	    !remember_fd(0, KEPT_KEEPER, self))
@@ -218,8 +217,10 @@ static _Noreturn void keep(int control, int launcher)
 			continue; /* EINTR, ENOMEM: it says nothing of any fd */
 		if (fds[1].revents && !serve_client(&ending))
 			let_go();
-		if (fds[2].revents)
+		if (fds[2].revents) {
+			(void)waitpid(-1, NULL, 0);
 			_exit(0);
+		}
 		if (fds[0].revents)
 			welcome(ending);
 		if (client < 0 && !ending && count <= OWN_FDS)

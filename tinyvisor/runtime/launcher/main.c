@@ -589,6 +589,10 @@ static int serve_main(char **argv, bool has_title, bool nested, bool live)
 	close_all_but(control, live ? listener : control);
 	block_all_signals(NULL);
 	reset_dispositions();
+	if (has_title) {
+		title_start = argv[0];
+		title_end = argv[4] + strlen(argv[4]);
+	}
 	if (live) {
 		(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* the keeper, too */
 		control = become_kept(control, listener);
@@ -601,10 +605,6 @@ static int serve_main(char **argv, bool has_title, bool nested, bool live)
 	 * from ending, and the host's PID 1 may take its time. */
 	(void)prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	(void)umask(0); /* modes are the plan's; the workload sets its own */
-	if (has_title) {
-		title_start = argv[0];
-		title_end = argv[4] + strlen(argv[4]);
-	}
 	if (!live) {
 		supervisor_pidfd = (int)syscall(NR_pidfd_open, atoi(argv[3]), 0);
 		if (supervisor_pidfd < 0 || getppid() != atoi(argv[3]))
