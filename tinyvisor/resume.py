@@ -65,9 +65,10 @@ def decode(name: str, content: Any) -> Standing:
 
 
 def shifted(state: State, by: float) -> State:
-    """The same by a clock that is `by` seconds ahead."""
-    starts = tuple(start + by for start in state.starts)
-    return replace(state, started_at=state.started_at + by, due=state.due + by, starts=starts)
+    """The same by a clock that is `by` seconds ahead; times that mean nothing in its phase are 0."""
+    started_at = state.started_at + by if state.phase in ("running", "stopping") else 0.0
+    due = state.due + by if state.phase == "backoff" else 0.0
+    return replace(state, started_at=started_at, due=due, starts=tuple(start + by for start in state.starts))
 
 
 def next_event(standing: Standing, *, has_container: bool) -> ServiceEvent | None:
