@@ -221,7 +221,7 @@ def down(project_name: str | None, as_json: bool) -> None:
         waiting.poll()
     if as_json:
         show_json(found)
-    else:
+    elif found:
         show(summary_rows([summary_of(item) for item in found]))
 
 
@@ -251,8 +251,8 @@ def upgrade(project_name: str | None) -> int:
     about = client.get("/v1/project")
     if about.get("launcher_version", VERSION) != VERSION:
         raise TinyvisorError(
-            "its containers were started by another version of tinyvisor, whose launcher this one can't talk to; nothing was done:"
-            " tinyvisor down, then up -d --live, gives it new ones"
+            "its containers were started by another version of tinyvisor, whose launcher this one can't talk to; they go on as"
+            " they are: tinyvisor down, then up -d --live, gives it new ones"
         )
     reading, writing = os.pipe()
     try:

@@ -208,7 +208,10 @@ class Runtime:
         with _state_in(locks):
             fd = self.live.take(Kind.LOCK) if self.live is not None else -1
             self._lock = stack.enter_context(ProjectLock(locks, self.name, fd))
-        sweep(self.host.layout, locks, mine=None if adopting else self.name)
+        swept = sweep(self.host.layout, locks, mine=None if adopting else self.name)
+        for project in swept.removed:
+            if project != self.name or self.live is None:
+                Live.forget_remains(locks, project)
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -8,6 +8,7 @@ launched, starting, running, ended with its report still in the socket, ended wi
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -55,11 +56,24 @@ class Live:
         self._path = keeper_path(directory, project)
         self.records = Records(records_path(directory, project))
         self.keeper: Keeper | None = Keeper.connect(self._path)
-        if self.keeper is not None and self.records.get(RUNTIME, "launcher") is None:
-            self._end_unfinished(self.keeper)  # killed before it had made ready: nothing was launched
+        if self.keeper is not None and self._is_unfinished(self.keeper):
+            self._end_unfinished(self.keeper)
             self.keeper = None
         self.adopted = self.keeper is not None
         self._held: dict[int, int] = {}
+
+    def _is_unfinished(self, keeper: Keeper) -> bool:
+        """Whether its supervisor was killed before it had made ready, so that nothing was launched."""
+        if not self.records.strange and self.records.get(RUNTIME, "launcher") is not None:
+            return False
+        if not self.records.strange and all(id_ == PROJECT for id_, _ in keeper.kept):
+            return True
+        keeper.close()
+        what = self.records.strange[0] if self.records.strange else f"{self.records.directory}/{RUNTIME}.json"
+        raise TinyvisorError(
+            f"{what} is missing, or of another version of tinyvisor: use that one, or kill the project's tinyvisor-keeper,"
+            " which kills its containers"
+        )
 
     @staticmethod
     def _end_unfinished(keeper: Keeper) -> None:
@@ -102,6 +116,12 @@ class Live:
         """We go, the containers stay."""
         if self.keeper is not None:
             self.keeper.close()
+
+    @staticmethod
+    def forget_remains(directory: Path, project: str) -> None:
+        """What is left of a project of which nothing runs: its keeper was killed, too."""
+        keeper_path(directory, project).unlink(missing_ok=True)
+        shutil.rmtree(records_path(directory, project), ignore_errors=True)
 
     def remove(self) -> None:
         """Nothing is left of the project."""

@@ -35,6 +35,10 @@ class Records:
     Args:
         boot: this boot's id.
 
+    Attributes:
+        strange: files that this version can't read.
+        on_problem: told of a file that can't be written.
+
     Raises:
         HostError: others could write to it.
     """
@@ -47,9 +51,12 @@ class Records:
         self._boot = boot_id() if boot is None else boot
         self._failing = False
         self._contents: dict[str, dict[str, Any]] = {}
+        self.strange: list[Path] = []
         for path in sorted(directory.glob("*.json")):
             content = _read(path)
-            if content is not None and content.get("boot") == self._boot:
+            if content is None:
+                self.strange.append(path)
+            elif content.get("boot") == self._boot:
                 self._contents[path.stem] = content
 
     def names(self) -> tuple[str, ...]:
