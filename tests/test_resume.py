@@ -97,6 +97,22 @@ async def test_what_runs_is_adopted_and_not_started(succession: Succession) -> N
 
 
 @anyio_only
+async def test_that_it_is_there_again_is_told_to_who_waits(succession: Succession) -> None:
+    services = [service("db"), service("web", depends_on={"db": Dependency()}, network_mode="service:db")]
+    await succession.kill_after(succession.make(service("db")), 1)
+    second = succession.make(*services, adoptable=["db"])
+    async with second.live() as supervisor:
+        with trio.fail_after(1):
+            await supervisor.wait(until="running")
+        assert second.states() == {"db": "running", "web": "running"}
+    await succession.kill_after(succession.make(service("db")), 1)
+    third = succession.make(service("db"), adoptable=["db"])
+    async with third.live() as supervisor:
+        with trio.fail_after(1):
+            await supervisor.wait(until="running")
+
+
+@anyio_only
 async def test_a_row_of_restarts_goes_on(succession: Succession) -> None:
     """0, 0.1, 0.3, 0.7, 1.5, 3.1: killed in the delay before 1.5, and again later."""
     scripts = {"a": [Script(seconds=0, exit=failure())]}

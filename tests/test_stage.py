@@ -22,7 +22,7 @@ class Writer:
     """What the supervisor does with one stream; a new one, on the same fds, is the next supervisor.
 
     Args:
-        die_at: the point at which it is killed: ``read``, ``begun``, ``torn`` (in the midst of the write), ``written``, ``settled``.
+        die_at: where it is killed: ``read``, ``begun``, ``torn`` (in the midst of the write), ``written``, ``settled``.
     """
 
     def __init__(self, log: Path, stage: int, die_at: str = "", max_size: int = 1 << 20) -> None:

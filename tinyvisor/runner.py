@@ -666,7 +666,9 @@ class Runner:
         self._watching = trio.CancelScope()
         if self.state.phase == "starting":
             self.feed(Launched())
-        elif self.state.phase == "stopping":  # adopted in the midst of it
+        else:  # adopted: its state is the same, but others can see now that it is there
+            self._around.on_change(self)
+        if self.state.phase == "stopping":
             self._watching.cancel()
         try:
             async with trio.open_nursery() as company:

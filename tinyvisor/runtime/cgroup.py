@@ -887,7 +887,9 @@ class Swept:
     left: tuple[str, ...] = ()
 
 
-def sweep(layout: Layout, lock_dir: Path, *, mine: str | None = None) -> Swept:
+def sweep(
+    layout: Layout, lock_dir: Path, *, mine: str | None = None, forget: Callable[[str], None] = lambda project: None
+) -> Swept:
     """Clears away what crashed runs left: processes, cgroups, lock files. Sync; up to seconds where something resists.
 
     A run is dead if its lock file is there and nobody holds the lock. A cgroup without a lock file in `lock_dir` is left
@@ -895,6 +897,7 @@ def sweep(layout: Layout, lock_dir: Path, *, mine: str | None = None) -> Swept:
 
     Args:
         mine: a project whose lock the caller holds; its remains are cleared, too, and its lock file stays.
+        forget: told of each project of which nothing is left, while nobody else can have it.
     """
     removed: list[str] = []
     left: list[str] = []
@@ -904,12 +907,14 @@ def sweep(layout: Layout, lock_dir: Path, *, mine: str | None = None) -> Swept:
             continue
         if project == mine:
             (removed if _remove_project(layout, project) else left).append(project)
+            forget(project)
             continue
         with _stale(path) as stale:
             if stale is None:
                 continue
             _replace_content(stale, f"sweep {os.getpid()}\n")  # so that a run that starts now waits instead of giving up
             if _remove_project(layout, project):
+                forget(project)
                 os.unlink(path)
                 removed.append(project)
             else:

@@ -208,10 +208,8 @@ class Runtime:
         with _state_in(locks):
             fd = self.live.take(Kind.LOCK) if self.live is not None else -1
             self._lock = stack.enter_context(ProjectLock(locks, self.name, fd))
-        swept = sweep(self.host.layout, locks, mine=None if adopting else self.name)
-        for project in swept.removed:
-            if project != self.name or self.live is None:
-                Live.forget_remains(locks, project)
+        forget = functools.partial(Live.forget_remains, locks)
+        sweep(self.host.layout, locks, mine=None if adopting else self.name, forget=forget)
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -317,8 +315,9 @@ class Runtime:
         epilogue += [
             s.Remove(s.KEPT | parents + n, f"../{PARENT}", item.label, patient=False) for n, item in enumerate(hierarchies)
         ]
-        # Last, and only when the others are gone: what has a lock file, the next run sweeps.
-        epilogue.append(s.Remove(last, f"{self.name}.lock", str(run_directory())))
+        if self.live is None:  # else there is more to be swept, which is not the launcher's
+            # Last, and only when the others are gone: what has a lock file, the next run sweeps.
+            epilogue.append(s.Remove(last, f"{self.name}.lock", str(run_directory())))
         try:
             await self._prepare((), fds=fds, flags=wire.KEEP_FDS, epilogue=epilogue)
         finally:

@@ -48,14 +48,11 @@ class Keeper:
 
     Attributes:
         kept: the fds that were there when we came, ours to close, by container and kind.
-        adopted: it was there before us.
     """
 
-    def __init__(self, connection: socket.socket, path: Path, process: subprocess.Popen[bytes] | None) -> None:
+    def __init__(self, connection: socket.socket, path: Path) -> None:
         self.path = path
-        self.adopted = process is None
         self.kept: dict[tuple[int, int], int] = {}
-        self.process = process
         self._connection = connection
         self._held = 0
         connection.settimeout(PATIENCE)
@@ -91,11 +88,13 @@ class Keeper:
                 start_new_session=True,
             )
         try:
-            return cls(ours, path, process)
+            started = cls(ours, path)
         except (OSError, LauncherDied) as exc:
             process.kill()
             process.wait()
             raise HostError(f"the launcher did not start ({exc})", "see `tinyvisor doctor`") from exc
+        process.returncode = 0  # nothing for Popen to wait for: KeptLauncher does, or it outlives us
+        return started
 
     @classmethod
     def connect(cls, path: Path) -> Keeper | None:
@@ -113,7 +112,7 @@ class Keeper:
         except BaseException:
             connection.close()
             raise
-        return cls(connection, path, None)
+        return cls(connection, path)
 
     def put(self, id: int, kind: Kind, fd: int) -> None:
         """Has it hold a copy of `fd`.
@@ -239,12 +238,12 @@ class KeptLauncher(LauncherProcess):
         self._close_socket()
         os.close(self._launcher_pidfd)
         pidfd, self._pidfd = self._pidfd, -1
-        if self._keeper.process is not None:
-            await wire.reap(self._keeper.process, pidfd)
-            return
         try:
             await wire.shielded(lambda: anyio.wait_readable(pidfd))
         finally:
+            # It may be a child of ours, also where another runtime of this process has started it.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it has ended already
             anyio.notify_closing(pidfd)
             os.close(pidfd)
 

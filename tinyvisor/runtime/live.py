@@ -54,11 +54,14 @@ class Live:
         if not places.privileged() or places.in_user_namespace():
             raise HostError("live mode is for root on the host only", "start it without --live")
         self._path = keeper_path(directory, project)
-        self.records = Records(records_path(directory, project))
+        self._records_path = records_path(directory, project)
+        self.records: Records
         self.keeper: Keeper | None = Keeper.connect(self._path)
-        if self.keeper is not None and self._is_unfinished(self.keeper):
-            self._end_unfinished(self.keeper)
-            self.keeper = None
+        if self.keeper is not None:
+            self.records = Records(self._records_path)
+            if self._is_unfinished(self.keeper):
+                self._end_unfinished(self.keeper)
+                self.keeper = None
         self.adopted = self.keeper is not None
         self._held: dict[int, int] = {}
 
@@ -87,6 +90,7 @@ class Live:
 
     def start(self, lock: int, leases: int) -> Keeper:
         """A new keeper. `lock`: the project's, which we hold."""
+        self.records = Records(self._records_path)
         self.records.clear()
         self.keeper = Keeper.start(self._path)
         self.keeper.put(PROJECT, Kind.LOCK, lock)
