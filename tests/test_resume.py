@@ -77,7 +77,8 @@ class Succession:
             nursery.cancel_scope.cancel()
 
     def standing(self, name: str) -> Standing:
-        return resume.decode(name, Records(self.records).get(name, "service"))
+        found = Records(self.records)
+        return resume.decode(name, found.get(name, "standing"), found.get(name, "service"))
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ async def test_what_has_changed_is_changed_as_by_reload(succession: Succession) 
         assert sorted(succession.adopted) == sorted(names)
         assert sorted(second.runtime.order("stop")) == ["gone", "other"]
         assert not (succession.records / "gone.json").exists()
-    assert json.loads((succession.records / "other.json").read_text())["service"]["service"]["spec"]["command"] == ["y"]
+    assert json.loads((succession.records / "other.json").read_text())["service"]["spec"]["command"] == ["y"]
 
 
 @anyio_only
@@ -274,7 +275,7 @@ async def test_who_joined_a_container_that_has_been_replaced_meanwhile_is_told(s
 @anyio_only
 async def test_what_makes_no_sense_is_refused_and_nothing_is_started(succession: Succession) -> None:
     await succession.kill_after(succession.make(service("a")), 1)
-    Records(succession.records).update("a", service={"group": 3})
+    Records(succession.records).update("a", standing={"group": 3})
     second = succession.make(service("a"))
     with pytest.raises(TinyvisorError, match="makes no sense to this version"):
         await second.run()
@@ -305,8 +306,8 @@ def test_what_follows_is_legal_and_leads_somewhere(
 def test_a_standing_comes_back(state: State) -> None:
     one = Standing(group="g", service=service("a"), state=state, last=failure(3), seen={"b": 2}, generation=4, has_begun=True)
     values = {name: getattr(one, name) for name in Standing.__slots__ if name != "service"}
-    content = json.loads(json.dumps(resume.encode(stored.to_json(one.service), **values)))
-    assert resume.decode("a", content) == one
+    content, service_ = json.loads(json.dumps([resume.encode(**values), stored.to_json(one.service)]))
+    assert resume.decode("a", content, service_) == one
 
 
 def test_times_are_those_of_another_clock() -> None:

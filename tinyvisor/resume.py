@@ -49,19 +49,20 @@ class Standing:
     memory_peak: int | None = None
 
 
-def encode(service: Any, **values: Any) -> dict[str, Any]:
-    """A `Standing` as JSON. `service`: encoded already, since it is most of it and does not change."""
-    defaults = {item.name: item.default for item in fields(Standing)}
-    changed = {name: stored.to_json(value) for name, value in values.items() if value and value != defaults[name]}
-    return {"service": service, **changed}
+def encode(**values: Any) -> dict[str, Any]:
+    """A `Standing` as JSON, but for `service`, which is most of it and does not change."""
+    return {name: stored.to_json(value) for name, value in values.items() if value and value != _DEFAULTS[name]}
 
 
-def decode(name: str, content: Any) -> Standing:
+def decode(name: str, content: Any, service: Any) -> Standing:
     """Raises `TinyvisorError` where this version can't make anything of it."""
     try:
-        return stored.from_json(Standing, content)
+        return stored.from_json(Standing, {**content, "service": service})
     except (ValueError, KeyError, TypeError) as exc:
         raise TinyvisorError(f"{name}: what its supervisor has left makes no sense to this version of tinyvisor: {exc}") from None
+
+
+_DEFAULTS: Final = {item.name: item.default for item in fields(Standing)}
 
 
 def shifted(state: State, by: float) -> State:

@@ -164,7 +164,8 @@ class Live:
     """What outlives us, and what the supervisor before us has left.
 
     Attributes:
-        records: each instance's file has a section ``service``, which is a `resume.Standing`.
+        records: each instance's file has two sections of ours, which make a `resume.Standing`: ``service``, what it is, and
+            ``standing``.
         adopt: its container, as `Runtime.start` gives it.
         adoptable: instances that have one.
         monotonic: seconds of the kernel's clock.
@@ -248,7 +249,7 @@ class Runner:
         self._by_hand = False  # and not only since all is to end
         self._adopting = False  # our next container is there already
         self._greeted = False
-        self._encoded: tuple[Service, Any] | None = None
+        self._noted: Service | None = None
         self._around = around
         self._dependents: tuple[Runner, ...] = ()
         self._holders: list[Runner] = []
@@ -323,11 +324,12 @@ class Runner:
         live = self._around.live
         if live is None:
             return
-        if self._encoded is None or self._encoded[0] is not self.service:
-            self._encoded = (self.service, stored.to_json(self.service))
+        changed: dict[str, Any] = {} if self.state.phase in WITH_CONTAINER else {"container": None}
+        if self._noted is not self.service:
+            self._noted = self.service
+            changed["service"] = stored.to_json(self.service)
         totals = self._totals
         standing = resume.encode(
-            self._encoded[1],
             group=self.group,
             state=resume.shifted(self.state, live.monotonic() - trio.current_time()),
             health=self.health,
@@ -344,8 +346,7 @@ class Runner:
             cpu=totals.cpu,
             memory_peak=totals.memory_peak,
         )
-        gone: dict[str, None] = {} if self.state.phase in WITH_CONTAINER else {"container": None}
-        live.records.try_update(self.name, service=standing, **gone)
+        live.records.try_update(self.name, standing=standing, **changed)
 
     def restore(self, standing: Standing) -> None:
         """Stands where the supervisor before us has left it; `restore_seen` when all do. Nothing happens yet."""

@@ -21,8 +21,12 @@ _T = TypeVar("_T")
 def to_json(value: Any) -> Any:
     """What `from_json` makes the same value of."""
     if is_dataclass(value) and not isinstance(value, type):
-        wanted = [item.name for item in fields(value) if item.init and not _default(item, value)]
-        return {"": type(value).__name__, **{name: to_json(getattr(value, name)) for name in wanted}}
+        found = {"": type(value).__name__}
+        for name, default in _defaults(type(value)):
+            item = getattr(value, name)
+            if item is not default and not (item == default and type(item) is type(default)):
+                found[name] = to_json(item)
+        return found
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, frozenset | set):
@@ -46,11 +50,14 @@ def from_json(kind: type[_T], value: Any) -> _T:
     return typing.cast(_T, _decode(kind, value))
 
 
-def _default(item: Any, value: Any) -> bool:
-    found = getattr(value, item.name)
-    if item.default is not MISSING:
-        return bool(found == item.default) and type(found) is type(item.default)
-    return item.default_factory is not MISSING and bool(found == item.default_factory())
+@cache
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """Names of the fields, each with its default, or with what nothing else equals."""
+    return tuple(
+        (item.name, item.default if item.default_factory is MISSING else item.default_factory())
+        for item in fields(kind)
+        if item.init
+    )
 
 
 def _decode(kind: Any, value: Any) -> Any:

@@ -211,8 +211,12 @@ class Supervisor:
         live = self._around.live
         if live is None:
             return {}
-        found = {name: live.records.get(name, "service") for name in live.records.names()}
-        standings = {name: decode(name, content) for name, content in found.items() if content is not None}
+        get = live.records.get
+        standings = {
+            name: decode(name, get(name, "standing"), get(name, "service"))
+            for name in live.records.names()
+            if get(name, "standing") is not None
+        }
         if not standings:
             return {}
         self._runners = {name: Runner(it.group, it.service, self._around) for name, it in standings.items()}

@@ -14,7 +14,7 @@ import select
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -33,8 +33,11 @@ _PUT, _DROP, _LIST, _END, _HELLO, _BUSY, _ENTRY, _DONE = range(1, 9)
 _MESSAGE: Final = struct.Struct("=IHHQII")
 
 
+MAX_PUT: Final = 8
+
+
 class Kind(IntEnum):
-    """What a kept fd is: the first three of the project (`PROJECT`) are the keeper's own."""
+    """What a kept fd is; below 16. The first three of the project (`PROJECT`) are the keeper's own."""
 
     CONTROL, LAUNCHER, KEEPER, LOCK, LEASES, EVENTS, STDIN, STDOUT, STDERR, TERMINAL, STAGED_OUT, STAGED_ERR = range(12)
 
@@ -114,19 +117,20 @@ class Keeper:
             raise
         return cls(connection, path)
 
-    def put(self, id: int, kind: Kind, fd: int) -> None:
-        """Has it hold a copy of `fd`.
+    def put(self, id: int, fds: Mapping[Kind, int]) -> None:
+        """Has it hold copies of `fds`, at most `MAX_PUT`.
 
         Raises:
             HostError: it has no room for more.
             LauncherDied: it is gone, and the containers with it.
         """
-        if self._held >= self._room:
+        if self._held + len(fds) > self._room:
             raise HostError(
                 f"live mode: no more than {self._room} open files can be kept", "raise the hard limit of open files (ulimit -Hn)"
             )
-        self._send(_PUT, id, kind, fd)
-        self._held += 1
+        kinds = sum(kind << 4 * place for place, kind in enumerate(fds))
+        self._send(_PUT, id, kinds, list(fds.values()))
+        self._held += len(fds)
 
     def drop(self, id: int, count: int) -> None:
         """Has it forget all that it holds of a container: `count` fds."""
@@ -177,10 +181,11 @@ class Keeper:
                 os.close(self.kept[id_, kind])
             self.kept[id_, kind] = fds[0]
 
-    def _send(self, type_: int, id: int, kind: int = 0, fd: int = -1) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))] if fd >= 0 else []
+    def _send(self, type_: int, id: int, kinds: int = 0, fds: Sequence[int] = ()) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        message = _MESSAGE.pack(wire.MAGIC, VERSION, type_, id, kinds, len(fds))
         try:
-            self._connection.sendmsg([_MESSAGE.pack(wire.MAGIC, VERSION, type_, id, kind, 0)], rights, socket.MSG_NOSIGNAL)
+            self._connection.sendmsg([message], rights, socket.MSG_NOSIGNAL)
         except (ConnectionError, TimeoutError) as exc:
             raise LauncherDied("the keeper is gone, and its containers with it") from exc
 

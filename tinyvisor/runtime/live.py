@@ -93,8 +93,7 @@ class Live:
         self.records = Records(self._records_path)
         self.records.clear()
         self.keeper = Keeper.start(self._path)
-        self.keeper.put(PROJECT, Kind.LOCK, lock)
-        self.keeper.put(PROJECT, Kind.LEASES, leases)
+        self.keeper.put(PROJECT, {Kind.LOCK: lock, Kind.LEASES: leases})
         return self.keeper
 
     def take(self, kind: Kind) -> int:
@@ -144,22 +143,10 @@ class Live:
         assert self.keeper is not None
         if container.spec.tty:
             container.terminal_stage = Stage.create()
-        fds = [(Kind.EVENTS, container.event_socket)]
-        fds += [(Kind.STDIN, streams.stdin.fileno())] if streams.stdin is not None else []
-        outputs = ((streams.stdout, Kind.STDOUT, Kind.STAGED_OUT), (streams.stderr, Kind.STDERR, Kind.STAGED_ERR))
-        for pipe, kind, staged in outputs:
-            if pipe is not None:
-                fds.append((kind, pipe.fileno()))
-            if pipe is not None and pipe.stage is not None:
-                fds.append((staged, pipe.stage.fd))
-        if container.terminal_stage is not None:
-            fds = [(kind, fd) for kind, fd in fds if kind in (Kind.EVENTS, Kind.STDIN)]
-            fds.append((Kind.STAGED_OUT, container.terminal_stage.fd))
-        self._held[container.id] = 0
+        fds = _fds_of(container, streams)
+        self.keeper.put(container.id, fds)
+        self._held[container.id] = len(fds)
         try:
-            for kind, fd in fds:
-                self.keeper.put(container.id, kind, fd)
-                self._held[container.id] += 1
             self.records.update(container.name, **{SECTION: _record(container)})
         except BaseException:
             self.drop(container)
@@ -174,7 +161,7 @@ class Live:
             if event.type == wire.STARTED:
                 self._note(container, pid=event.a, start=_start_time(event.a))
             elif event.type == wire.PTY and fds and container.terminal is None:
-                self.keeper.put(container.id, Kind.TERMINAL, fds[0])
+                self.keeper.put(container.id, {Kind.TERMINAL: fds[0]})
                 self._held[container.id] = self._held.get(container.id, 0) + 1
 
         container.keep_by(before)
@@ -272,6 +259,22 @@ class Live:
             os.close(self.keeper.kept.pop(key))
         for id_, count in counts.items():
             self.keeper.drop(id_, count)
+
+
+def _fds_of(container: Container, streams: Streams) -> dict[Kind, int]:
+    """What the next supervisor needs of it; a terminal comes later."""
+    fds = {Kind.EVENTS: container.event_socket}
+    if streams.stdin is not None:
+        fds[Kind.STDIN] = streams.stdin.fileno()
+    if container.terminal_stage is not None:
+        return {**fds, Kind.STAGED_OUT: container.terminal_stage.fd}
+    outputs = ((streams.stdout, Kind.STDOUT, Kind.STAGED_OUT), (streams.stderr, Kind.STDERR, Kind.STAGED_ERR))
+    for pipe, kind, staged in outputs:
+        if pipe is not None:
+            fds[kind] = pipe.fileno()
+        if pipe is not None and pipe.stage is not None:
+            fds[staged] = pipe.stage.fd
+    return fds
 
 
 def _record(container: Container) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Records:
         self._boot = boot_id() if boot is None else boot
         self._failing = False
         self._contents: dict[str, dict[str, Any]] = {}
+        self._texts: dict[str, dict[str, str]] = {}
         self.strange: list[Path] = []
         for path in sorted(directory.glob("*.json")):
             content = _read(path)
@@ -73,14 +74,19 @@ class Records:
             OSError: it can't be written. What is there is what was there before, and the next update writes this, too.
         """
         content = self._contents.setdefault(name, {"format": FORMAT, "boot": self._boot})
+        texts = self._texts.setdefault(name, {})
         for section, value in sections.items():
+            texts.pop(section, None)
             if value is None:
                 content.pop(section, None)
             else:
                 content[section] = value
+        for section, value in content.items():
+            if section not in texts:
+                texts[section] = f'"{section}": {json.dumps(value)}'
         temporary = self.directory / f"{name}.new"
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write("{" + ",\n ".join(f'"{key}": {json.dumps(value)}' for key, value in content.items()) + "}\n")
+            file.write("{" + ",\n ".join(texts[section] for section in content) + "}\n")
         os.rename(temporary, self.directory / f"{name}.json")
 
     def try_update(self, name: str, **sections: Section | None) -> None:
@@ -97,12 +103,14 @@ class Records:
 
     def forget(self, name: str) -> None:
         self._contents.pop(name, None)
+        self._texts.pop(name, None)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.directory / f"{name}.json")
 
     def clear(self) -> None:
         """Forgets everything, and what earlier boots have left."""
         self._contents.clear()
+        self._texts.clear()
         for path in self.directory.iterdir():
             path.unlink()
 

@@ -26,7 +26,7 @@
 #define QUEUE (4 << 20) /* bytes of reports that wait for a supervisor; the launcher waits with more */
 #define SPARE 16        /* fds of our own, and those on their way */
 
-enum { OWN_FDS = 3 };
+enum { OWN_FDS = 3, MAX_PUT = 8 };
 
 struct kept {
 	uint64_t id;
@@ -105,10 +105,10 @@ static bool say(int socket, struct kept_message message, int fd)
 	return sent == (ssize_t)sizeof message;
 }
 
-static bool hear(struct kept_message *message, int *fd)
+static bool hear(struct kept_message *message, int *fds, uint32_t *got)
 {
 	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
+		char bytes[CMSG_SPACE(MAX_PUT * sizeof(int))];
 		struct cmsghdr align;
 	} rights;
 	struct iovec vector = {message, sizeof *message};
@@ -116,13 +116,15 @@ static bool hear(struct kept_message *message, int *fd)
 	const struct cmsghdr *first;
 	ssize_t size;
 
-	*fd = -1;
+	*got = 0;
 	do
 		size = recvmsg(client, &header, MSG_CMSG_CLOEXEC);
 	while (size < 0 && errno == EINTR);
 	first = size > 0 ? CMSG_FIRSTHDR(&header) : NULL;
-	if (first && first->cmsg_level == SOL_SOCKET && first->cmsg_type == SCM_RIGHTS && first->cmsg_len == CMSG_LEN(sizeof *fd))
-		memcpy(fd, CMSG_DATA(first), sizeof *fd);
+	if (first && first->cmsg_level == SOL_SOCKET && first->cmsg_type == SCM_RIGHTS) {
+		*got = (uint32_t)((first->cmsg_len - CMSG_LEN(0)) / sizeof *fds);
+		memcpy(fds, CMSG_DATA(first), *got * sizeof *fds);
+	}
 	return size == (ssize_t)sizeof *message && !(header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) && message->magic == MAGIC &&
 	       message->version == KEEPER_VERSION;
 }
@@ -139,18 +141,20 @@ static bool list(void)
 static bool serve_client(bool *ending)
 {
 	struct kept_message message;
-	int fd;
+	int fds[MAX_PUT];
+	uint32_t got, taken = 0;
+	bool ours = hear(&message, fds, &got);
 
-	if (!hear(&message, &fd)) {
-		if (fd >= 0)
-			close(fd);
+	if (ours && message.type == KEEPER_PUT)
+		while (taken < got && count < room && remember_fd(message.id, message.kind >> 4 * taken & 15, fds[taken]))
+			taken++;
+	for (uint32_t i = taken; i < got; i++)
+		close(fds[i]);
+	if (!ours)
 		return false;
-	}
-	if (message.type == KEEPER_PUT && fd >= 0 && count < room && remember_fd(message.id, message.kind, fd))
-		return true;
-	if (fd >= 0)
-		close(fd);
 	switch (message.type) {
+	case KEEPER_PUT:
+		return taken > 0 && taken == message.number;
 	case KEEPER_DROP:
 		if (message.id) /* 0 is what the project itself has */
 			drop(message.id);

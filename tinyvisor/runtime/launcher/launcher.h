@@ -136,7 +136,7 @@ enum { OP_READ = 60, OP_REMOVE = 61 };
 #define KEEPER_VERSION 1
 
 enum keeper_type {
-	KEEPER_PUT = 1, /* with an fd */
+	KEEPER_PUT = 1, /* with `number` fds; kind: four bits for each */
 	KEEPER_DROP,    /* all of `id` */
 	KEEPER_LIST,
 	KEEPER_END,
