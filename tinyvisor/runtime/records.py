@@ -10,6 +10,7 @@ What is found is of use only in the boot that it was written in.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -49,6 +50,7 @@ class Records:
         self.directory = directory
         self.on_problem: Callable[[str], None] = lambda text: None
         self._boot = boot_id() if boot is None else boot
+        self._prefix = f"{directory}/"
         self._failing = False
         self._contents: dict[str, dict[str, Any]] = {}
         self._texts: dict[str, dict[str, str]] = {}
@@ -84,10 +86,16 @@ class Records:
         for section, value in content.items():
             if section not in texts:
                 texts[section] = f'"{section}": {json.dumps(value)}'
-        temporary = self.directory / f"{name}.new"
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write("{" + ",\n ".join(texts[section] for section in content) + "}\n")
-        os.rename(temporary, self.directory / f"{name}.json")
+        # By the shortest way: it is done several times in each start.
+        temporary = f"{self._prefix}{name}.new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            data = ("{" + ",\n ".join(texts[section] for section in content) + "}\n").encode()
+            if os.write(fd, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(fd)
+        os.rename(temporary, f"{self._prefix}{name}.json")
 
     def try_update(self, name: str, **sections: Section | None) -> None:
         """As `update`; that it can't be written is told once, and nothing is stopped for it."""
