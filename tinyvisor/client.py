@@ -237,4 +237,5 @@ def _exactly(answer: IO[bytes], size: int) -> bytes:
 
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     sent = socket.send_fds(connection, [data], list(fds)) if fds else 0
-    connection.sendall(data[sent:])
+    if sent < len(data):  # else the answer may have come already, and the other end be closed
+        connection.sendall(data[sent:])

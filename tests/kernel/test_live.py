@@ -28,6 +28,7 @@ from tinyvisor.places import run_directory
 from tinyvisor.processes import is_alive
 from tinyvisor.runtime import PIPE, Container, Runtime, open_runtime
 from tinyvisor.runtime.cgroup import project_path, read_layout
+from tinyvisor.runtime.devices import _attached
 from tinyvisor.runtime.live import keeper_path, records_path
 from tinyvisor.runtime.stdio import ReceivePipe
 from tinyvisor.spec import Spec
@@ -116,6 +117,15 @@ async def crashed(project: str, *specs: Spec) -> AsyncIterator[list[int]]:
             pass
 
 
+@contextlib.contextmanager
+def open_directory(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def spec(name: str, script: str, **more: Any) -> Spec:
     return Spec(command=("sh", "-c", script), name=name, **more)
 
@@ -161,9 +171,13 @@ async def test_all_there_is_to_a_container_is_taken_over(project: str, terminal:
 
 @ON_TRIO
 @pytest.mark.anyio
-async def test_ids_that_are_in_use_are_not_given_again(project: str) -> None:
+async def test_ids_that_are_in_use_are_not_given_again_and_the_wall_stands(project: str) -> None:
     with anyio.fail_after(BOUND):
         async with crashed(project, spec("a", "sleep 1000")), open_runtime(name=project, live=True) as runtime:
+            for hierarchy in runtime._tree.layout.hierarchies:
+                if hierarchy.version == 2 and "devices" in hierarchy.controllers:
+                    with open_directory(project_path(hierarchy, project)) as directory:
+                        assert _attached(directory) == 1, "one wall around devices, whoever has come"
             async with runtime.adopt("a") as one, runtime.start(spec("b", "sleep 1000")) as other:
                 assert one.ids is not None
                 assert other.ids is not None
@@ -308,8 +322,7 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
     directory.write("count", "i=0; while :; do i=$$((i+1)); printf 'line '; echo $$i; sleep 0.005; done")
     directory.write("dies", WAIT.format(code=7))
     directory.write("comes-back", WAIT.format(code=3), "restart: always", "backoff: {initial: 10ms}")
-    up = ("up", "-d", "--live", "-p", directory.name, "--log-dir", str(directory.path / "logs"))
-    assert directory.run(*up).returncode == 0
+    assert directory.up().returncode == 0
     before = directory.ps()
     _kill(directory.daemon())
     told = directory.run("ps", "-p", directory.name).stderr
@@ -318,7 +331,7 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
     for name in ("dies", "comes-back"):
         _end_workload(before[name]["pid"])
 
-    assert directory.run(*up).returncode in (0, 1), "1 where it knows by then that one has failed"
+    assert directory.up().returncode in (0, 1), "1 where it knows by then that one has failed"
     assert directory.run("wait", "dies").returncode == 1
     while (after := directory.ps())["comes-back"]["state"] != "running":
         pass

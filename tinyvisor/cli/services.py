@@ -252,7 +252,7 @@ def upgrade(project_name: str | None) -> int:
     if about.get("launcher_version", VERSION) != VERSION:
         raise TinyvisorError(
             "its containers were started by another version of tinyvisor, whose launcher this one can't talk to; they go on as"
-            " they are: tinyvisor down, then up -d --live, gives it new ones"
+            " they are: tinyvisor down, then up -d, gives it new ones"
         )
     reading, writing = os.pipe()
     try:

@@ -11,7 +11,7 @@ import click
 
 from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
 from tinyvisor.errors import TinyvisorError
-from tinyvisor.places import log_directory
+from tinyvisor.places import can_live, log_directory
 from tinyvisor.spec import Project
 
 
@@ -19,7 +19,11 @@ from tinyvisor.spec import Project
 @paths_argument
 @project_options
 @click.option("-d", "--detach", is_flag=True, help="In the background: see ps, logs, down.")
-@click.option("--live", is_flag=True, help="With -d: containers outlive the daemon; the next up -d takes them over.")
+@click.option(
+    "--live/--no-live",
+    default=None,
+    help="With -d: whether containers outlive the daemon, and the next up -d takes them over. Default: where we are root.",
+)
 @click.option("--daemon-fd", type=int, hidden=True)
 @click.option("--only-what-is-left", is_flag=True, hidden=True)
 @click.option("--exit-code-from", metavar="SERVICE", help="Stop everything when SERVICE ends, and exit with its code.")
@@ -39,7 +43,7 @@ def up(
     env_file: Path | None,
     profiles: Sequence[str],
     detach: bool,
-    live: bool,
+    live: bool | None,
     daemon_fd: int | None,
     only_what_is_left: bool,
     exit_code_from: str | None,
@@ -55,7 +59,7 @@ def up(
     is left to run. Ctrl-C stops everything in order, a second one kills.
 
     With -d it returns when all services run, and goes on until tinyvisor down, or a SIGTERM. Should the daemon be killed,
-    its containers are killed with it; with --live they run on, and the next up -d takes them over.
+    its containers run on, and the next up -d takes them over; with --no-live they are killed with it.
 
     Exits with 0 when all went well, 1 when a service failed for good, 2 when the configuration or this host is at fault.
     """
@@ -65,11 +69,11 @@ def up(
         raise click.UsageError("--live goes with -d")
     if daemon_fd is not None:
         load = _loader(paths, project_name, env_file, profiles, only_what_is_left)
-        return _be_daemon(daemon_fd, load, paths, log_dir, live)
+        return _be_daemon(daemon_fd, load, paths, log_dir, bool(live))
     project = load_project(paths, project_name, env_file, profiles)
     is_left = _is_left(project.name)
     if detach:
-        return _detach(project, paths, env_file, profiles, log_dir, live or is_left)
+        return _detach(project, paths, env_file, profiles, log_dir, is_left or (can_live() if live is None else live))
     if is_left:
         from tinyvisor.client import abandoned
 

@@ -51,8 +51,8 @@ class Live:
     """
 
     def __init__(self, directory: Path, project: str) -> None:
-        if not places.privileged() or places.in_user_namespace():
-            raise HostError("live mode is for root on the host only", "start it without --live")
+        if not places.can_live():
+            raise HostError("containers can outlive their supervisor only where that is root on the host", "use --no-live")
         self._path = keeper_path(directory, project)
         self._records_path = records_path(directory, project)
         self.records: Records
