@@ -14,6 +14,7 @@ import anyio
 import trio
 
 from tinyvisor.errors import ContainerError, TinyvisorError
+from tinyvisor.runtime.stage import Stage
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit, Stats
 
@@ -124,6 +125,7 @@ class FakeContainer:
         self.terminal: int | None = None
         self.notify = Messages() if spec.notify_socket else None
         self.notification = Pipe() if spec.notification_fd is not None else None
+        self.terminal_stage: Stage | None = None
         self.pipes = {"stdout": Pipe(), "stderr": Pipe()}
         self._runtime = runtime
         self._spec = spec

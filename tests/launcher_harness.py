@@ -457,7 +457,7 @@ class Launcher:
         self._gone: dict[int, Gone] = {}
         self._containers: list[Running] = []
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        program = wire._sealed_copy(path or installed())
+        program = wire.sealed_copy(path or installed())
         with theirs:
             self.process = subprocess.Popen(
                 ["tinyvisor-launcher", "serve", str(theirs.fileno()), str(os.getpid()), " " * 80],

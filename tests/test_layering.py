@@ -26,11 +26,12 @@ def _words(text: str) -> frozenset[str]:
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
-        ("errors", "units", "cron", "pattern", "interpreter", "places"),
+        ("errors", "units", "cron", "pattern", "interpreter", "places", "stored", "processes"),
         ("spec job", "state"),
         ("profile trace",),
         ("tracing learned accesses",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "notify", "runtime cluster", "view", "attacks"),
+        ("resume",),
         ("supervisor runner turns inside probe listener logtarget", "batch journal outputs report", "audit"),
         ("control client logs",),
         ("cli",),
@@ -88,6 +89,8 @@ RULES = (
             "policy.py",
             "health.py",
             "notify.py",
+            "stored.py",
+            "resume.py",
             "report.py",
             "digests.py",
             "jsonlines.py",

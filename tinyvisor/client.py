@@ -17,7 +17,8 @@ from typing import IO, Any, Final
 from urllib.parse import quote, urlencode
 
 from tinyvisor.errors import TinyvisorError
-from tinyvisor.places import run_directory
+from tinyvisor.places import log_directory, run_directory
+from tinyvisor.processes import is_alive
 
 HERE: Final = ("configs", "tinyvisor.yaml", "")
 """What of the current directory a project may have been started with."""
@@ -63,6 +64,14 @@ def find_project(name: str | None, here: Path) -> str:
     raise TinyvisorError("no project runs from this directory; start it with tinyvisor up -d, or name another with -p NAME")
 
 
+def log_directory_of(project: str) -> Path:
+    """Where the logs are of a project that runs or has been left; of others, where they would be."""
+    try:
+        return Path(json.loads((run_directory() / f"{project}.json").read_text())["log_dir"])
+    except (OSError, ValueError, KeyError):
+        return log_directory() / project
+
+
 def is_running(project: str) -> bool:
     """Whether its daemon takes connections."""
     try:
@@ -72,6 +81,28 @@ def is_running(project: str) -> bool:
     return True
 
 
+def is_abandoned(project: str) -> bool:
+    """Whether its containers run, and no daemon: in live mode, when that was killed."""
+    try:
+        launcher = json.loads((run_directory() / f"{project}.live" / "_runtime.json").read_text())["launcher"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return is_alive(launcher) and not _listens(project)
+
+
+def abandoned(project: str) -> str:
+    """What is wrong then, with the cure."""
+    return (
+        f'the daemon of "{project}" is dead, and its containers run on: "tinyvisor up -d" takes them over,'
+        ' "tinyvisor down" stops them'
+    )
+
+
+def _listens(project: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        return connection.connect_ex(os.fspath(run_directory() / f"{project}.sock")) == 0
+
+
 def _connect(project: str) -> socket.socket:
     path = run_directory() / f"{project}.sock"
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -79,6 +110,8 @@ def _connect(project: str) -> socket.socket:
         connection.connect(os.fspath(path))
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
+        if is_abandoned(project):
+            raise TinyvisorError(abandoned(project)) from None
         raise TinyvisorError(f'no daemon runs the project "{project}"; start it with tinyvisor up -d') from None
     except OSError as error:
         connection.close()
@@ -204,4 +237,5 @@ def _exactly(answer: IO[bytes], size: int) -> bytes:
 
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     sent = socket.send_fds(connection, [data], list(fds)) if fds else 0
-    connection.sendall(data[sent:])
+    if sent < len(data):  # else the answer may have come already, and the other end be closed
+        connection.sendall(data[sent:])

@@ -15,6 +15,8 @@
 ``POST /v1/services/NAME/exec``            ``{"command": […], "user", "environment", "working_dir", "timeout"}``; three fds,
                                            or a socket for a terminal's other side, and ``"terminal": [rows, columns]``
                                            sent along with the request are the command's stdio, else its output comes back
+``POST /v1/upgrade``                       with an fd, for the outcome as of ``up -d``: the daemon starts anew, in place, and its
+                                           containers go on; 422 as ``reload``
 ``POST /v1/down``                          stops everything, and answers when it is down
 =========================================  =======================================================================
 
@@ -229,6 +231,7 @@ class Control:
         log_dir: the supervisor's.
         about: what ``GET /v1/project`` tells besides the name and the pid.
         on_problem: told of bugs, a traceback each.
+        on_upgrade: told to start anew, with the fd, which is its own then; None where the containers would not outlive that.
     """
 
     def __init__(
@@ -241,7 +244,9 @@ class Control:
         log_dir: Path,
         about: Mapping[str, Any] | None = None,
         on_problem: Callable[[str], None] = lambda text: None,
+        on_upgrade: Callable[[int], None] | None = None,
     ) -> None:
+        self._on_upgrade = on_upgrade
         self._supervisor = supervisor
         self._name = name
         self._feed = feed
@@ -465,6 +470,15 @@ class Control:
             changes = difference(self._supervisor.services, project.services)
             return {"difference": asdict(changes), "results": _results(self._supervisor.reload(project))}
 
+    async def _upgrade(self, request: Request, client: _Client) -> Any:
+        if self._on_upgrade is None:
+            raise Refused(409, "its containers would not outlive that; start the project with tinyvisor up -d --live")
+        if len(request.fds) != 1:
+            raise Refused(400, "expected an fd")
+        await trio.to_thread.run_sync(self._reread)  # what is wrong now would be wrong then
+        self._on_upgrade(os.dup(request.fds[0]))
+        return {"pid": os.getpid()}
+
     async def _down(self, request: Request, client: _Client) -> Any:
         self._supervisor.request_stop()
         await client.attend(self._end.wait)
@@ -516,6 +530,7 @@ _ROUTES: Final[Mapping[str, tuple[tuple[str, _Handler], ...]]] = {
         ("/v1/services/*/exec", Control._exec),
         ("/v1/scale", Control._scale),
         ("/v1/reload", Control._reload),
+        ("/v1/upgrade", Control._upgrade),
         ("/v1/down", Control._down),
     ),
 }

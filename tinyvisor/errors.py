@@ -97,6 +97,13 @@ class LaunchError(ContainerError):
         self.errno: int = errno
 
 
+class NotLaunched(ContainerError):
+    """It was to be adopted, and the supervisor before us was killed just before it launched it. Nothing of it has run."""
+
+    def __init__(self, container: str) -> None:
+        super().__init__(container, "was never launched")
+
+
 class RunFailed(ContainerError):
     """A run with ``check=True`` did not end with the status ``ok``. Nothing is left of it.
 

@@ -21,6 +21,7 @@ from typing import Final, Protocol
 
 from tinyvisor.errors import HostError
 from tinyvisor.runtime.logfile import LogFile, Lost, Piece, Stream, as_cri, as_json, notice, timestamp
+from tinyvisor.runtime.stage import Place
 from tinyvisor.spec import SYSLOG_FACILITIES, Logging, parse_syslog_address
 from tinyvisor.units import format_size
 
@@ -60,6 +61,14 @@ class Log(Protocol):
 
     def close(self) -> Lost | None:
         """Returns what was lost and not yet told."""
+        ...
+
+    def place(self) -> Place:
+        """Where the next piece goes, for `take_back`; zeros where nothing can be taken back."""
+        ...
+
+    def take_back(self, place: Place) -> None:
+        """Removes what a writer that was killed has written from there on."""
         ...
 
 
@@ -111,6 +120,8 @@ class _File:
         self.write = file.write
         self.lose = file.lose
         self.close = file.close
+        self.place = file.place
+        self.take_back = file.take_back
 
     def flush(self) -> bool:
         return False
@@ -166,6 +177,12 @@ class Limited:
     def close(self) -> Lost | None:
         self._tell()
         return self._log.close()
+
+    def place(self) -> Place:
+        return self._log.place()
+
+    def take_back(self, place: Place) -> None:
+        self._log.take_back(place)
 
     def _tell(self) -> None:
         if self._lost is not None:
@@ -253,6 +270,12 @@ class SocketLog:
         self._size = 0
         lost, self._lost = self._lost, None
         return lost if lost is not None and lost.lines else None
+
+    def place(self) -> Place:
+        return Place()
+
+    def take_back(self, place: Place) -> None:
+        """What has been sent has been sent."""
 
     def _connect(self) -> bool:
         if self._socket is not None:

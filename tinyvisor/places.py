@@ -36,6 +36,12 @@ def privileged() -> bool:
     return os.geteuid() == 0 and owner() is None
 
 
+def can_live() -> bool:
+    """Whether containers may outlive their supervisor: those in a user namespace of a user's would be out of the next one's
+    reach, which makes another."""
+    return privileged() and not in_user_namespace()
+
+
 def _uid() -> int:
     user = owner()
     return user[0] if user else os.geteuid()

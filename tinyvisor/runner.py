@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ from typing import Any, Final, Protocol
 import anyio
 import trio
 
-from tinyvisor import cron, health, pattern
-from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, SpecError, TinyvisorError
+from tinyvisor import cron, health, pattern, resume, stored
+from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, NotLaunched, SpecError, TinyvisorError
 from tinyvisor.health import Health
 from tinyvisor.inside import Executor, explain, run_inside
 from tinyvisor.listener import Listener, Messages, Pipe, Told
@@ -49,8 +49,11 @@ from tinyvisor.policy import (
     is_met,
 )
 from tinyvisor.probe import run_probe
+from tinyvisor.resume import WITH_CONTAINER, Standing
 from tinyvisor.runtime import PIPE
 from tinyvisor.runtime.logfile import Lines, Lost, Piece, Stream
+from tinyvisor.runtime.records import Records
+from tinyvisor.runtime.stage import Place, Stage
 from tinyvisor.runtime.stdio import ReceivePipe
 from tinyvisor.spec import Dependency, Healthcheck, Hook, Service, Spec
 from tinyvisor.state import (
@@ -62,6 +65,7 @@ from tinyvisor.state import (
     LogLost,
     NotifyRefused,
     Probe,
+    ServiceAdopted,
     ServiceBackoff,
     ServiceExited,
     ServiceFailed,
@@ -143,6 +147,8 @@ class Container(Executor, Protocol):
     @property
     def terminal(self) -> int | None: ...
 
+    terminal_stage: Stage | None
+
     async def wait(self) -> Exit: ...
 
     async def stop(self) -> Exit: ...
@@ -172,6 +178,24 @@ class Runtime(Protocol):
     ) -> AbstractAsyncContextManager[Container]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What outlives us, and what the supervisor before us has left.
+
+    Attributes:
+        records: each instance's file has two sections of ours, which make a `resume.Standing`: ``service``, what it is, and
+            ``standing``.
+        adopt: its container, as `Runtime.start` gives it.
+        adoptable: instances that have one.
+        monotonic: seconds of the kernel's clock.
+    """
+
+    records: Records
+    adopt: Callable[[str], AbstractAsyncContextManager[Container]]
+    adoptable: Collection[str] = ()
+    monotonic: Callable[[], float] = time.monotonic
+
+
 OnEvent = Callable[[Event], None]
 OnOutput = Callable[[str, Stream, bytes], None]
 
@@ -185,6 +209,7 @@ class Surroundings:
         jitter: gives random numbers in 0..1.
         wall: seconds since the epoch.
         on_change: told of each change of a runner's state or health.
+        live: None where nothing outlives us.
     """
 
     runtime: Runtime
@@ -195,6 +220,7 @@ class Surroundings:
     jitter: Callable[[], float]
     wall: Callable[[], float]
     on_change: Callable[[Runner], None]
+    live: Live | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +260,15 @@ class Runner:
         self.health = health.UNKNOWN
         self.has_begun = False
         self.busy = False
-        self.stop_wanted = False
         self.leaving = False
         self.needs: tuple[Need, ...] = ()
         self.generation = 0
         self.probes: deque[Probe] = deque(maxlen=PROBES_KEPT)
+        self._stop_wanted = False
+        self._by_hand = False  # and not only since all is to end
+        self._adopting = False  # our next container is there already
+        self._greeted = False
+        self._noted: Service | None = None
         self._around = around
         self._dependents: tuple[Runner, ...] = ()
         self._holders: list[Runner] = []
@@ -267,6 +297,8 @@ class Runner:
                     await self._wait_until_due()
                 case "starting" | "stopping":  # stopped by a callback in the very step that started it
                     self.feed(await self._run_container())
+                case "running" if self._adopting:
+                    self.feed(await self._run_container())
                 case phase:
                     raise InternalError(f"{self.name} is {phase} without a container")
         self.busy = False
@@ -278,6 +310,10 @@ class Runner:
         self.has_begun = self.has_begun or isinstance(event, StartRequested)
         now, jitter = trio.current_time(), self._around.jitter()
         self.state, action = decide(self.service.restart, before, event, now=now, random=jitter)
+        if action == "schedule":
+            self._armed_at = self._around.wall()
+        if self.state != before:
+            self.note()  # first: what we do next may be what we die in
         self._act(action)
         self.wake()
         self._around.events.emit(self._news(before, event, action))
@@ -287,6 +323,77 @@ class Runner:
 
     def wake(self) -> None:
         self._woken.set()
+
+    @property
+    def stop_wanted(self) -> bool:
+        return self._stop_wanted
+
+    @stop_wanted.setter
+    def stop_wanted(self, wanted: bool) -> None:
+        if (wanted, wanted) != (self._stop_wanted, self._by_hand):
+            self._stop_wanted = self._by_hand = wanted
+            self.note()
+
+    def stop_with_all(self) -> None:
+        """Like setting `stop_wanted`, but it is the supervisor that is to end: the next one wants it up again."""
+        self._stop_wanted = True
+
+    # ---- from one supervisor to the next ----
+
+    def note(self) -> None:
+        """Writes down where we stand."""
+        live = self._around.live
+        if live is None:
+            return
+        changed: dict[str, Any] = {} if self.state.phase in WITH_CONTAINER else {"container": None}
+        if self._noted is not self.service:
+            self._noted = self.service
+            changed["service"] = stored.to_json(self.service)
+        totals = self._totals
+        standing = resume.encode(
+            group=self.group,
+            state=resume.shifted(self.state, live.monotonic() - trio.current_time()),
+            health=self.health,
+            has_begun=self.has_begun,
+            stop_wanted=self._by_hand,
+            leaving=self.leaving,
+            generation=self.generation,
+            seen={other.name: generation for other, generation in self._seen.items()},
+            greeted=self._greeted,
+            armed_at=self._armed_at,
+            fired_at=self._fired_at,
+            last=totals.last,
+            wall=totals.wall,
+            cpu=totals.cpu,
+            memory_peak=totals.memory_peak,
+        )
+        live.records.try_update(self.name, standing=standing, **changed)
+
+    def restore(self, standing: Standing) -> None:
+        """Stands where the supervisor before us has left it; `restore_seen` when all do. Nothing happens yet."""
+        live = self._around.live
+        assert live is not None
+        self.state = resume.shifted(standing.state, trio.current_time() - live.monotonic())
+        self._adopting = self.name in live.adoptable
+        self.health = standing.health
+        self.has_begun = standing.has_begun
+        self._stop_wanted = self._by_hand = standing.stop_wanted
+        self.leaving = standing.leaving
+        self.generation = standing.generation
+        self._greeted = standing.greeted
+        self._armed_at, self._fired_at = standing.armed_at, standing.fired_at
+        self._totals = _Totals(standing.last, standing.wall, standing.cpu, standing.memory_peak)
+
+    def restore_seen(self, seen: Mapping[str, int]) -> None:
+        """Once it is known who `needs` whom."""
+        others = {other.name: other for need in self.needs for other in need.runners}
+        self._seen = {others[name]: generation for name, generation in seen.items() if name in others}
+
+    def take_up(self, standing: Standing) -> None:
+        """Feeds what has happened meanwhile."""
+        event = resume.next_event(standing, has_container=self._adopting)
+        if event is not None:
+            self.feed(event)
 
     def signal(self, number: int) -> bool:
         """Sends a signal to the workload; False where nothing runs."""
@@ -390,8 +497,6 @@ class Runner:
         match action:
             case "launch":
                 self._launching = trio.CancelScope()
-            case "schedule":
-                self._armed_at = self._around.wall()
             case "cancel":
                 self._launching.cancel()
             case "stop":
@@ -503,26 +608,35 @@ class Runner:
         return LaunchFailed("stopped before it had started")
 
     async def _launch(self, turn: Turn) -> ServiceEvent:
-        self._seen = {other: other.generation for need in self.needs for other in need.runners}
-        if self._has_lost_provider():  # while we waited for our turn
-            return NotReady()
+        adopted, self._adopting = self._adopting, False
+        if not adopted:
+            self._seen = {other: other.generation for need in self.needs for other in need.runners}
+            self._greeted = False
+            if self._has_lost_provider():  # while we waited for our turn
+                return NotReady()
         service, launched = self.service, False
         try:
-            stdin = PIPE if service.spec.stdin_open else None
-            async with self._around.runtime.start(service.spec, stdin=stdin, stdout=PIPE, stderr=PIPE) as container:
+            async with self._container_of(service, adopted) as container:
                 turn.end()
-                if self.state.phase == "stopping":  # the cancellation came too late for the launch
+                if self.state.phase == "stopping" and not adopted:  # the cancellation came too late for the launch
                     return LaunchFailed("stopped before it had started")
                 launched = True
-                exit = await self._attend(service, container)
+                exit = await self._attend(service, container, adopted)
         except (InternalError, LauncherDied):
             raise
         except TinyvisorError as error:
             if launched:
                 raise
-            return await self._launch_failed(error)
+            return NotReady() if isinstance(error, NotLaunched) else await self._launch_failed(error)
         self._totals.add(exit)
         return Exited(exit)
+
+    def _container_of(self, service: Service, adopted: bool) -> AbstractAsyncContextManager[Container]:
+        if adopted:
+            assert self._around.live is not None
+            return self._around.live.adopt(self.name)
+        stdin = PIPE if service.spec.stdin_open else None
+        return self._around.runtime.start(service.spec, stdin=stdin, stdout=PIPE, stderr=PIPE)
 
     async def _launch_failed(self, error: TinyvisorError) -> ServiceEvent:
         """A network that went away under the launch is not this service's failure, and the news of it may come later."""
@@ -542,8 +656,9 @@ class Runner:
         provider = self._provider
         return provider is not None and not (provider.is_up and provider.generation == self._seen.get(provider))
 
-    async def _attend(self, service: Service, container: Container) -> Exit:
-        self._looking = None if service.ready_log is None else _Looking(service.ready_log)
+    async def _attend(self, service: Service, container: Container, adopted: bool) -> Exit:
+        found = adopted and self.health.ready
+        self._looking = None if service.ready_log is None or found else _Looking(service.ready_log)
         self.probes.clear()
         async with trio.open_nursery() as pumps:
             ended, flushing = trio.Event(), trio.CancelScope()
@@ -552,8 +667,11 @@ class Runner:
             for stream, source in _sources(container):
                 pumps.start_soon(self._pump, stream, source)
             self._container, self._pumps = container, pumps
-            self.generation += 1
-            self.health = health.at_start(service)
+            if adopted:
+                self._around.events.emit([ServiceAdopted(self.name, container.pid)])
+            else:
+                self.generation += 1
+                self.health = health.at_start(service)
             try:
                 exit = await self._wait_end(service, container)
             finally:
@@ -568,10 +686,15 @@ class Runner:
     async def _wait_end(self, service: Service, container: Container) -> Exit:
         """A stop, when it comes, cancels the wait and not the container."""
         self._watching = trio.CancelScope()
-        self.feed(Launched())
+        if self.state.phase == "starting":
+            self.feed(Launched())
+        else:  # adopted: its state is the same, but others can see now that it is there
+            self._around.on_change(self)
+        if self.state.phase == "stopping":
+            self._watching.cancel()
         try:
             async with trio.open_nursery() as company:
-                if service.post_start:
+                if service.post_start and not self._greeted:
                     company.start_soon(self._greet, service.post_start, container)
                 self._hear(service, container, company)
                 if service.healthcheck is not None:
@@ -596,6 +719,8 @@ class Runner:
                 self._around.events.emit([HookFailed(self.name, "post_start", problem)])
                 self._condemn(Unfit(f"post_start command {number} failed: {problem}"))
                 return
+        self._greeted = True
+        self.note()
 
     async def _take_leave(self, service: Service, container: Container) -> None:
         """The pre_stop hooks, as long as there is somebody to take leave of."""
@@ -626,7 +751,7 @@ class Runner:
     # ---- health ----
 
     async def _keep_probing(self, service: Service, check: Healthcheck, container: Container) -> None:
-        start = trio.current_time()
+        start = self.state.started_at
         while True:
             await trio.sleep(health.delay(check, self.health, elapsed=trio.current_time() - start))
             begun, time_of_day = trio.current_time(), self._around.wall()
@@ -667,6 +792,8 @@ class Runner:
 
     def _set_health(self, service: Service, after: Health) -> None:
         before, self.health = self.health, after
+        if after != before:
+            self.note()
         if after.status == before.status:
             return
         if after.status != "starting":
@@ -696,27 +823,35 @@ class Runner:
 
     async def _pump(self, stream: Stream, source: ByteReceive) -> None:
         lines = Lines()
+        stage = source.stage if isinstance(source, ReceivePipe) else None
+        if stage is not None and stage.unfinished is not None and self._log is not None:
+            self._log.take_back(stage.unfinished)
         try:
             while True:
                 pieces = lines.feed(await source.receive(CHUNK))
-                self._put(stream, pieces[:BATCH])
+                self._put(stream, pieces[:BATCH], stage)
                 for start in range(BATCH, len(pieces), BATCH):
                     await trio.lowlevel.cancel_shielded_checkpoint()  # what has been read is not thrown away
-                    self._put(stream, pieces[start : start + BATCH])
+                    self._put(stream, pieces[start : start + BATCH], stage)
         except anyio.EndOfStream:
             pass
         except OSError as error:
             if error.errno != errno.EIO:  # how a terminal says that nobody has its other side open any more
                 raise
         finally:
-            self._put(stream, lines.flush())
+            self._put(stream, lines.flush(), stage)
             await source.aclose()
 
-    def _put(self, stream: Stream, pieces: list[Piece]) -> None:
+    def _put(self, stream: Stream, pieces: list[Piece], stage: Stage | None) -> None:
+        if stage is not None and pieces:
+            size = sum(len(piece.data) + piece.full for piece in pieces)
+            stage.begin(size, self._log.place() if self._log is not None else Place())
         if self._log is not None:
             self._tell_lost(self._log.write(stream, pieces))
             if self._log.waits and self._log.flush():
                 self._unflushed.set()
+        if stage is not None and pieces:
+            stage.settle()
         for piece in pieces:
             self._around.on_output(self.name, stream, piece.data)
         if self._looking is not None:
@@ -803,7 +938,8 @@ async def _cancel_at_end(container: Container, scope: trio.CancelScope) -> None:
 def _sources(container: Container) -> Iterator[tuple[Stream, ByteReceive]]:
     """Where a container's output comes from. A terminal has one stream only, and its fd is the container's to close."""
     if container.terminal is not None:
-        yield "stdout", ReceivePipe(os.dup(container.terminal))
+        stage, container.terminal_stage = container.terminal_stage, None
+        yield "stdout", ReceivePipe(os.dup(container.terminal), stage)
     if container.stdout is not None:
         yield "stdout", container.stdout
     if container.stderr is not None:

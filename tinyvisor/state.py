@@ -184,6 +184,14 @@ class ServiceStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceAdopted:
+    """A service's container, which a supervisor that is no more had started, is ours now."""
+
+    name: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceExited:
     """A service's container is gone and its output has been read to the end. What comes of it is the next event."""
 
@@ -295,6 +303,7 @@ class LogLost:
 
 Event = (
     ServiceStarted
+    | ServiceAdopted
     | ServiceExited
     | ServiceBackoff
     | ServiceFinished

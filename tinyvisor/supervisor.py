@@ -46,7 +46,9 @@ from tinyvisor.policy import (
     StopRequested,
     is_lost,
 )
-from tinyvisor.runner import Container, Events, Need, OnEvent, OnOutput, Runner, Runtime, Surroundings
+from tinyvisor.resume import Standing, decode
+from tinyvisor.runner import Container, Events, Live, Need, OnEvent, OnOutput, Runner, Runtime, Surroundings
+from tinyvisor.runtime.records import SUPERVISOR
 from tinyvisor.spec import Project, Service, instances
 from tinyvisor.state import CommandResult, Probe, ServiceSummary
 from tinyvisor.turns import Turns
@@ -120,6 +122,8 @@ class Supervisor:
         max_launches: launches at once, >= 1.
         jitter: gives random numbers in 0..1.
         wall: seconds since the epoch, for schedules.
+        live: containers outlive us, and `run` goes on from where the supervisor before us has left them; what of the project
+            has changed since is then done as by `reload`.
 
     Raises:
         SpecError: a name that is no service, or a cycle.
@@ -140,6 +144,7 @@ class Supervisor:
         max_launches: int = MAX_LAUNCHES,
         jitter: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
+        live: Live | None = None,
     ) -> None:
         if exit_code_from is not None and exit_code_from not in project.services:
             raise SpecError("exit_code_from", f'there is no service "{exit_code_from}"')
@@ -158,6 +163,7 @@ class Supervisor:
             jitter=jitter,
             wall=wall,
             on_change=self._changed,
+            live=live,
         )
         self._nursery: trio.Nursery | None = None
         self._stopping = False
@@ -181,13 +187,18 @@ class Supervisor:
         Cancellation: everything is killed, without grace.
         """
         try:
+            standings = self._restore()
             for runner in self._runners.values():
                 runner.use_log(runner.make_log(runner.service))
             async with self._turns.open(), trio.open_nursery() as self._nursery:
                 if self._linger:
                     self._nursery.start_soon(self._wait_for_stop)
-                for runner in list(self._runners.values()):
-                    runner.feed(Resumed() if runner.name in self._stopped_before else StartRequested())
+                if standings:
+                    self._take_up(standings)
+                else:
+                    self._note()
+                    for runner in list(self._runners.values()):
+                        runner.feed(Resumed() if runner.name in self._stopped_before else StartRequested())
                 task_status.started()
         finally:
             self._nursery = None
@@ -195,13 +206,52 @@ class Supervisor:
                 runner.close_log()
         return self.summaries()
 
+    def _restore(self) -> dict[str, Standing]:
+        """What the supervisor before us has left, by instance; empty where there was none. Its runners replace ours."""
+        live = self._around.live
+        if live is None:
+            return {}
+        get = live.records.get
+        standings = {
+            name: decode(name, get(name, "standing"), get(name, "service"))
+            for name in live.records.names()
+            if get(name, "standing") is not None
+        }
+        if not standings:
+            return {}
+        self._runners = {name: Runner(it.group, it.service, self._around) for name, it in standings.items()}
+        for name, runner in self._runners.items():
+            runner.restore(standings[name])
+        self._link(leaving=True)
+        for name, runner in self._runners.items():
+            runner.restore_seen(standings[name].seen)
+        return standings
+
+    def _take_up(self, standings: Mapping[str, Standing]) -> None:
+        """All that happened while nobody looked, and then what has changed of the project."""
+        live = self._around.live
+        assert live is not None
+        before = live.records.get(SUPERVISOR, "scaled") or {}
+        for name, (of_project, count) in before.items():
+            if name in self._services and self._services[name].scale == of_project:
+                self._counts[name] = count
+        for name, standing in standings.items():
+            self._runners[name].take_up(standing)
+        self._become(self._services, self._counts)
+
+    def _note(self) -> None:
+        """For the next supervisor: how many instances somebody wanted of what."""
+        if self._around.live is not None:
+            scaled = {name: (service.scale, self._counts[name]) for name, service in self._services.items()}
+            self._around.live.records.try_update(SUPERVISOR, scaled=scaled)
+
     def request_stop(self) -> None:
         """Stops everything: dependents before what they depend on, otherwise all at once. Asking again changes nothing."""
         if not self._stopping:
             self.stopped_by_hand()
             self._stopping = True
             for runner in self._runners.values():
-                runner.stop_wanted = True
+                runner.stop_with_all()
             for runner in list(self._runners.values()):
                 self._changed(runner)
             self._tell()
@@ -211,7 +261,7 @@ class Supervisor:
         self.stopped_by_hand()
         self._stopping = True
         for runner in list(self._runners.values()):
-            runner.stop_wanted = True
+            runner.stop_with_all()
             runner.feed(KillRequested())
         self._tell()
 
@@ -381,7 +431,9 @@ class Supervisor:
             else:
                 phase = runner.state.phase
                 results.append(CommandResult(name, "adjust" if name in adjusted else "nothing", phase, phase))
+        self._note()
         for runner in list(self._runners.values()):
+            runner.note()  # what it is may have changed
             self._changed(runner)
         return tuple(results)
 
@@ -443,14 +495,15 @@ class Supervisor:
             for name, copy in instances(service, self._counts[group]).items():
                 yield group, name, copy
 
-    def _link(self) -> None:
+    def _link(self, *, leaving: bool = False) -> None:
+        """`leaving`: what leaves is told, too, whom it needs."""
         groups: dict[str, list[Runner]] = {}
         dependents: dict[Runner, list[Runner]] = {runner: [] for runner in self._runners.values()}
         for runner in self._runners.values():
-            if not runner.leaving:
+            if leaving or not runner.leaving:
                 groups.setdefault(runner.group, []).append(runner)
         for runner in self._runners.values():
-            if not runner.leaving:  # what leaves keeps what it knew, for the order of the stop
+            if leaving or not runner.leaving:  # what leaves keeps what it knew, for the order of the stop
                 terms = sorted(runner.service.needs.items())
                 runner.needs = tuple(Need(name, term, tuple(groups.get(name, ()))) for name, term in terms)
             for need in runner.needs:
@@ -499,6 +552,8 @@ class Supervisor:
         if self._runners.get(runner.name) is runner:
             runner.close_log()
             del self._runners[runner.name]
+            if self._around.live is not None:
+                self._around.live.records.forget(runner.name)
             self._link()
 
     def _ends_all(self, runner: Runner) -> bool:

@@ -30,6 +30,7 @@ from tinyvisor.state import (
     HookFailed,
     LogLost,
     NotifyRefused,
+    ServiceAdopted,
     ServiceBackoff,
     ServiceExited,
     ServiceFailed,
@@ -93,6 +94,8 @@ def describe_event(event: Event, last: Exit | None = None) -> str | None:
     match event:
         case ServiceStarted(_, pid):
             return f"{name} started (pid {pid})"
+        case ServiceAdopted(_, pid):
+            return f"{name} goes on (pid {pid})"
         case ServiceExited():
             return None
         case ServiceBackoff(_, delay, attempt, reason):

@@ -37,8 +37,8 @@ class Directory:
     def run(self, *words: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         return tinyvisor(*words, input=input, cwd=self.path)
 
-    def up(self) -> subprocess.CompletedProcess[str]:
-        return self.run("up", "-d", "-p", self.name, "--log-dir", str(self.path / "logs"))
+    def up(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return self.run("up", "-d", "-p", self.name, "--log-dir", str(self.path / "logs"), *options)
 
     def ps(self) -> dict[str, Any]:
         ended = self.run("ps", "--json")
@@ -171,9 +171,12 @@ def test_service_that_fails_is_1_and_the_others_go_on(directory: Directory) -> N
     assert directory.ps()["web"]["state"] == "running"
 
 
-def test_kill_9_takes_the_containers_along_and_the_next_one_starts(directory: Directory) -> None:
+def test_not_live_kill_9_takes_the_containers_along_and_the_next_one_starts(directory: Directory) -> None:
     directory.write("web", WAIT)
-    started(directory)
+    assert directory.up("--no-live").returncode == 0
+    refused = directory.run("upgrade")
+    assert refused.returncode == 1
+    assert "its containers would not outlive that" in refused.stderr
     daemon, pid = directory.daemon(), directory.ps()["web"]["pid"]
     container = os.pidfd_open(pid)
     os.kill(daemon, signal.SIGKILL)

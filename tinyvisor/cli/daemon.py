@@ -28,16 +28,20 @@ LOG_FILES: Final = 3
 DRAIN_PATIENCE: Final = 2.0
 
 
-def start_daemon(arguments: Sequence[str], project: Project, log_dir: Path) -> int:
-    """Starts ``tinyvisor up`` with `arguments` in the background.
+UPGRADE_PATIENCE: Final = 0.5
+"""Seconds that clients have to take their answers before the daemon starts anew."""
+
+
+def start_daemon(arguments: Sequence[str], name: str, log_dir: Path, *, quiet: bool = False) -> int:
+    """Starts ``tinyvisor up`` with `arguments` in the background, for the project `name`.
 
     Returns:
         0 when all services run, or have ended well; 1 when one has failed (the others go on); 2 when nothing was started.
     """
     from tinyvisor.client import is_running
 
-    if is_running(project.name):
-        raise TinyvisorError(f'the project "{project.name}" is running already; change it with tinyvisor reload')
+    if is_running(name):
+        raise TinyvisorError(f'the project "{name}" is running already; change it with tinyvisor reload')
     try:
         log_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         log = os.open(log_dir / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
@@ -56,23 +60,32 @@ def start_daemon(arguments: Sequence[str], project: Project, log_dir: Path) -> i
     finally:
         os.close(writing)
         os.close(log)
-    with open(reading, "rb") as pipe:
+    code, pid = wait_for_word(reading, log_dir)
+    if code != 2 and not quiet:
+        print(f'"{name}" runs in the background (pid {pid}); its logs are in {log_dir}')
+    return code
+
+
+def wait_for_word(fd: int, log_dir: Path) -> tuple[int, int]:
+    """The outcome of a daemon's start, as `start_daemon` returns it, and its pid; what there is to say about it is printed."""
+    with open(fd, "rb") as pipe:
         word = pipe.read()
     if not word:
         raise TinyvisorError(f"the daemon ended before it had started; {log_dir / LOG} may say why")
     told = json.loads(word)
     for line in told["lines"]:
         print(line, file=sys.stderr)
-    if told["code"] != 2:
-        print(f'"{project.name}" runs in the background (pid {told["pid"]}); its logs are in {log_dir}')
-    return int(told["code"])
+    return int(told["code"]), int(told["pid"])
 
 
-def run_daemon(project: Project, *, log_dir: Path, word_fd: int, reread: Callable[[], Project], paths: Sequence[Path]) -> int:
+def run_daemon(
+    project: Project, *, log_dir: Path, word_fd: int, reread: Callable[[], Project], paths: Sequence[Path], live: bool = False
+) -> int:
     """Runs `project` until somebody ends it: the daemon's whole life.
 
     Args:
         word_fd: where the outcome of the start goes; closed then.
+        live: the containers outlive the daemon, and those of the one before it are taken over.
     """
     import trio
 
@@ -82,7 +95,7 @@ def run_daemon(project: Project, *, log_dir: Path, word_fd: int, reread: Callabl
     word = _Word(word_fd)
     try:
         rootless.enter()
-        trio.run(_Daemon(project, log_dir, word, reread, paths).run)
+        trio.run(_Daemon(project, log_dir, word, reread, paths, live).run)
     except Exception as error:
         problems = expected(error)
         word.say(2, lines(problems, ExitCodes()) if problems else [f"tinyvisor: a bug; {log_dir / LOG} has the traceback"])
@@ -106,7 +119,7 @@ class _Word:
 
 class _Daemon:
     def __init__(
-        self, project: Project, log_dir: Path, word: _Word, reread: Callable[[], Project], paths: Sequence[Path]
+        self, project: Project, log_dir: Path, word: _Word, reread: Callable[[], Project], paths: Sequence[Path], live: bool
     ) -> None:
         from tinyvisor.runtime.logfile import LogFile
 
@@ -117,13 +130,17 @@ class _Daemon:
         self._paths = [os.path.normpath(path.absolute()) for path in paths]
         self._log = LogFile(log_dir / LOG, max_size=LOG_SIZE, max_files=LOG_FILES)
         self._exits: dict[str, Any] = {}
+        self._live = live
 
     async def run(self) -> None:
         import trio
 
+        from tinyvisor.client import is_abandoned
         from tinyvisor.control import Control, Feed, listening
         from tinyvisor.places import run_directory
+        from tinyvisor.runner import Live
         from tinyvisor.runtime import open_runtime
+        from tinyvisor.runtime.launcher import VERSION
         from tinyvisor.supervisor import Supervisor
 
         name, feed = self._project.name, Feed()
@@ -134,35 +151,68 @@ class _Daemon:
 
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            async with open_runtime(name=name) as runtime:  # holds the project's lock
+            if is_abandoned(name):  # whose fds all come at once
+                _allow_many_files()
+            async with open_runtime(name=name, live=self._live) as runtime:  # holds the project's lock
+                _allow_many_files()  # us; the launcher is there by now, whose limit is the containers'
+                live = None
+                if runtime.live is not None:
+                    runtime.live.records.on_problem = self._say
+                    live = Live(runtime.live.records, runtime.adopt, runtime.adoptable)
                 supervisor = Supervisor(
-                    runtime, self._project, log_dir=self._log_dir, on_event=on_event, on_output=feed.output, linger=True
+                    runtime,
+                    self._project,
+                    log_dir=self._log_dir,
+                    on_event=on_event,
+                    on_output=feed.output,
+                    linger=True,
+                    live=live,
                 )
+                ask, asked = trio.open_memory_channel[int](1)
                 control = Control(
                     supervisor,
                     name,
                     feed=feed,
                     reread=self._reread,
                     log_dir=self._log_dir,
-                    about={"paths": self._paths, "log_dir": str(self._log_dir)},
+                    about={"paths": self._paths, "log_dir": str(self._log_dir), "live": self._live, "launcher_version": VERSION},
                     on_problem=self._say,
+                    on_upgrade=ask.send_nowait if self._live else None,
                 )
                 with listening(run_directory() / f"{name}.sock") as listener:
                     record = run_directory() / f"{name}.json"
-                    _write(record, {"name": name, "pid": os.getpid(), "paths": self._paths})
+                    _write(record, {"name": name, "pid": os.getpid(), "paths": self._paths, "log_dir": str(self._log_dir)})
                     try:
                         async with trio.open_nursery() as nursery:
                             nursery.start_soon(self._heed, signals, supervisor)
                             nursery.start_soon(control.serve, listener)
+                            nursery.start_soon(self._upgrade_when_asked, asked, control)
                             nursery.start_soon(self._report, supervisor)
                             control.finish(await supervisor.run())
                             with trio.move_on_after(DRAIN_PATIENCE):
                                 await control.drained()
                             nursery.cancel_scope.cancel()
-                    finally:
-                        record.unlink(missing_ok=True)
+                    except BaseException:
+                        if not self._live:  # else what is left is found by it
+                            record.unlink(missing_ok=True)
+                        raise
+                    record.unlink(missing_ok=True)
         self._say("ended")
         self._log.close()
+
+    async def _upgrade_when_asked(self, asked: Any, control: Any) -> None:
+        """Starts anew, in place: the same process, and for the containers as if we had been killed."""
+        import trio
+
+        fd = await asked.receive()
+        with trio.move_on_after(UPGRADE_PATIENCE):
+            await control.drained()
+        self._say("starting anew")
+        os.set_inheritable(fd, True)
+        words = sys.argv[1:]
+        words[words.index("--daemon-fd") + 1] = str(fd)
+        command = interpreter.command("tinyvisor", *words)
+        os.execv(command[0], command)
 
     async def _report(self, supervisor: Any) -> None:
         summaries = await supervisor.wait(until="running")
@@ -192,6 +242,13 @@ class _Daemon:
         from tinyvisor.runtime.logfile import Piece
 
         self._log.write("stderr", [Piece(line.encode("utf-8", "replace"), True) for line in text.splitlines()])
+
+
+def _allow_many_files() -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,10 +12,13 @@ import click
 
 from tinyvisor.cli.failures import ExitCodes
 from tinyvisor.cli.summary import format_plain, summary_rows
-from tinyvisor.client import Client, Refusal, find_project
+from tinyvisor.client import Client, Refusal, abandoned, find_project, is_abandoned, log_directory_of
+from tinyvisor.errors import TinyvisorError
 from tinyvisor.state import Exit, ServiceSummary, Violation
 
 UNPROCESSABLE = 422
+UNUSABLE = 2
+"""What a daemon says that has not started."""
 
 project_option = click.option("-p", "--project-name", metavar="NAME", help="Default: the one that runs from this directory.")
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
@@ -206,8 +209,13 @@ def wait(project_name: str | None, as_json: bool, until: str, services: Sequence
 @project_option
 @json_option
 def down(project_name: str | None, as_json: bool) -> None:
-    """Stop a project and its daemon; returns when everything is gone."""
+    """Stop a project and its daemon; returns when everything is gone.
+
+    Also what a daemon that was killed has left of a project that was started with --live.
+    """
     client = client_for(project_name)
+    if is_abandoned(client.project):
+        take_over(client.project)
     with open(client.pidfd(), "rb") as daemon:
         found = client.post("/v1/down")
         waiting = select.poll()
@@ -215,5 +223,49 @@ def down(project_name: str | None, as_json: bool) -> None:
         waiting.poll()
     if as_json:
         show_json(found)
-    else:
+    elif found:
         show(summary_rows([summary_of(item) for item in found]))
+
+
+def take_over(project: str) -> None:
+    """Has a new daemon stop what a dead one has left, as it should be stopped."""
+    from tinyvisor.cli.daemon import start_daemon
+
+    log_dir = log_directory_of(project)
+    arguments = ["-p", project, "--log-dir", str(log_dir), "--live", "--only-what-is-left"]
+    if start_daemon(arguments, project, log_dir, quiet=True) == UNUSABLE:
+        raise TinyvisorError(f'what is left of "{project}" could not be taken over')
+
+
+@click.command()
+@project_option
+def upgrade(project_name: str | None) -> int:
+    """Restart a project's daemon in place, with the code that is installed now; its containers go on.
+
+    Only of a project that was started with --live.
+    """
+    import os
+
+    from tinyvisor.cli.daemon import wait_for_word
+    from tinyvisor.runtime.launcher import VERSION
+
+    client = client_for(project_name)
+    about = client.get("/v1/project")
+    if about.get("launcher_version", VERSION) != VERSION:
+        raise TinyvisorError(
+            "its containers were started by another version of tinyvisor, whose launcher this one can't talk to; they go on as"
+            " they are: tinyvisor down, then up -d, gives it new ones"
+        )
+    reading, writing = os.pipe()
+    try:
+        client.post("/v1/upgrade", fds=[writing])
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    code, pid = wait_for_word(reading, Path(about["log_dir"]))
+    if code == UNUSABLE:
+        raise TinyvisorError(abandoned(client.project))
+    click.echo(f'"{client.project}" goes on (pid {pid})')
+    return 0

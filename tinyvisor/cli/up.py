@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
 from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
-from tinyvisor.places import log_directory
+from tinyvisor.errors import TinyvisorError
+from tinyvisor.places import can_live, log_directory
 from tinyvisor.spec import Project
 
 
@@ -18,7 +19,13 @@ from tinyvisor.spec import Project
 @paths_argument
 @project_options
 @click.option("-d", "--detach", is_flag=True, help="In the background: see ps, logs, down.")
+@click.option(
+    "--live/--no-live",
+    default=None,
+    help="With -d: whether containers outlive the daemon, and the next up -d takes them over. Default: where we are root.",
+)
 @click.option("--daemon-fd", type=int, hidden=True)
+@click.option("--only-what-is-left", is_flag=True, hidden=True)
 @click.option("--exit-code-from", metavar="SERVICE", help="Stop everything when SERVICE ends, and exit with its code.")
 @click.option("--abort-on-container-failure", is_flag=True, help="Stop everything when a service fails for good.")
 @click.option("--no-color", is_flag=True, help="No colours; the same as NO_COLOR=1.")
@@ -36,7 +43,9 @@ def up(
     env_file: Path | None,
     profiles: Sequence[str],
     detach: bool,
+    live: bool | None,
     daemon_fd: int | None,
+    only_what_is_left: bool,
     exit_code_from: str | None,
     abort_on_container_failure: bool,
     no_color: bool,
@@ -50,17 +59,25 @@ def up(
     is left to run. Ctrl-C stops everything in order, a second one kills.
 
     With -d it returns when all services run, and goes on until tinyvisor down, or a SIGTERM. Should the daemon be killed,
-    its containers are killed with it.
+    its containers run on, and the next up -d takes them over; with --no-live they are killed with it.
 
     Exits with 0 when all went well, 1 when a service failed for good, 2 when the configuration or this host is at fault.
     """
     if detach and (exit_code_from or abort_on_container_failure):
         raise click.UsageError("-d does not go with --exit-code-from and --abort-on-container-failure")
+    if live and not detach and daemon_fd is None:
+        raise click.UsageError("--live goes with -d")
     if daemon_fd is not None:
-        return _be_daemon(daemon_fd, paths, project_name, env_file, profiles, log_dir)
+        load = _loader(paths, project_name, env_file, profiles, only_what_is_left)
+        return _be_daemon(daemon_fd, load, paths, log_dir, bool(live))
     project = load_project(paths, project_name, env_file, profiles)
+    is_left = _is_left(project.name)
     if detach:
-        return _detach(project, paths, env_file, profiles, log_dir)
+        return _detach(project, paths, env_file, profiles, log_dir, is_left or (can_live() if live is None else live))
+    if is_left:
+        from tinyvisor.client import abandoned
+
+        raise TinyvisorError(abandoned(project.name))
 
     from tinyvisor.cli.session import run_project
     from tinyvisor.cli.summary import print_summary
@@ -90,27 +107,44 @@ def _logs_of(project: Project, log_dir: Path | None) -> Path:
     return log_dir.absolute() if log_dir is not None else log_directory() / project.name
 
 
-def _detach(project: Project, paths: Sequence[Path], env_file: Path | None, profiles: Sequence[str], log_dir: Path | None) -> int:
+def _is_left(name: str) -> bool:
+    from tinyvisor.client import is_abandoned
+
+    return is_abandoned(name)
+
+
+def _detach(
+    project: Project, paths: Sequence[Path], env_file: Path | None, profiles: Sequence[str], log_dir: Path | None, live: bool
+) -> int:
     """The same project once more, in a process of its own."""
     from tinyvisor.cli.daemon import start_daemon
 
     arguments = ["-p", project.name, "--log-dir", str(_logs_of(project, log_dir))]
+    arguments += ["--live"] if live else []
     arguments += [] if env_file is None else ["--env-file", str(env_file.absolute())]
     arguments += [word for profile in profiles for word in ("--profile", profile)]
     arguments += ["--", *(str(path.absolute()) for path in paths or default_paths())]
-    return start_daemon(arguments, project, _logs_of(project, log_dir))
+    return start_daemon(arguments, project.name, _logs_of(project, log_dir))
 
 
-def _be_daemon(
-    fd: int, paths: Sequence[Path], name: str | None, env_file: Path | None, profiles: Sequence[str], log_dir: Path | None
-) -> int:
+def _loader(
+    paths: Sequence[Path], name: str | None, env_file: Path | None, profiles: Sequence[str], only_what_is_left: bool
+) -> Callable[[], Project]:
+    """`only_what_is_left`: by the daemon before; all that is to be stopped, and its files may be gone."""
+
     def load() -> Project:
+        if only_what_is_left:
+            return Project(name=name or "", services={})
         return load_project(paths, name, env_file, profiles)
 
+    return load
+
+
+def _be_daemon(fd: int, load: Callable[[], Project], paths: Sequence[Path], log_dir: Path | None, live: bool) -> int:
     from tinyvisor.cli.daemon import run_daemon
 
     project = load()
-    return run_daemon(project, log_dir=_logs_of(project, log_dir), word_fd=fd, reread=load, paths=paths)
+    return run_daemon(project, log_dir=_logs_of(project, log_dir), word_fd=fd, reread=load, paths=paths, live=live)
 
 
 def wants_colour(no_color: bool) -> bool:

@@ -789,14 +789,18 @@ class ProjectLock:
         TinyvisorError: on entering; another run holds the lock.
     """
 
-    def __init__(self, lock_dir: Path, project: str) -> None:
+    def __init__(self, lock_dir: Path, project: str, fd: int = -1) -> None:
+        """`fd`: held already, for the supervisor before us; ours to close."""
         check_name("project", project)
         self.project: str = project
         self.path: Path = lock_dir / f"{project}.lock"
-        self.fd: int = -1
+        self.fd: int = fd
         self.keep = False
 
     def __enter__(self) -> Self:
+        if self.fd >= 0:
+            _replace_content(self.fd, f"{os.getpid()}\n")
+            return self
         private_directory(self.path.parent)
         deadline = time.monotonic() + 5.0
         grace = time.monotonic() + 0.05  # a sweeper may not have written yet that it is one
@@ -883,7 +887,9 @@ class Swept:
     left: tuple[str, ...] = ()
 
 
-def sweep(layout: Layout, lock_dir: Path, *, mine: str | None = None) -> Swept:
+def sweep(
+    layout: Layout, lock_dir: Path, *, mine: str | None = None, forget: Callable[[str], None] = lambda project: None
+) -> Swept:
     """Clears away what crashed runs left: processes, cgroups, lock files. Sync; up to seconds where something resists.
 
     A run is dead if its lock file is there and nobody holds the lock. A cgroup without a lock file in `lock_dir` is left
@@ -891,6 +897,7 @@ def sweep(layout: Layout, lock_dir: Path, *, mine: str | None = None) -> Swept:
 
     Args:
         mine: a project whose lock the caller holds; its remains are cleared, too, and its lock file stays.
+        forget: told of each project of which nothing is left, while nobody else can have it.
     """
     removed: list[str] = []
     left: list[str] = []
@@ -900,12 +907,14 @@ def sweep(layout: Layout, lock_dir: Path, *, mine: str | None = None) -> Swept:
             continue
         if project == mine:
             (removed if _remove_project(layout, project) else left).append(project)
+            forget(project)
             continue
         with _stale(path) as stale:
             if stale is None:
                 continue
             _replace_content(stale, f"sweep {os.getpid()}\n")  # so that a run that starts now waits instead of giving up
             if _remove_project(layout, project):
+                forget(project)
                 os.unlink(path)
                 removed.append(project)
             else:

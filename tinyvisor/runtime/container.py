@@ -26,6 +26,7 @@ from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.provisions import NotifySocket, Provisions
 from tinyvisor.runtime.seccomp import MACHINES, describe_refused
+from tinyvisor.runtime.stage import Stage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.verdict import Outcome, judge
@@ -80,6 +81,7 @@ class Container:
         notify: what receives the messages to its NOTIFY_SOCKET, where ``spec.notify_socket``.
         notification: the read end of its ``spec.notification_fd``.
         socket: an fd that a process made for `open_socket` alone has answered with.
+        terminal_stage: in live mode, for who reads the terminal; who takes it closes it.
     """
 
     def __init__(
@@ -122,6 +124,8 @@ class Container:
         self.notification: ReceivePipe | None = None
         self.socket: int | None = None
         self._provisions: Provisions | None = None
+        self.terminal_stage: Stage | None = None
+        self._before_event: Callable[[wire.Event, list[int]], None] | None = None
         self._when_gone: list[Callable[[], None]] = []
 
     @property
@@ -377,6 +381,28 @@ class Container:
         streams.close_given()
         return True
 
+    def keep_by(self, function: Callable[[wire.Event, list[int]], None]) -> None:
+        """Calls it with each event of its socket while the next supervisor would still find that there, and copies of its fds."""
+        self._before_event = function
+
+    def resume(self, pid: int, *, stopped: bool = False) -> None:
+        """It runs already. `stopped`: somebody has asked it to end."""
+        self.pid = pid
+        self._started = bool(pid)
+        self._stopped = stopped
+
+    def resume_ended(self, exit: Exit | None, problem: str) -> None:
+        """It has ended already; `problem`: what `wait` raises instead of an exit."""
+        self._exit = exit
+        if exit is None:
+            self._error = ContainerError(self.name, problem)
+        self._set_gone()
+
+    @property
+    def error(self) -> Exception | None:
+        """What `wait` raises, once it is gone."""
+        return self._error
+
     async def wait_started(self) -> None:
         """Until the workload has been exec'ed.
 
@@ -405,7 +431,7 @@ class Container:
         if self._events is None or self._gone.is_set():
             return
         with contextlib.suppress(BlockingIOError):
-            received = wire.receive_event(self._events)
+            received = self._receive_event()
             while received is not None and not self._started:
                 event, fds = received
                 if event.type == wire.STARTED:
@@ -421,7 +447,24 @@ class Container:
                     self.socket = self._received(fds, "a socket")
                 for fd in fds:
                     os.close(fd)
-                received = wire.receive_event(self._events)
+                received = self._receive_event()
+
+    def _receive_event(self) -> tuple[wire.Event, list[int]] | None:
+        assert self._events is not None
+        if self._before_event is not None:
+            peeked = wire.receive_event(self._events, peek=True)
+            if peeked is not None:
+                try:
+                    self._before_event(*peeked)
+                finally:
+                    for fd in peeked[1]:
+                        os.close(fd)
+        return wire.receive_event(self._events)
+
+    @property
+    def event_socket(self) -> int:
+        """Our end; -1 where it has none."""
+        return self._events.fileno() if self._events is not None else -1
 
     def _received(self, fds: list[int], what: str) -> int | None:
         if fds:
@@ -533,6 +576,9 @@ class Container:
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None
+        if self.terminal_stage is not None:
+            self.terminal_stage.close()
+            self.terminal_stage = None
 
 
 def _violations(gone: wire.Gone) -> tuple[Violation, ...]:

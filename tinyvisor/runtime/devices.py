@@ -10,13 +10,14 @@ BPF_CGROUP_DEVICE, since 4.15); OCI runtime-spec config-linux.md "Default Device
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Iterator
 from typing import Final
 
 _NR_BPF: Final = {"x86_64": 321, "aarch64": 280}
-_PROG_LOAD, _PROG_ATTACH = 5, 8
+_PROG_LOAD, _PROG_ATTACH, _PROG_QUERY = 5, 8, 16
 _TYPE_CGROUP_DEVICE, _ATTACH_DEVICE = 15, 6
 _CHARACTER, _MAKE_NODE = 2, 1
 ALLOWED: Final = (
@@ -59,8 +60,8 @@ def _instruction(code: int, to: int = 0, source: int = 0, skip: int = 0, value: 
 
 
 def wall_off(cgroup: str) -> None:
-    """Attaches the program to a v2 cgroup, which takes it along when it is removed. One that is there already stays, too: both
-    have to allow.
+    """Attaches the program to a v2 cgroup of ours, which takes it along when it is removed. One that is there already, of a
+    supervisor whose containers we take over, is enough: of many each would be asked, and there is room for 64.
 
     Raises:
         OSError: the kernel's answer: EPERM without CAP_BPF or behind a seccomp filter, EINVAL without CONFIG_CGROUP_BPF.
@@ -69,11 +70,24 @@ def wall_off(cgroup: str) -> None:
     try:
         directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            _bpf(_PROG_ATTACH, struct.pack("=IIII", directory, program_fd, _ATTACH_DEVICE, 2))  # BPF_F_ALLOW_MULTI
+            if not _attached(directory):
+                _bpf(_PROG_ATTACH, struct.pack("=IIII", directory, program_fd, _ATTACH_DEVICE, 2))  # BPF_F_ALLOW_MULTI
         finally:
             os.close(directory)
     finally:
         os.close(program_fd)
+
+
+def _attached(directory: int) -> int:
+    """How many programs are attached to this very cgroup; 0 where the kernel does not say."""
+    query = struct.Struct("=IIIIQI4x")
+    try:
+        buffer = _bpf_buffer(_PROG_QUERY, query.pack(directory, _ATTACH_DEVICE, 0, 0, 0, 0))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # there are some, and we have given it no room for their ids
+            return 1
+        return 0
+    return int(query.unpack(buffer)[5])
 
 
 def problem() -> str | None:
@@ -98,12 +112,22 @@ def _load() -> int:
 
 
 def _bpf(command: int, attributes: bytes) -> int:
+    return _call(command, ctypes.create_string_buffer(attributes, len(attributes)))
+
+
+def _bpf_buffer(command: int, attributes: bytes) -> bytes:
+    """The attributes as the kernel has filled them in."""
+    buffer = ctypes.create_string_buffer(attributes, len(attributes))
+    _call(command, buffer)
+    return buffer.raw
+
+
+def _call(command: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
     number = _NR_BPF.get(os.uname().machine)
     if number is None:
         raise OSError(38, f"no bpf(2) for {os.uname().machine}")
     libc = ctypes.CDLL(None, use_errno=True)
-    buffer = ctypes.create_string_buffer(attributes, len(attributes))
-    result: int = libc.syscall(ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(len(attributes)))
+    result: int = libc.syscall(ctypes.c_long(number), ctypes.c_int(command), buffer, ctypes.c_uint(len(buffer)))
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error), "bpf")

@@ -8,6 +8,7 @@ import functools
 import itertools
 import os
 import socket
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -20,7 +21,16 @@ import anyio.to_thread
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskGroup, TaskStatus
 
-from tinyvisor.errors import ContainerError, HostError, LauncherDied, LaunchError, RunFailed, SpecError, TinyvisorError
+from tinyvisor.errors import (
+    ContainerError,
+    HostError,
+    LauncherDied,
+    LaunchError,
+    NotLaunched,
+    RunFailed,
+    SpecError,
+    TinyvisorError,
+)
 from tinyvisor.job import Job
 from tinyvisor.places import cache_directory, run_directory
 from tinyvisor.runtime import launcher as wire
@@ -44,8 +54,10 @@ from tinyvisor.runtime.filters import filter_for
 from tinyvisor.runtime.host import Host, file_system, probe
 from tinyvisor.runtime.identity import Identity, invoking_user, read_in_root, resolve
 from tinyvisor.runtime.idmap import IDS, IdMap, Mapped, auto_map, keep_id_map, map_text
+from tinyvisor.runtime.keeper import KeptLauncher, Kind
 from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
 from tinyvisor.runtime.leases import Ids, Leases, read_mapped, read_ranges
+from tinyvisor.runtime.live import Live
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.plan import made_fds
 from tinyvisor.runtime.pool import Pool, WarmRuns
@@ -89,7 +101,7 @@ class _Parked:
 
 
 @contextlib.asynccontextmanager
-async def open_runtime(*, name: str | None = None, warm: int = 0) -> AsyncIterator[Runtime]:
+async def open_runtime(*, name: str | None = None, warm: int = 0, live: bool = False) -> AsyncIterator[Runtime]:
     """A runtime with a launcher of its own. Leaving it, in whatever way, kills every container in it.
 
     Args:
@@ -97,6 +109,8 @@ async def open_runtime(*, name: str | None = None, warm: int = 0) -> AsyncIterat
             one up.
         warm: so many containers are kept ready for `Runtime.run` and `Runtime.map`, once two runs in a row were alike but for
             command, environment, input and output; each is used once. 0: none.
+        live: containers that were `start`ed outlive this process, however it ends, and so they do an exception that leaves the
+            runtime. The next live runtime of that name has them (`Runtime.adoptable`). Root only; needs a `name`.
 
     Raises:
         HostError: this host can't run containers, with the cure.
@@ -106,7 +120,7 @@ async def open_runtime(*, name: str | None = None, warm: int = 0) -> AsyncIterat
     name = f"run-{os.getpid()}-{next(_runs)}" if name is None else name
     check_name("name", name)
     _check_count("warm", warm, 0)
-    runtime = Runtime(name, probe(), warm)
+    runtime = Runtime(name, probe(), warm, live)
     error: BaseException | None = None
     try:
         runtime._open()
@@ -119,6 +133,7 @@ async def open_runtime(*, name: str | None = None, warm: int = 0) -> AsyncIterat
                     yield runtime
             except BaseException as exc:  # raised again below, where the task group can't wrap it
                 error = exc
+                runtime._leave_running()
             runtime._serving.cancel()  # last: who ends a container waits for what is heard there
     except anyio.get_cancelled_exc_class():
         if error is None:
@@ -144,14 +159,20 @@ class Runtime:
     Attributes:
         name: the project's name.
         host: what this host offers.
+        live: what is kept for the next one; None where nothing is.
     """
 
-    def __init__(self, name: str, host: Host, warm: int = 0) -> None:
+    def __init__(self, name: str, host: Host, warm: int = 0, live: bool = False) -> None:
         self.name = name
         self.host = host
+        self.live: Live | None = None
+        self._wants_live = live
+        self._adoptable: dict[str, Container] = {}
+        self._detached = False
         self.null: int = -1
         self.containers: dict[int, Container] = {}
-        self._ids = itertools.count(1)
+        # Above those of all supervisors before us in this boot.
+        self._ids = itertools.count(time.monotonic_ns() if live else 1)
         self._names: dict[str, Container] = {}
         self._shapes: dict[tuple[Any, ...], Shape] = {}
         self._prepared: dict[int, _Reply] = {}
@@ -184,19 +205,60 @@ class Runtime:
         stack, locks = self._stack, run_directory()
         stack.enter_context(settled(self.host.layout))
         with _state_in(locks):
-            self._lock = stack.enter_context(ProjectLock(locks, self.name))
-        sweep(self.host.layout, locks, mine=self.name)
+            self.live = Live(locks, self.name) if self._wants_live else None
+        adopting = self.live is not None and self.live.adopted
+        self._detached = adopting  # a failure to take them over leaves them as they are
+        with _state_in(locks):
+            fd = self.live.take(Kind.LOCK) if self.live is not None else -1
+            self._lock = stack.enter_context(ProjectLock(locks, self.name, fd))
+        forget = functools.partial(Live.forget_remains, locks)
+        sweep(self.host.layout, locks, mine=None if adopting else self.name, forget=forget)
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         stack.callback(os.close, self.null)
         self._mapped = read_mapped()
         with _state_in(locks):
-            self._leases = Leases(locks, read_ranges())
+            fd = self.live.take(Kind.LEASES) if self.live is not None else -1
+            self._leases = Leases(locks, read_ranges(), fd)
         stack.callback(self._leases.close)
         stack.callback(self._close_shared)
         self._prepared[0] = _Reply()
-        self._launcher = LauncherProcess(self._on_event, nested=self.host.nested)
+        if self.live is None:
+            self._launcher = LauncherProcess(self._on_event, nested=self.host.nested)
+            return
+        with _state_in(locks):
+            keeper = self.live.keeper if adopting else self.live.start(self._lock.fd, self._leases.fd)
+        assert keeper is not None
+        self._launcher = KeptLauncher(keeper, self._on_event)
+        if adopting:
+            self._take_over(self.live)
+
+    def _take_over(self, live: Live) -> None:
+        """The containers of the supervisor before us."""
+        assert self._leases is not None
+        self._view = live.view
+
+        def make(spec: Spec, streams: Streams, pair: tuple[socket.socket, socket.socket] | None, id_: int) -> Container:
+            readback = self._limits(spec).readback()
+            return Container(spec, spec.name, id_, streams, self, _describe_adopted, _enforced(spec), readback, pair)
+
+        for name in live.recorded():
+            container = live.adopt(name, self, self._leases, make)
+            self._adoptable[name] = container
+            if container.gone:
+                self.give_back(container.ids)
+                continue
+            container.call_when_gone(functools.partial(self.give_back, container.ids))
+            self.containers[container.id] = self._names[name] = container
+            if not container.pid:
+                self._launcher.send(wire.encode_request(wire.KILL, container.id, flags=wire.ASK))
+        live.forget_strangers()
+        self._detached = False
+
+    def _leave_running(self) -> None:
+        """An exception leaves the runtime: what lives goes on."""
+        self._detached = self._detached or (self.live is not None and self._dead is None)
 
     def _close_shared(self) -> None:
         for ids in self._shared.values():
@@ -204,16 +266,28 @@ class Runtime:
 
     def _remove_tree(self) -> None:
         """The launcher has done it already, unless it was killed."""
-        self._lock.keep = bool(self._tree.remove())
+        if self._detached:
+            self._tree.close()
+            self._lock.keep = True
+        else:
+            self._lock.keep = bool(self._tree.remove())
 
     async def _aclose(self) -> None:
         try:
-            if hasattr(self, "_launcher"):
+            if hasattr(self, "_launcher") and isinstance(self._launcher, KeptLauncher) and self._detached:
+                self._launcher.detach()
+            elif hasattr(self, "_launcher"):
                 await self._launcher.aclose()
+                if self.live is not None:
+                    self.live.remove()
+            elif self.live is not None:
+                self.live.release()
         finally:
             for container in tuple(self.containers.values()):
                 self._forget(container)
                 container.lose()
+            while self._adoptable:  # nobody has
+                self._adoptable.popitem()[1].close()
             self._stack.close()
 
     async def _serve(self) -> None:
@@ -232,6 +306,8 @@ class Runtime:
 
     async def _prepare_first(self) -> None:
         """What every container needs: the fds of the cgroups, and the shared /dev."""
+        if self.live is not None and self.live.adopted:
+            return
         await self._prepared[0].wait("leave the host's mounts")
         locks = os.open(run_directory(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         assert self._leases is not None
@@ -242,8 +318,9 @@ class Runtime:
         epilogue += [
             s.Remove(s.KEPT | parents + n, f"../{PARENT}", item.label, patient=False) for n, item in enumerate(hierarchies)
         ]
-        # Last, and only when the others are gone: what has a lock file, the next run sweeps.
-        epilogue.append(s.Remove(last, f"{self.name}.lock", str(run_directory())))
+        if self.live is None:  # else there is more to be swept, which is not the launcher's
+            # Last, and only when the others are gone: what has a lock file, the next run sweeps.
+            epilogue.append(s.Remove(last, f"{self.name}.lock", str(run_directory())))
         try:
             await self._prepare((), fds=fds, flags=wire.KEEP_FDS, epilogue=epilogue)
         finally:
@@ -253,6 +330,8 @@ class Runtime:
                 devices = [_open_device(name, stack) for name, _, _ in planning.DEVICES] if self.host.nested else []
                 template = planning.dev_template(path, console=console, bound=self.host.nested)
                 await self._prepare((s.Directory(path), *template), fds=devices)
+        if self.live is not None:
+            self.live.ready(self._launcher.pid)
 
     async def _prepare(
         self, steps: Iterable[Step], *, fds: Iterable[int] = (), flags: int = 0, epilogue: Iterable[Step] = ()
@@ -289,6 +368,8 @@ class Runtime:
                     with anyio.CancelScope(shield=True):  # done once or not at all: the mounts can't be taken back
                         await self._prepare(binds, fds=trees)
                 self._view = view
+                if self.live is not None:
+                    self.live.set_view(view)
             return self._view
 
     # ---- ids ----
@@ -402,14 +483,52 @@ class Runtime:
         spec = self._spec(command, limits, changes)
         if spec.output_limit is not None:
             raise SpecError("output_limit", "start hands out the pipes themselves; count what you read, or use run")
+        if self.live is not None and spec.name == DEFAULT_NAME:
+            raise SpecError("name", "a container that outlives us needs one")
         with _as_launch_error(spec):
-            streams = Streams(stdin, stdout, stderr, self.null)
-        container = await self.launch(spec, streams, terminal=terminal, events=True)
-        try:
-            await container.wait_started()
+            streams = Streams(stdin, stdout, stderr, self.null, staged=self.live is not None)
+        container = await self.launch(spec, streams, terminal=terminal, events=True, live=self.live)
+        async with self._as_scope(container):
             yield container
+
+    @property
+    def adoptable(self) -> tuple[str, ...]:
+        """Names of containers that the runtime before this one has left, until they are adopted."""
+        return tuple(self._adoptable)
+
+    @contextlib.asynccontextmanager
+    async def adopt(self, name: str) -> AsyncIterator[Container]:
+        """One of `adoptable` as the scope that `start` gives. It runs, or has ended meanwhile; its output is what nobody has
+        read before.
+
+        Raises:
+            NotLaunched: it never came to be.
+            LaunchError: a step failed.
+        Cancellation: as `start`.
+        """
+        async with self._as_scope(self._adoptable.pop(name)) as container:
+            yield container
+
+    @contextlib.asynccontextmanager
+    async def _as_scope(self, container: Container) -> AsyncIterator[Container]:
+        left = False
+        try:
+            try:
+                await container.wait_started()
+            except BaseException:
+                if self.live is not None:
+                    self.live.forget(container)
+                raise
+            try:
+                yield container
+            except BaseException:
+                left = self.live is not None and self._dead is None  # what goes wrong with us is not its fault
+                raise
         finally:
-            await self.end(container)
+            if left and container.id in self.containers:
+                container.close()
+            else:
+                await self.end(container)
 
     @contextlib.asynccontextmanager
     async def trace(
@@ -771,6 +890,8 @@ class Runtime:
                 await shielded(container.wait_gone)
         finally:
             container.close()
+            if self.live is not None:
+                self.live.drop(container)
 
     async def owner(self, spec: Spec) -> tuple[int, int]:
         """The workload's uid and gid, inside."""
@@ -806,6 +927,7 @@ class Runtime:
         early: bool = False,
         ids: Ids | None = None,
         watch: planning.Watch | None = None,
+        live: Live | None = None,
     ) -> Container:
         """Sends a launch on its way. The streams are the container's to close from here on, whatever comes, and the ids its to
         give back.
@@ -816,6 +938,7 @@ class Runtime:
             park: it waits for its command.
             early, watch: as in `plan.plan`.
             ids: what `lease` gave; None: it is asked for them.
+            live: holds it for the next runtime.
         """
         try:
             ids = ids or await self.lease(spec)
@@ -824,7 +947,7 @@ class Runtime:
                 spec = await self._with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self._check_open()
-            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids, watch)
+            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids, watch, live)
         except BaseException:
             self.give_back(ids)
             streams.close_given()
@@ -847,6 +970,7 @@ class Runtime:
         early: bool,
         ids: Ids | None,
         watch: planning.Watch | None,
+        live: Live | None,
     ) -> Container:
         if watch is None:
             _check_untraced(spec)
@@ -896,6 +1020,8 @@ class Runtime:
             else:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
             sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
+            if live is not None:
+                live.hold(container, streams)
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
 
@@ -938,6 +1064,8 @@ class Runtime:
         except BaseException as exc:
             self._parked.pop(container.id, None)
             container.abandon()
+            if self.live is not None:
+                self.live.drop(container)
             if isinstance(exc, ValueError):
                 raise SpecError("command", str(exc)) from None
             raise
@@ -1205,8 +1333,12 @@ class Runtime:
             if event.type == wire.GONE:
                 gone = wire.decode_gone(event.data)
                 container.finish(gone, _usage(gone.counters, container.readback))
+            elif event.a == errno.ESRCH:
+                container.refuse(NotLaunched(container.name))
             else:
                 container.refuse(LaunchError(container.name, "clone the container's init", event.a))
+            if self.live is not None:
+                self.live.note_end(container)
 
     def _forget(self, container: Container) -> None:
         del self.containers[container.id]
@@ -1251,6 +1383,11 @@ def _can_be_idmapped(tree: int, userns: int) -> bool:
     finally:
         os.close(tree)
     return True
+
+
+def _describe_adopted(section: int, step: int) -> str:
+    """Of a launch that the supervisor before us began; its plan went with it."""
+    return f"step {step} of its {wire.SECTIONS[section]}"
 
 
 def _step_in(steps: tuple[Step, ...], index: int) -> str:

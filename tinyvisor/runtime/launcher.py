@@ -33,7 +33,7 @@ MAX_INLINE = 48 << 10
 MAX_FDS = 64
 
 PREPARE, LAUNCH, KILL, RUN = 1, 2, 3, 4
-BODY_IN_MEMFD, KEEP_FDS, PARK, EXEC = 1, 2, 4, 8
+BODY_IN_MEMFD, KEEP_FDS, PARK, EXEC, ASK = 1, 2, 4, 8, 16
 SECTIONS = ("launcher", "init", "workload", "cleanup")
 STARTED, PTY, GONE, REFUSED, PREPARED, PARKED, SOCKET = range(1, 8)
 SCOPE_WORKLOAD, SCOPE_GROUP, SCOPE_ALL = 0, 1, 2
@@ -47,7 +47,7 @@ _REFUSED = struct.Struct("=HHI")
 _EXITED, _TIMED_OUT, _CPU_TIMED_OUT, _KILLED_FOR_REFUSED = 1, 2, 4, 16
 _COMMAND = struct.Struct("=IHHii")
 _MAX_EVENT = _EVENT.size + _GONE.size + (32 << 10)
-_TITLE_ROOM = " " * 80
+TITLE_ROOM = " " * 80
 _GONE_MESSAGE = "the launcher is gone; its containers were killed with it"
 
 
@@ -176,25 +176,34 @@ def decode_gone(data: bytes) -> Gone:
     )  # fmt: skip
 
 
-def receive_event(sock: socket.socket) -> tuple[Event, list[int]] | None:
+def receive_event(sock: socket.socket, *, peek: bool = False) -> tuple[Event, list[int]] | None:
     """The next event and the fds that came with it; None where the other end is gone.
+
+    Args:
+        peek: it stays where it is, and so do its fds: these are copies.
 
     Raises:
         BlockingIOError: there is none yet.
     """
     try:
-        message, control, _flags, _ = sock.recvmsg(_MAX_EVENT, 64, socket.MSG_CMSG_CLOEXEC)
+        flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
+        message, control, _flags, _ = sock.recvmsg(_MAX_EVENT, 64, flags)
     except ConnectionError:
         return None
     if not message:
         return None
+    return decode_event(message), received_fds(control)
+
+
+def received_fds(control: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """The fds among what came along with a message."""
     fds: list[int] = []
     for level, kind, data in control:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             received = array.array("i")
             received.frombytes(data)
             fds.extend(received)
-    return decode_event(message), fds
+    return fds
 
 
 async def reap(process: subprocess.Popen[bytes], pidfd: int) -> None:
@@ -237,7 +246,7 @@ def launcher_path() -> Path:
     return path
 
 
-def _sealed_copy(path: Path) -> int:
+def sealed_copy(path: Path) -> int:
     """The program in a memfd that nobody can change any more: no container can get at a file of the host through
     /proc/PID/exe (CVE-2019-5736)."""
     exec_flag = getattr(os, "MFD_EXEC", 0x10)  # 6.3; older kernels say EINVAL and need no flag
@@ -265,13 +274,8 @@ class LauncherProcess:
     """
 
     def __init__(self, on_event: Callable[[Event, list[int]], None], path: Path | None = None, *, nested: bool = False) -> None:
-        self._on_event = on_event
-        self._queue: deque[tuple[bytes, list[int]]] = deque()
-        self._queued = anyio.Event()
-        self._gone = False
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        program = _sealed_copy(path or launcher_path())
-        self._socket.setblocking(False)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        program = sealed_copy(path or launcher_path())
         try:
             self._process = subprocess.Popen(
                 [
@@ -279,7 +283,7 @@ class LauncherProcess:
                     "serve-nested" if nested else "serve",
                     str(theirs.fileno()),
                     str(os.getpid()),
-                    _TITLE_ROOM,
+                    TITLE_ROOM,
                 ],
                 executable=f"/proc/self/fd/{program}",
                 stdin=subprocess.DEVNULL,
@@ -289,19 +293,27 @@ class LauncherProcess:
                 start_new_session=True,
             )
         except BaseException:
-            self._socket.close()
+            ours.close()
             raise
         finally:
             theirs.close()
             os.close(program)
         try:
-            self._pidfd = os.pidfd_open(self._process.pid)
+            pidfd = os.pidfd_open(self._process.pid)
         except ProcessLookupError:  # ended at once, where the host program ignores SIGCHLD
-            self._pidfd = -1
+            pidfd = -1
+        self._attach(on_event, ours, self._process.pid, pidfd)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def _attach(self, on_event: Callable[[Event, list[int]], None], sock: socket.socket, pid: int, pidfd: int) -> None:
+        """`pidfd`: of whose end is waited for."""
+        self._on_event = on_event
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._queued = anyio.Event()
+        self._gone = False
+        self._socket = sock
+        self._socket.setblocking(False)
+        self._pidfd = pidfd
+        self.pid = pid
 
     def send(self, request: bytes, fds: Sequence[int] = ()) -> None:
         """Sends a request now or, where the socket is full, later. The fds may be closed on return.
@@ -338,11 +350,19 @@ class LauncherProcess:
             while not self._gone:
                 await anyio.wait_readable(self._socket)
                 with contextlib.suppress(BlockingIOError):
-                    while (received := receive_event(self._socket)) is not None:
-                        self._on_event(*received)
+                    while self._take():
+                        pass
                     self._gone = True
             group.cancel_scope.cancel()
         raise LauncherDied(_GONE_MESSAGE)  # here, where the task group can't wrap it
+
+    def _take(self) -> bool:
+        """Hands on the next event; False where the launcher is gone."""
+        received = receive_event(self._socket)
+        if received is None:
+            return False
+        self._on_event(*received)
+        return True
 
     async def _flush(self) -> None:
         while True:
@@ -368,13 +388,16 @@ class LauncherProcess:
 
         Cancellation: shielded; the launcher's own end is bounded.
         """
-        self._socket.close()
-        while self._queue:
-            _close_all(self._queue.popleft()[1])
+        self._close_socket()
         if self._pidfd < 0:
             return
         pidfd, self._pidfd = self._pidfd, -1
         await reap(self._process, pidfd)
+
+    def _close_socket(self) -> None:
+        self._socket.close()
+        while self._queue:
+            _close_all(self._queue.popleft()[1])
 
 
 def send_request(sock: socket.socket, request: bytes, fds: Sequence[int]) -> None:

@@ -92,10 +92,11 @@ class Leases:
         HostError: `directory` is not ours alone.
     """
 
-    def __init__(self, directory: Path, ranges: Ranges) -> None:
+    def __init__(self, directory: Path, ranges: Ranges, fd: int = -1) -> None:
+        """`fd`: of the supervisor before us, with its locks; ours to close. What of these is not `restore`d is free."""
         private_directory(directory)
         self.path = directory / FILE
-        self.fd: int = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.fd: int = fd if fd >= 0 else os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._ranges = ranges
         self.size: int = ranges.size
         self._user = SUBID_USER if owner() is None else "who runs it"
@@ -122,6 +123,11 @@ class Leases:
             f"all {count} ranges of {self._ranges.size} ids ({self._ranges.source}) are in use by running containers",
             f'add ranges for the user {self._user} to /etc/subuid and /etc/subgid, or use "userns_mode: host"',
         )
+
+    def restore(self, uid: int, gid: int) -> Slot:
+        """One that a running container has, to be given back when that has ended."""
+        self._mine.update(number for number in range(len(self._ranges)) if self._ranges[number] == (uid, gid))
+        return Slot(uid, gid)
 
     def _others(self, count: int) -> Iterator[int]:
         for offset in range(count):

@@ -34,6 +34,8 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 from tinyvisor.runtime import rotation
 
+from tinyvisor.runtime.stage import Place
+
 Stream = Literal["stdout", "stderr"]
 
 MAX_PIECE: Final = 16 << 10
@@ -169,6 +171,7 @@ class LogFile:
         self._fd = -1
         self._size = 0
         self._born: int | None = None
+        self._inode = 0
         self._lost: Lost | None = None
         _make_directory(path.parent)
         self._open()
@@ -200,6 +203,33 @@ class LogFile:
         """Counts what somebody else threw away before it came here."""
         before = self._lost or Lost(0, 0, lost.reason)
         self._lost = Lost(before.lines + lost.lines, before.bytes + lost.bytes, before.reason)
+    def place(self) -> Place:
+        """Where the next record goes, for `take_back`."""
+        return Place(self._inode, self._size) if self._fd >= 0 else Place()
+
+    def take_back(self, place: Place) -> None:
+        """Removes what has been written since the log ended at `place`: by a writer that was killed meanwhile, one batch.
+
+        Where that batch has been rotated more than once, it stays.
+        """
+        with suppress(OSError):  # then what it has written is there twice
+            if place.inode == self._inode and self._fd >= 0:
+                self._cut(self._fd, place.size)
+                self._size = min(self._size, place.size)
+                return
+            before = os.open(self.path.with_name(f"{self.path.name}.1"), _FLAGS & ~(os.O_CREAT | os.O_APPEND))
+            try:
+                if os.fstat(before).st_ino == place.inode and self._fd >= 0:
+                    self._cut(before, place.size)
+                    self._cut(self._fd, 0)
+                    self._size = 0
+            finally:
+                os.close(before)
+
+    @staticmethod
+    def _cut(fd: int, size: int) -> None:
+        if os.fstat(fd).st_size > size:
+            os.ftruncate(fd, size)
 
     def close(self) -> Lost | None:
         """Closes the file. Returns what was lost and not yet told."""
@@ -267,7 +297,7 @@ class LogFile:
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file", str(self.path))
-        self._fd, self._size = fd, status.st_size
+        self._fd, self._size, self._inode = fd, status.st_size, status.st_ino
         self._born = _first_time(self.path) if self._size and self._max_age is not None else None
 
     def _rotate(self) -> None:

@@ -14,6 +14,7 @@ import anyio
 from anyio.abc import ByteReceiveStream, ByteSendStream
 
 from tinyvisor.errors import SpecError
+from tinyvisor.runtime.stage import Stage
 from tinyvisor.runtime.waited import Waited
 
 PIPE: Final = -1
@@ -39,12 +40,16 @@ class ReceivePipe(ByteReceiveStream):
 
     Raises `anyio.EndOfStream` once every writer is gone, `anyio.ClosedResourceError` after `aclose`.
     Cancellation: a cancelled `receive` has read nothing.
+
+    Attributes:
+        stage: where what has been read is kept until it is in a log, which is the reader's to say; ours to close.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, stage: Stage | None = None) -> None:
         os.set_blocking(fd, False)
-        self._fd = fd
-        self._waited = Waited(fd, functools.partial(os.close, fd))
+        self._fd = self._own = fd
+        self.stage = stage
+        self._waited = Waited(fd, self._close_fds)
         self._ahead = bytearray()
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
@@ -57,7 +62,7 @@ class ReceivePipe(ByteReceiveStream):
     async def _read(self, max_bytes: int) -> bytes:
         while self._fd >= 0:
             try:
-                data = os.read(self._fd, max_bytes)
+                data = os.read(self._fd, max_bytes) if self.stage is None else self.stage.receive(self._fd, max_bytes)
             except BlockingIOError:
                 await self._waited.readable()
             else:
@@ -120,6 +125,11 @@ class ReceivePipe(ByteReceiveStream):
         self._ahead.clear()
         self._fd = -1
         self._waited.close()
+
+    def _close_fds(self) -> None:
+        os.close(self._own)
+        if self.stage is not None:
+            self.stage.close()
 
 
 class _Lines(AsyncIterator[bytes]):
@@ -206,15 +216,17 @@ class Streams:
     by `close`.
     """
 
-    def __init__(self, stdin: Stdio, stdout: Stdio, stderr: Stdio, null: int) -> None:
+    def __init__(self, stdin: Stdio, stdout: Stdio, stderr: Stdio, null: int, *, staged: bool = False) -> None:
+        """`staged`: with a stage for each that we read."""
+        self._staged = staged
         self.stdin: SendPipe | None = None
         self.stdout: ReceivePipe | None = None
         self.stderr: ReceivePipe | None = None
         self._temporary: list[int] = []
         try:
             given_in = self._open(stdin, null, "stdin", 1, SendPipe)
-            given_out = self._open(stdout, null, "stdout", 0, ReceivePipe)
-            given_err = given_out if stderr == STDOUT else self._open(stderr, null, "stderr", 0, ReceivePipe)
+            given_out = self._open(stdout, null, "stdout", 0, self._receive)
+            given_err = given_out if stderr == STDOUT else self._open(stderr, null, "stderr", 0, self._receive)
         except BaseException:
             self.close_given()
             self.close()
@@ -230,6 +242,16 @@ class Streams:
         self._temporary.append(pipe[1 - ours])
         setattr(self, name, stream(pipe[ours]))
         return pipe[1 - ours]
+
+    def _receive(self, fd: int) -> ReceivePipe:
+        return ReceivePipe(fd, Stage.create() if self._staged else None)
+
+    @classmethod
+    def again(cls, stdin: SendPipe | None, stdout: ReceivePipe | None, stderr: ReceivePipe | None) -> Streams:
+        """Of a container that runs already; these are our ends."""
+        streams = cls(None, None, None, -1)
+        streams.stdin, streams.stdout, streams.stderr = stdin, stdout, stderr
+        return streams
 
     def close_given(self) -> None:
         while self._temporary:

@@ -48,6 +48,9 @@ MOUNT_ATTR_NOEXEC: Final = 0x8
 MOUNT_ATTR_IDMAP: Final = 0x100000
 MS_PRIVATE: Final = 1 << 18
 
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+
 RESOLVE_NO_XDEV: Final = 0x01
 RESOLVE_NO_MAGICLINKS: Final = 0x02
 RESOLVE_NO_SYMLINKS: Final = 0x04
@@ -75,6 +78,8 @@ _fsconfig = _prepare(ctypes.c_long, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_ch
 _fsmount = _prepare(ctypes.c_long, ctypes.c_ulong, ctypes.c_ulong)
 _openat2 = _prepare(ctypes.c_long, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)
 _mount_setattr = _prepare(ctypes.c_long, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p, ctypes.c_size_t)
+_fallocate = _libc["fallocate"]
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
 def _failed(path: bytes | None = None) -> OSError:
@@ -184,6 +189,12 @@ def new_tmpfs(*, size: int, inodes: int, mode: int = 0o755, noswap: bool = False
 def unshare(flags: int) -> None:
     """unshare(2), Linux 2.6.16; `os.unshare` is Python 3.12's."""
     if _libc.unshare(ctypes.c_int(flags)) < 0:
+        raise _failed()
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Gives the memory or disk of these bytes back; they read as zeros. fallocate(2), Linux 2.6.38."""
+    if _fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, offset, length) < 0:
         raise _failed()
 
 

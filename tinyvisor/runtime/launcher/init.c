@@ -168,8 +168,10 @@ static void take_command(struct init *init)
 	ssize_t size = recv(init->event, &command, sizeof command, MSG_DONTWAIT);
 
 	if (size == 0 || (size < 0 && errno != EAGAIN && errno != EINTR)) {
-		close(init->event); /* the supervisor is gone; what that means is the launcher's to decide */
+		close(init->event); /* the supervisor is gone; what that means for a container is the launcher's to decide */
 		init->event = -1;
+		if (init->exec)
+			kill_everything(init); /* nobody waits for it any more, and in live mode the container goes on */
 	} else if (size == (ssize_t)sizeof command && command.magic == MAGIC && command.version == VERSION &&
 		   command.type == COMMAND_SIGNAL && command.signal > 0 && command.signal <= 64)
 		forward(init, command.signal, (enum scope)command.scope);

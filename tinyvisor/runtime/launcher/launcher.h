@@ -65,6 +65,7 @@ enum {
 	FLAG_KEEP_FDS = 2,      /* prepare: the other fds stay open and can be named by later requests */
 	FLAG_PARK = 4,          /* launch: behind the workload's steps the child waits for REQUEST_RUN, which has the rest */
 	FLAG_EXEC = 8,          /* launch: one more process in the other's container, not a new one */
+	FLAG_ASK = 16,          /* kill: nobody; EVENT_REFUSED says that there is no such container */
 };
 enum section { SECTION_LAUNCHER, SECTION_INIT, SECTION_WORKLOAD, SECTION_CLEANUP, SECTIONS };
 
@@ -144,6 +145,29 @@ struct command { /* supervisor to init, on the container's socket */
 };
 
 enum { OP_READ = 60, OP_REMOVE = 61 };
+
+/* ---- live mode: supervisor and keeper; tinyvisor/runtime/keeper.py is the other side ---- */
+
+#define KEEPER_VERSION 1
+
+enum keeper_type {
+	KEEPER_PUT = 1, /* with `number` fds; kind: four bits for each */
+	KEEPER_DROP,    /* all of `id` */
+	KEEPER_LIST,
+	KEEPER_END,
+	KEEPER_HELLO,   /* kind: the launcher's VERSION; number: how many fds there is room for */
+	KEEPER_BUSY,    /* number: pid of the supervisor that is there */
+	KEEPER_ENTRY,   /* with an fd */
+	KEEPER_DONE,    /* number: of entries */
+};
+enum { KEPT_CONTROL, KEPT_LAUNCHER, KEPT_KEEPER }; /* kinds of the project's own fds, id 0; others are the supervisor's choice */
+
+struct kept_message {
+	uint32_t magic;
+	uint16_t version, type;
+	uint64_t id; /* of a container, 0 for the project */
+	uint32_t kind, number;
+};
 
 /* ---- one launch ---- */
 
@@ -264,6 +288,9 @@ enum refusal answer_refusal(int listener, int64_t now, pid_t workload);
 
 /* main.c */
 void forget_request(void);
+
+/* keeper.c */
+int become_kept(int first_client, int listening);
 
 /* userns.c */
 step_function step_ids, step_id_map, step_user_namespace;

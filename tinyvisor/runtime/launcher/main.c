@@ -13,10 +13,10 @@
  * What ends it
  *   The end of the supervisor, seen as EOF on the control socket or by its pidfd (a forked child of the supervisor may
  *   still hold the socket): every init is killed, reaped and cleaned up after, then the launcher exits. If the launcher
- *   is killed, PDEATHSIG kills every init.
+ *   is killed, PDEATHSIG kills every init. In live mode (`keep`) all this is said of the keeper, which see.
  * Files
  *   wire.c requests and events   steps.c the table of steps   mounts.c root and mounts   workload.c before exec   init.c PID 1
- *   userns.c user namespaces   refusals.c what a filter hands to init
+ *   userns.c user namespaces   refusals.c what a filter hands to init   keeper.c live mode
  * No fd is kept per container, so that a clone copies a handful of them however many containers run. */
 #define _GNU_SOURCE
 #include "launcher.h"
@@ -367,6 +367,17 @@ static void kill_container(const struct container *container)
 		(void)kill(container->pid, container->exec ? SIGTERM : SIGKILL);
 }
 
+/* To a supervisor that does not know whether the one before it had come so far as to launch it. */
+static void answer_whether_known(uint64_t id)
+{
+	const struct container *container = cleaning;
+
+	while (container && container->id != id)
+		container = container->next;
+	if (!container && !find_id(0, id))
+		refuse(id, -ESRCH, 0);
+}
+
 static void serve_request(const struct request *request, int *fds, int count)
 {
 	struct event prepared = {.type = EVENT_PREPARED, .id = request->id};
@@ -386,7 +397,10 @@ static void serve_request(const struct request *request, int *fds, int count)
 			close(made);
 		break;
 	case REQUEST_KILL:
-		kill_container(find_id((pid_t)request->pid, request->id));
+		if (request->flags & FLAG_ASK)
+			answer_whether_known(request->id);
+		else
+			kill_container(find_id((pid_t)request->pid, request->id));
 		break;
 	default:
 		refuse(request->id, -EINVAL, 0); /* for an init, not for us */
@@ -484,6 +498,7 @@ static void serve_for_ever(void)
 static int usage(void)
 {
 	fprintf(stderr, "usage: tinyvisor-launcher serve[-nested] FD SUPERVISOR-PID ROOM-FOR-A-TITLE\n"
+			"       tinyvisor-launcher keep FD SUPERVISOR-PID ROOM-FOR-A-TITLE < LISTENING-SOCKET\n"
 			"       tinyvisor-launcher init [-g] [-s] [-p SIGNAL] [-t MILLISECONDS] -- COMMAND...\n"
 			"       tinyvisor-launcher steps | check FD-COUNT < REQUESTS\n");
 	return 125;
@@ -546,34 +561,55 @@ static int map_reports(void)
 	return 0;
 }
 
-/* Nested: in a user namespace that is not the host's. */
-static int serve_main(char **argv, bool has_title, bool nested)
+static void close_all_but(int one, int other)
+{
+	int low = one < other ? one : other, high = one < other ? other : one;
+
+	(void)syscall(NR_close_range, 3u, (unsigned)low - 1, 0);
+	if (high > low + 1)
+		(void)syscall(NR_close_range, (unsigned)low + 1, (unsigned)high - 1, 0);
+	(void)syscall(NR_close_range, (unsigned)high + 1, ~0u, 0);
+}
+
+/* Nested: in a user namespace that is not the host's. Live: see keeper.c. */
+static int serve_main(char **argv, bool has_title, bool nested, bool live)
 {
 	struct event ready = {.type = EVENT_PREPARED};
-	int error;
+	int error, listener = -1;
 
 	control = fcntl(atoi(argv[2]), F_DUPFD_CLOEXEC, 200); /* out of the way of what comes with requests */
-	if (control < 0)
+	if (live)
+		listener = fcntl(0, F_DUPFD_CLOEXEC, 200);
+	if (control < 0 || (live && listener < 0))
 		return usage();
+	if (live)
+		close(0);
 	for (int fd = 0; fd >= 0 && fd < 3; fd > 2 ? close(fd) : 0) /* what comes with requests must not land on 0..2 */
 		fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-	(void)syscall(NR_close_range, 3u, (unsigned)control - 1, 0);
-	(void)syscall(NR_close_range, (unsigned)control + 1, ~0u, 0);
+	close_all_but(control, live ? listener : control);
 	block_all_signals(NULL);
 	reset_dispositions();
+	if (has_title) {
+		title_start = argv[0];
+		title_end = argv[4] + strlen(argv[4]);
+	}
+	if (live) {
+		(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* the keeper, too */
+		control = become_kept(control, listener);
+		if (control < 0)
+			return 125;
+	}
 	(void)prctl(PR_SET_NAME, "tinyvisor-launcher", 0, 0, 0);
 	(void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	/* A process exec'ed into a container may outlive the one that waits for it. Unreaped it would keep the container's PID 1
 	 * from ending, and the host's PID 1 may take its time. */
 	(void)prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 	(void)umask(0); /* modes are the plan's; the workload sets its own */
-	if (has_title) {
-		title_start = argv[0];
-		title_end = argv[4] + strlen(argv[4]);
+	if (!live) {
+		supervisor_pidfd = (int)syscall(NR_pidfd_open, atoi(argv[3]), 0);
+		if (supervisor_pidfd < 0 || getppid() != atoi(argv[3]))
+			return 0; /* it is gone already */
 	}
-	supervisor_pidfd = (int)syscall(NR_pidfd_open, atoi(argv[3]), 0);
-	if (supervisor_pidfd < 0 || getppid() != atoi(argv[3]))
-		return 0; /* it is gone already */
 	launcher_pidfd = (int)syscall(NR_pidfd_open, getpid(), 0);
 	uint64_t child = 1ull << (SIGCHLD - 1);
 	signals = (int)syscall(SYS_signalfd4, -1, &child, sizeof child, O_CLOEXEC | O_NONBLOCK);
@@ -605,6 +641,8 @@ int main(int argc, char **argv)
 	if (!strcmp(argv[1], "check") && argc == 3)
 		return check(atoi(argv[2]));
 	if ((!strcmp(argv[1], "serve") || !strcmp(argv[1], "serve-nested")) && (argc == 4 || argc == 5))
-		return serve_main(argv, argc == 5, argv[1][5]);
+		return serve_main(argv, argc == 5, argv[1][5], false);
+	if (!strcmp(argv[1], "keep") && argc == 5)
+		return serve_main(argv, true, false, true);
 	return usage();
 }

@@ -82,7 +82,7 @@ int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan
 	static const uint32_t flags[] = {
 		[REQUEST_PREPARE] = FLAG_BODY_IN_MEMFD | FLAG_KEEP_FDS,
 		[REQUEST_LAUNCH] = FLAG_BODY_IN_MEMFD | FLAG_PARK | FLAG_EXEC,
-		[REQUEST_KILL] = FLAG_BODY_IN_MEMFD,
+		[REQUEST_KILL] = FLAG_BODY_IN_MEMFD | FLAG_ASK,
 		[REQUEST_RUN] = FLAG_BODY_IN_MEMFD,
 	};
 	static const int least_fds[] = {[REQUEST_LAUNCH] = 4, [REQUEST_RUN] = 3};
