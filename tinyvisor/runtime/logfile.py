@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from tinyvisor.runtime import rotation
-
 from tinyvisor.runtime.stage import Place
 
 Stream = Literal["stdout", "stderr"]
@@ -203,6 +202,7 @@ class LogFile:
         """Counts what somebody else threw away before it came here."""
         before = self._lost or Lost(0, 0, lost.reason)
         self._lost = Lost(before.lines + lost.lines, before.bytes + lost.bytes, before.reason)
+
     def place(self) -> Place:
         """Where the next record goes, for `take_back`."""
         return Place(self._inode, self._size) if self._fd >= 0 else Place()
