@@ -51,14 +51,14 @@ def test_a_job_arrives_with_its_files(tmp_path: Path) -> None:
     path = tmp_path / "data"
     job = Job(spec=FULL, id="x", stdin=path, files={"a": b"\0\xff", "b": path, "c": b""}, collect=("out", "*.c"))
     ((record, blobs),) = frames.unpack(frames.encode_job(5, job, {path: b"contents"}))
-    key, found = frames.decode_job(record, blobs, nowhere)
+    key, found = frames.decode_job(record, blobs, nowhere, nowhere)
     assert key == 5
     assert (found.spec, found.stdin, found.collect) == (FULL, b"contents", ("out", "*.c"))
     assert found.files == {"a": b"\0\xff", "b": b"contents", "c": b""}
     ((record, blobs),) = frames.unpack(frames.encode_job(6, FULL, {}))
-    assert frames.decode_job(record, blobs, nowhere) == (6, Job(spec=FULL))
+    assert frames.decode_job(record, blobs, nowhere, nowhere) == (6, Job(spec=FULL))
     ((record, blobs),) = frames.unpack(frames.encode_job(7, job, {path: "d1gest"}))
-    _, found = frames.decode_job(record, blobs, tmp_path.joinpath)
+    _, found = frames.decode_job(record, blobs, tmp_path.joinpath, nowhere)
     assert found.stdin == tmp_path / "d1gest"
     assert found.files == {"a": b"\0\xff", "b": tmp_path / "d1gest", "c": b""}
 
@@ -70,7 +70,7 @@ def test_a_file_that_comes_in_pieces_is_there_when_it_is_whole_and_right(tmp_pat
         for piece, last in ((b"one ", False), (b"two", True)):
             assert not store.path(digest).exists()
             ((record, blobs),) = frames.unpack(frames.encode_piece(digest, piece, last=last))
-            store.add(record["digest"], blobs[0], last=record["last"])
+            store.add(record["piece"], blobs[0], last=record["last"])
         assert store.path(digest).exists() == there
     assert [path.name for path in (tmp_path / "store").iterdir()] == [whole]
     assert store.path(whole).read_bytes() == b"one two"

@@ -12,12 +12,15 @@ import trio.testing
 
 from tinyvisor.cluster import frames
 from tinyvisor.cluster.node import UNTAKEN, _Session
+from tinyvisor.cluster.room import Room
+from tinyvisor.cluster.roots import Roots
 from tinyvisor.errors import HostError
 from tinyvisor.job import Job
 from tinyvisor.spec import Spec
 from tinyvisor.state import Result
 
 ID = b"8 bytes."
+DIGEST = 64 * "a"
 
 
 class FakeNode:
@@ -25,6 +28,8 @@ class FakeNode:
 
     def __init__(self) -> None:
         self.runtime = self
+        self.room = Room(100, None)
+        self.roots = Roots(Path("/nowhere"))
         self.running: dict[str, trio.Event] = {}
         self.said: list[tuple[int, bytes]] = []
         self.output = b""
@@ -136,8 +141,8 @@ def test_a_file_that_has_not_come_is_named(tmp_path: Path) -> None:
         node.run_job = run_job  # type: ignore[method-assign]
         async with session(node, directory=str(tmp_path / "store")) as made:
             job = Job(spec=Spec(command=("a",)), stdin=Path("/elsewhere"))
-            made.add(frames.encode_job(1, job, {Path("/elsewhere"): "d1gest"}))
+            made.add(frames.encode_job(1, job, {Path("/elsewhere"): DIGEST}))
             await trio.testing.wait_all_tasks_blocked()
-        assert seen[0].stdin == tmp_path / "store" / "d1gest"
+        assert seen[0].stdin == tmp_path / "store" / DIGEST
 
     trio.run(main)

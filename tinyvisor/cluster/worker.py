@@ -218,10 +218,10 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
             session = self._sessions.get(id)
             if session is None:
                 return
-            if kind == frames.RESULT:
+            if kind in (frames.RESULT, frames.ROOT):
                 session.results.append(payload)
                 session.size += len(payload)
-                session.held -= 1
+                session.held -= kind == frames.RESULT
             elif kind == frames.UNFIT:
                 session.state, session.reason = "unfit", payload.decode(errors="replace")
             elif kind == frames.CLOSED:
@@ -364,7 +364,7 @@ def open_session(id: bytes, own: str, key: str, version: str, slots: str | None,
 
     Args:
         own, key: our own, and that of the `hold` that will keep it.
-        slots: as ``--jobs`` has it, ``"8"`` or ``"150%"`` of the worker's threads; None is one for each.
+        slots: as ``--jobs`` has it, ``"8"`` or ``"150%"`` of the worker's CPUs; None is one for each.
     """
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as version_of
@@ -379,16 +379,26 @@ def open_session(id: bytes, own: str, key: str, version: str, slots: str | None,
         sync(worker.loop, worker.plugin_add, plugin=NodePlugin(), name=NAME)
         plugin = _plugin(worker)
         assert plugin is not None
-    count = _slots(slots, worker.state.nthreads)
+    size = measure(worker.state.total_resources, worker.state.nthreads, worker.memory_manager.memory_limit)
+    given = {**size, "slots": slots_of(slots, size["cpus"])}
     directory = str(Path(worker.local_directory, f"tinyvisor-{id.hex()}"))
-    why = plugin.open(id, own, key, {**settings, "slots": count, "directory": directory})
-    return {"why": why, "slots": count, "host": socket.gethostname()}
+    why = plugin.open(id, own, key, {**settings, **given, "directory": directory})
+    return {"why": why, "host": socket.gethostname(), **given}
 
 
-def _slots(text: str | None, threads: int) -> int:
+def measure(resources: Mapping[str, float], threads: int, memory: int | None) -> dict[str, Any]:
+    """``cpus`` and ``memory`` (bytes, or None) that a worker's jobs may use at once: its resources CPU and MEMORY, where whoever
+    started it has said so, else its threads and its memory limit."""
+    cpus = resources.get("CPU", 0.0)
+    limit = resources.get("MEMORY", memory or 0)
+    return {"cpus": float(cpus if cpus > 0 else max(1, threads)), "memory": int(limit) or None}
+
+
+def slots_of(text: str | None, cpus: float) -> int:
+    """Jobs at once, of those that say nothing of CPUs."""
     if text is None:
-        return max(1, threads)
-    return max(1, int(text[:-1]) * threads // 100) if text.endswith("%") else int(text)
+        return max(1, int(cpus))
+    return max(1, int(int(text[:-1]) * cpus / 100)) if text.endswith("%") else int(text)
 
 
 def hold(id: bytes) -> None:
