@@ -19,6 +19,7 @@ from typing import Any
 
 import trio
 
+from tests.benchmarks.cluster import measure_cluster
 from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, open_contenders
 from tests.benchmarks.floor import EVERYTHING, PARTS, Floor, open_floor
 from tests.benchmarks.memory import idle_memory
@@ -162,6 +163,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--breakdown", action="store_true", help="the floor alone, part by part")
     parser.add_argument("--trace", action="store_true", help="what a tracer costs, ours and strace")
+    parser.add_argument("--cluster", action="store_true", help="a batch on Dask beside one without; --count jobs in each round")
     parser.add_argument("--only", metavar="NAMES", help="contenders besides the floor, by commas: tinyvisor,bwrap")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
@@ -215,6 +217,10 @@ def main() -> int:
     found: dict[str, Any] = {"machine": machine}
     if options.trace:
         found["trace"] = trio.run(measure_tracing, options.rounds)
+        return _write(options.json, found)
+    if options.cluster:
+        with tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
+            found["cluster"] = trio.run(measure_cluster, options.count, options.rounds, Path(scratch))
         return _write(options.json, found)
     with open_floor() as floor, tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
         if options.scale:

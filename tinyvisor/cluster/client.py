@@ -41,6 +41,8 @@ UNREAD: Final = 32 << 20
 """Bytes of results that wait to be taken; then no node is asked for more."""
 BRIEF, LONG = 0.25, 5.0
 """Seconds that a node without results may keep us waiting: while it has room for more jobs, and while it has not."""
+MOMENT: Final = 0.02
+"""Seconds that a node with room for more jobs is kept waiting for their being read."""
 RECONCILE: Final = 10.0
 """Seconds between two looks at who is in the cluster, besides being told."""
 MOST_DEATHS: Final = 5
@@ -111,8 +113,7 @@ class Cluster:
         capture_stdout: bool = False,
         capture_stderr: bool = False,
     ) -> AsyncIterator[Results[Result]]:
-        """As `Runtime.map`. A job's files are read here, and so are its root and its seccomp profile where there are such; else
-        they are paths on the nodes, as volumes always are.
+        """As `Runtime.map`. A job's files, its root and its seccomp profile are read here; volumes are directories of the nodes.
 
         Args:
             concurrency: not used: what runs at once is the nodes' to say.
@@ -466,6 +467,9 @@ class _Batch:
 
         node = self.dispatch.nodes[link.address]
         for number in itertools.count():
+            while self._size > UNREAD or not (node.held or link.outbox or self._can_take(link)):
+                await self._changed.wait()
+            await self._read_ahead(link)
             chunk, count = await self._load(link)
             more = not self._exhausted or self.dispatch.waiting
             patience = 0.0 if link.outbox else BRIEF if self.dispatch.has_room(link.address) and more else LONG
@@ -476,12 +480,16 @@ class _Batch:
             self._take(link, records)
             if state != "on":
                 return state, reason
-            while self._size > UNREAD or not (node.held or link.outbox or self._can_take(link)):
-                await self._changed.wait()
         raise AssertionError
 
     def _can_take(self, link: _Link) -> bool:
         return self.dispatch.waiting and self.dispatch.has_room(link.address)
+
+    async def _read_ahead(self, link: _Link) -> None:
+        """What has just come has made room for jobs: waits for a moment until they are read, so that they go now."""
+        with anyio.move_on_after(MOMENT):
+            while self.dispatch.wanted and self.dispatch.has_room(link.address) and not self._exhausted:
+                await self._changed.wait()
 
     async def _load(self, link: _Link) -> tuple[bytes, int]:
         """What goes to a node next, and how many jobs are in it. Files go before the first job that needs them, once."""
@@ -509,6 +517,9 @@ class _Batch:
             content = await self._files.content(ticket.job)
         except OSError as error:
             self._fail(link, ticket, f"read {error.filename or 'a file'}: {error.strerror or error}")
+            return
+        except SpecError as error:
+            self._fail(link, ticket, str(error))
             return
         if content.root and (root := self._root(link, content)).state != "here":
             if root.state == "asked":

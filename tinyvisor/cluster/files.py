@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 
 from tinyvisor.cluster import frames
+from tinyvisor.errors import SpecError
 from tinyvisor.job import Job
 from tinyvisor.spec import Spec
 
@@ -43,8 +44,7 @@ class Content:
     """What a job needs besides itself.
 
     Attributes:
-        files: by path: what it has, or the digest of that. Roots and profiles always by digest; those that are not on this
-            host are not in here, for they are the nodes' own.
+        files: by path: what it has, or the digest of that. Roots and profiles always by digest.
         large: by digest: where to read it.
         root: the digest of its root, which is one of `large`.
         stored: those of `large` that are files of the job's or its profile, and no root.
@@ -69,17 +69,18 @@ class Files:
 
         Raises:
             OSError: some of it can't be read.
+            SpecError: its root is not there, or is no file or directory.
         """
         found = Content()
         spec = job.spec if isinstance(job, Job) else job
         if isinstance(job, Job):
             for path in {value for value in (job.stdin, *job.files.values()) if isinstance(value, Path)}:
                 await self._add(found, path, SMALL)
-        if isinstance(spec.seccomp, Path) and spec.seccomp.is_file():
+        if isinstance(spec.seccomp, Path):
             await self._add(found, spec.seccomp, -1)
         if spec.rootfs is not None and spec.rootfs.is_dir():
             await self._add_directory(found, spec.rootfs)
-        elif spec.rootfs is not None and spec.rootfs.is_file():
+        elif spec.rootfs is not None:
             await self._add_tarball(found, spec.rootfs)
         return found
 
@@ -110,6 +111,7 @@ class Files:
             return digest
 
     async def _add_tarball(self, found: Content, path: Path) -> None:
+        _check_tarball(path)
         stored = set(found.stored)
         await self._add(found, path, -1)
         found.root, found.stored = str(found.files[path]), stored
@@ -121,6 +123,11 @@ class Files:
         file, digest = self._packed[path]
         found.files[path] = found.root = digest
         found.large[digest] = Path(f"/proc/self/fd/{file.fileno()}")
+
+
+def _check_tarball(path: Path) -> None:
+    if not path.is_file():
+        raise SpecError("rootfs", f"{path} is no regular file" if path.exists() else f"{path} does not exist")
 
 
 def _version(path: Path) -> tuple[Path, int, int]:

@@ -165,8 +165,8 @@ def encode_job(key: int, job: Spec | Job, contents: Mapping[Path, bytes | str]) 
 
     Args:
         key: what its result is called by.
-        contents: of the host's files that it names; text is the digest of one that was sent as `encode_piece`. A root or a
-            profile that is not among them is the node's.
+        contents: of the host's files that it names; text is the digest of one that was sent as `encode_piece`, and of a root
+            or a profile it is always that.
     """
     spec = job if isinstance(job, Spec) else job.spec
     record: dict[str, Any] = {"key": key, "command": spec.command, "spec": encode_spec(spec, contents)}
