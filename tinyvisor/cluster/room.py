@@ -71,7 +71,9 @@ class Room:
             self._running += 1
             self._used_cpus += share.cpus
             self._used_memory += share.memory
-            self._queues[number].start(share)
+            queue = self._queues.pop(number)
+            self._queues.append(queue)  # of those that run as many, the one that started one last comes last
+            queue.start(share)
 
     def share(self, cpus: float | None, memory: int | None, slots: int) -> Share:
         """Of a job.
