@@ -100,13 +100,19 @@ def test_small_jobs_do_not_for_ever_pass_a_large_one() -> None:
 
 def test_a_batch_that_ends_makes_room() -> None:
     room = Room(1, None)
-    large, small = Batch(room, (4, None), (4, None), slots=1), Batch(room, PLAIN, PLAIN, slots=1)
+    large = Batch(room, (4, None), (4, None), slots=1)
+    room.fill()
+    small = Batch(room, PLAIN, PLAIN, slots=1)
     room.fill()
     assert (large.running, small.running) == (1, 0)
-    large.waiting.clear()
     large.end()
-    room.leave(large)
+    assert (large.running, small.running) == (0, 1), "in turns"
+    large.waiting.clear()
+    small.end()
     assert small.running == 1
+    room.leave(large)
+    small.end()
+    assert (small.running, len(small.waiting)) == (0, 0)
 
 
 @given(

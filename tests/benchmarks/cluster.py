@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from tests.benchmarks.counts import activity, parent
+from tests.benchmarks.counts import process_cpu
 from tests.benchmarks.scale import _check, _jobs
 from tests.kernel.machines import LOOPBACK, Machines
 from tinyvisor.batch import Batch, Policy
@@ -97,12 +97,14 @@ def _groups(machines: Machines) -> dict[str, list[int]]:
         "client": [os.getpid()],
         "scheduler": [scheduler],
         "workers": workers,
-        "nodes": [pid for pid in _processes() if parent(pid) in workers],
+        "nodes": [child for worker in workers for child in _children(worker)],
     }
 
 
-def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+def _children(pid: int) -> list[int]:
+    """Of all its threads."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(word) for file in files for word in file.read_text().split()]
 
 
 async def _run(runtime: Runs, file: Path, count: int, at_once: int, groups: Callable[[], dict[str, list[int]]]) -> Run:
@@ -129,7 +131,7 @@ async def _run(runtime: Runs, file: Path, count: int, at_once: int, groups: Call
 
 
 def _cpu(groups: dict[str, list[int]]) -> dict[str, float]:
-    return {name: activity(pids).cpu for name, pids in groups.items()}
+    return {name: sum(map(process_cpu, pids)) for name, pids in groups.items()}
 
 
 async def _compare(workers: int, jobs: int, rounds: int, scratch: Path) -> list[Found]:

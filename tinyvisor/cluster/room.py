@@ -52,7 +52,7 @@ class Room:
 
     def join(self, queue: Queue) -> None:
         """A batch begins."""
-        self._queues.append(queue)
+        self._queues.insert(0, queue)
 
     def leave(self, queue: Queue) -> None:
         """A batch has ended."""
