@@ -85,6 +85,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     command = interpreter.command
     monkeypatch.setattr(interpreter, "command", lambda module: command("tests.fake_node"))
     options: dict[str, Any] = {"dashboard_address": None, "worker_dashboard_address": None, "memory_limit": "8GB"}
+    options["scheduler_kwargs"] = {"dashboard_address": "127.0.0.1:0"}
     with dask.config.set(QUIET), distributed.LocalCluster(
         n_workers=2, threads_per_worker=4, processes=False, local_directory=str(tmp_path), **options
     ) as cluster, distributed.Client(cluster, set_as_default=False) as client:  # fmt: skip

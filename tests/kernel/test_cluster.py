@@ -22,6 +22,7 @@ from tests.kernel.machines import LOOPBACK, Machines, certificates, until
 
 pytestmark = pytest.mark.kernel
 
+COUNT = 60
 VARYING = frozenset({"wall", "cpu_user", "cpu_system", "memory_peak", "pids_peak"})
 """What differs from run to run."""
 
@@ -171,7 +172,7 @@ def test_the_results_are_those_of_one_machine(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "tinyvisor"
     script.write_text("from tinyvisor.__main__ import main\nif __name__ == '__main__': main()\n")
-    file = write(tmp_path / "jobs.jsonl", *mixed(tmp_path, 200))
+    file = write(tmp_path / "jobs.jsonl", *mixed(tmp_path, COUNT))
     alone = tinyvisor("batch", "-j", "2", "--results", tmp_path / "alone", file)
     assert alone.returncode == 1, alone.stderr
     words = ["batch", "--cluster", "local:2", "--results", tmp_path / "r", "--output-dir", tmp_path / "out", file]
@@ -190,7 +191,8 @@ def test_the_results_are_those_of_one_machine(tmp_path: Path) -> None:
         id: each | ({"files": {"out": {"file": f"{id}/out"}}} if each["files"] else {})
         for id, each in comparable(tmp_path / "alone").items()
     }
-    assert "200 jobs in" in ended.stderr
+    assert f"{COUNT} jobs in" in ended.stderr
+    assert "Warning" not in ended.stderr
     assert sorted(re.findall(r"\d+ (?:ok|[a-z_]+)", alone.stderr.splitlines()[-1])) == sorted(
         re.findall(r"\d+ (?:ok|[a-z_]+)", ended.stderr.splitlines()[-1])
     )
@@ -366,7 +368,7 @@ def test_lost_hosts_lose_no_job_and_one_without_limits_takes_none(tmp_path: Path
     """Hosts with addresses of their own: one is killed, one cut off, where neither side hears the other's end, on one there are
     no cgroups, and one does all the work. Without it that ends the batch."""
     gate = tmp_path / "gate"
-    jobs = [*gated(gate, 3), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(200))]
+    jobs = [*gated(gate, 3), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(60))]
     file = write(tmp_path / "jobs.jsonl", *({**job, "mem_limit": "64m"} for job in jobs))
     soon = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s"}  # less is refused
     with Network(5) as network:
@@ -386,7 +388,7 @@ def test_lost_hosts_lose_no_job_and_one_without_limits_takes_none(tmp_path: Path
                 assert running.end() == 0, running.text
             found = results(tmp_path / "r")
             assert set(found) == {job["id"] for job in jobs}
-            assert all(found[f"q{number}"]["stdout"] == f"{number}\n" for number in range(200))
+            assert all(found[f"q{number}"]["stdout"] == f"{number}\n" for number in range(60))
             until(lambda: containers() == [])
             machines.lose(3)
             with Running([*words, tmp_path / "none", file], before=network[0][0]) as running:
