@@ -97,14 +97,8 @@ def _groups(machines: Machines) -> dict[str, list[int]]:
         "client": [os.getpid()],
         "scheduler": [scheduler],
         "workers": workers,
-        "nodes": [child for worker in workers for child in _children(worker)],
+        "nodes": machines.nodes(),
     }
-
-
-def _children(pid: int) -> list[int]:
-    """Of all its threads."""
-    files = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(word) for file in files for word in file.read_text().split()]
 
 
 async def _run(runtime: Runs, file: Path, count: int, at_once: int, groups: Callable[[], dict[str, list[int]]]) -> Run:
@@ -221,9 +215,8 @@ def print_row(row: Found) -> None:
     for name in ("alone", "cluster"):
         each, first = row[name], row[f"first_{name}"]
         print(f"  {name:<8}{1e3 * each:9.2f} ms each{1 / each:8.0f} per second, the first after {first:.2f} s")
-    print(
-        f"  ratio   {row['ratio']:9.3f}, in single rounds {min(row['ratios']):.2f} to {max(row['ratios']):.2f}; of the fastest {row['best']:.3f}"
-    )
+    low, high = min(row["ratios"]), max(row["ratios"])
+    print(f"  ratio   {row['ratio']:9.3f}, in single rounds {low:.2f} to {high:.2f}; of the fastest {row['best']:.3f}")
     shares = ", ".join(f"{name} {1e3 * each:.2f}" for name, each in cpu.items())
     print(f"  Python's CPU ms for each: alone {1e3 * row['cpu_alone']:.2f}; {shares}")
     idle = row["scheduler_idle"] * row["cluster"] * 1e3

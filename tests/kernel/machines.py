@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,10 +56,38 @@ class Machines:
         self.processes[number].kill()
         self.processes[number].wait(BOUND)
 
+    def nodes(self) -> list[int]:
+        """The processes that run containers."""
+        found: list[int] = []
+        for process in self.processes:
+            for file in Path(f"/proc/{process.pid}/task").glob("*/children"):
+                with contextlib.suppress(OSError):  # a thread that has just ended
+                    found += map(int, file.read_text().split())
+        return found
+
+    def kill_nodes(self) -> None:
+        """Their workers start others."""
+        nodes = self.nodes()
+        for pid in nodes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        until(lambda: not any(map(lives, nodes)))
+
     def __exit__(self, *exc: object) -> None:
+        """The nodes end by themselves when their workers do."""
+        nodes = self.nodes()
         for process in reversed(self.processes):
             process.kill()
             process.wait(BOUND)
+        until(lambda: not any(map(lives, nodes)))
+
+
+def lives(pid: int) -> bool:
+    """Whether a process has not ended; a zombie has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def certificates(directory: Path) -> list[str | Path]:

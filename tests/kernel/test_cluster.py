@@ -135,10 +135,17 @@ OWN_CACHE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o mode=755 cache
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     worker = (OWN_CACHE, "127.0.0.1")
     with Machines(tmp_path_factory.mktemp("machines"), LOOPBACK, worker, worker) as machines:
         yield machines
+
+
+@pytest.fixture
+def machines(started: Machines) -> Iterator[Machines]:
+    """Nodes live on for the next batch, but here for no other test."""
+    yield started
+    started.kill_nodes()
 
 
 def containers() -> list[str]:
