@@ -112,6 +112,39 @@ def test_long_jobs_that_fill_a_node_go_to_one_each() -> None:
     assert made.wanted == 48
 
 
+def test_long_jobs_after_short_ones_do_not_wait_for_each_other_while_a_node_is_idle() -> None:
+    made = dispatch(1, 1, jobs=1)
+    take(made, "n0")
+    finish_all(made, "n0", 0.01)
+    for key in range(10, 16):
+        made.add(Ticket(key, None, again=key != 12))
+    assert len(take(made, "n0")) == 6
+    assert take(made, "n1") == []
+    assert made.should_return("n0")
+    assert not made.should_return("n1")
+    for key in range(11, 16):
+        made.give_back("n0", key)
+    assert not made.should_return("n0")
+    assert take(made, "n0") == []
+    assert take(made, "n1") == [11]
+    assert made.capacity(made.nodes["n0"]) == 1
+
+
+def test_what_nobody_else_could_begin_stays() -> None:
+    made = dispatch(1, 1, jobs=2)
+    for name in ("n0", "n1"):
+        take(made, name)
+    finish_all(made, "n0", 0.01)
+    for key in range(10, 16):
+        made.add(Ticket(key, None))
+    take(made, "n0")
+    assert not made.should_return("n0"), "the other one is busy"
+    finish_all(made, "n1", 100.0)
+    assert made.should_return("n0")
+    made.add(Ticket(20, None))
+    assert not made.should_return("n0"), "there are others for who is idle"
+
+
 def test_a_node_of_which_nothing_is_known_counts_jobs() -> None:
     made = dispatch(2)
     for key in range(3):

@@ -92,6 +92,20 @@ def test_slots() -> None:
     trio.run(main)
 
 
+def test_what_was_not_begun_is_given_back_when_it_is_asked_for() -> None:
+    async def main() -> None:
+        node = FakeNode()
+        async with session(node) as made:
+            await add(made, "a", "b", "c", "d")
+            made.add(frames.encode_recall())
+            back = [record["back"] for kind, payload in node.said for record, _ in frames.unpack(payload) if kind == frames.BACK]
+            assert back == [ord("c"), ord("d")]
+            await node.end("a")
+            assert set(node.running) == {"b"}
+
+    trio.run(main)
+
+
 def test_memory_budget() -> None:
     async def main() -> None:
         node = FakeNode()

@@ -39,8 +39,9 @@ CHUNK: Final = 4 << 20
 """Bytes of jobs and pieces of files in one message, but for a single larger one."""
 UNREAD: Final = 32 << 20
 """Bytes of results that wait to be taken; then no node is asked for more."""
-BRIEF, LONG = 0.25, 5.0
-"""Seconds that a node without results may keep us waiting: while it has room for more jobs, and while it has not."""
+BRIEF, AHEAD, LONG = 0.25, 1.0, 5.0
+"""Seconds that a node without results may keep us waiting: while it has room for more jobs, while it has some that it can't have
+begun, and else."""
 MOMENT: Final = 0.02
 """Seconds that a node with room for more jobs is kept waiting for their being read."""
 RECONCILE: Final = 10.0
@@ -472,7 +473,7 @@ class _Batch:
             await self._read_ahead(link)
             chunk, count = await self._load(link)
             more = not self._exhausted or self.dispatch.waiting
-            patience = 0.0 if link.outbox else BRIEF if self.dispatch.has_room(link.address) and more else LONG
+            patience = 0.0 if link.outbox else self._patience(link, more=more)
             gather = 0.0 if link.outbox else self.dispatch.interval
             state, records, reason = await self._calls.submit(
                 link.address, worker.exchange, link.session, number, chunk, count, more, patience, gather
@@ -480,7 +481,13 @@ class _Batch:
             self._take(link, records)
             if state != "on":
                 return state, reason
+            if not records and patience and self.dispatch.should_return(link.address):
+                link.outbox.append((frames.encode_recall(), 0))
         raise AssertionError
+
+    def _patience(self, link: _Link, *, more: bool) -> float:
+        node = self.dispatch.nodes[link.address]
+        return BRIEF if more and self.dispatch.has_room(link.address) else AHEAD if node.load > node.slots else LONG
 
     def _can_take(self, link: _Link) -> bool:
         return self.dispatch.waiting and self.dispatch.has_room(link.address)
@@ -549,6 +556,11 @@ class _Batch:
         for record, blobs in frames.unpack(records):
             if "root" in record:
                 self._heed_root(link, record["root"], record["state"])
+                continue
+            if "back" in record:
+                link.sent.release(record["back"])
+                self.dispatch.give_back(link.address, record["back"])
+                self._changed.ring()
                 continue
             link.sent.release(record["key"])
             ticket = self.dispatch.finish(link.address, record["key"])

@@ -1,7 +1,8 @@
 """Which node gets which job, how many at once, and what becomes of the jobs of a node that is lost. Pure.
 
 Jobs are not assigned ahead: a node that has room takes the next ones. It is given as many as keep it busy until it can be
-heard of again, so that the cost of a message is shared by many jobs of a millisecond, and by none of ten minutes.
+heard of again, so that the cost of a message is shared by many jobs of a millisecond, and by none of ten minutes. Where they
+turn out longer than those before them, it gives back what it has not begun.
 
 A lost node says nothing of which of its jobs was to blame. What it had runs again elsewhere, in company; what was there when
 a second node was lost runs alone on a node; and what is alone on the third is given up.
@@ -218,6 +219,20 @@ class Dispatch:
         """Whether `take` would give something were there enough jobs."""
         node = self.nodes[name]
         return not node.held if node.draining else node.load < self.capacity(node)
+
+    def should_return(self, name: str) -> bool:
+        """Whether jobs that a node has not begun would begin elsewhere now. For one from which nothing has come for a while."""
+        node = self.nodes[name]
+        others = (other for other in self.nodes.values() if other is not node and not other.draining)
+        return node.load > node.slots and not self.waiting and any(other.load < other.slots for other in others)
+
+    def give_back(self, name: str, key: int) -> None:
+        """A node has not begun a job, and will not. How long jobs take there is not known any more."""
+        node = self.nodes[name]
+        ticket = node.take_back(key)
+        if ticket is not None:
+            self._ready.append(ticket)
+            node.mean = None
 
     def finish(self, name: str, key: int) -> Ticket | None:
         """A result has come; None where the job is not that node's."""

@@ -23,9 +23,9 @@ HEADER: Final = struct.Struct("!IB8s")
 
 OPEN, JOBS, TAKEN, CLOSE = 1, 2, 3, 4
 """To the node: a session begins; records of jobs; so many bytes of results have left the worker; a session ends."""
-READY, REFUSED, RESULT, UNFIT, CLOSED, ROOT = 16, 17, 18, 19, 20, 21
+READY, REFUSED, RESULT, UNFIT, CLOSED, ROOT, BACK = 16, 17, 18, 19, 20, 21, 22
 """From the node: it runs; it can't, and why; a record of a result; it can't enforce what a job asks for; nothing of a session
-is left; a record that says how it stands with a root."""
+is left; a record that says how it stands with a root; a record of a job that it gives back."""
 
 NOBODY: Final = bytes(8)
 """Whose the frames are that belong to no session."""
@@ -200,6 +200,16 @@ def encode_piece(digest: str, piece: bytes, *, last: bool, root: bool = False) -
 def encode_drop(digest: str) -> bytes:
     """The record that a file is not needed any more."""
     return pack({"drop": digest})
+
+
+def encode_recall() -> bytes:
+    """The record that asks for the jobs that were not begun."""
+    return pack({"recall": True})
+
+
+def encode_back(key: int) -> bytes:
+    """The record of a job that was not begun, and won't be."""
+    return pack({"back": key})
 
 
 def encode_root(digest: str, **more: Any) -> bytes:

@@ -198,6 +198,10 @@ class _Session:
         for record, blobs in frames.unpack(payload):
             if "key" in record:
                 self._waiting.append(_Waiting(*frames.decode_job(record, blobs, self._store.path, self._roots.path)))
+            elif "recall" in record:
+                for one in self._waiting:
+                    self._say(frames.BACK, frames.encode_back(one.key))
+                self._waiting.clear()
             elif "drop" in record:
                 self._store.drop(record["drop"])
             elif "piece" not in record:

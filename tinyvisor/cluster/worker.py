@@ -234,10 +234,10 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
             session = self._sessions.get(id)
             if session is None:
                 return
-            if kind in (frames.RESULT, frames.ROOT):
+            if kind in (frames.RESULT, frames.BACK, frames.ROOT):
                 session.results.append(payload)
                 session.size += len(payload)
-                session.held -= kind == frames.RESULT
+                session.held -= kind != frames.ROOT
             elif kind == frames.UNFIT:
                 session.state, session.reason = "unfit", payload.decode(errors="replace")
             elif kind == frames.CLOSED:
