@@ -65,12 +65,12 @@ class Machines:
                     found += map(int, file.read_text().split())
         return found
 
-    def kill_nodes(self) -> None:
+    def end_nodes(self) -> None:
         """Their workers start others."""
         nodes = self.nodes()
         for pid in nodes:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGTERM)
         until(lambda: not any(map(lives, nodes)))
 
     def __exit__(self, *exc: object) -> None:

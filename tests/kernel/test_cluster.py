@@ -145,7 +145,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 def machines(started: Machines) -> Iterator[Machines]:
     """Nodes live on for the next batch, but here for no other test."""
     yield started
-    started.kill_nodes()
+    started.end_nodes()
 
 
 def containers() -> list[str]:

@@ -284,9 +284,10 @@ class _Node:
         self._written.set()
 
     async def serve(self) -> None:
-        """Until the other end is closed."""
+        """Until the other end is closed, or SIGTERM comes, as to all processes of a unit that is stopped."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
+            nursery.start_soon(_cancel_on_sigterm, nursery.cancel_scope)
             async for kind, id, payload in _frames(self._stream):
                 self._heed(kind, id, payload, nursery)
             nursery.cancel_scope.cancel()
@@ -321,6 +322,12 @@ class _Node:
             data = b"".join(self._out)
             self._out.clear()
             await self._stream.send_all(data)
+
+
+async def _cancel_on_sigterm(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
 
 
 async def _frames(stream: trio.SocketStream) -> AsyncIterator[tuple[int, bytes, bytes]]:
