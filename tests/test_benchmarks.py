@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.benchmarks.__main__ import compare, process_ratio
+from tests.benchmarks.cluster import Run, saturation, summarize
 from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, _in_turns
 from tests.benchmarks.counts import Activity, parse_cgroups, parse_descendants, parse_field, parse_objects
 from tests.benchmarks.scale import QUICK, Sizes, add_options, chosen_sizes, edge_rates, growth, json_line
@@ -185,3 +186,23 @@ def test_in_turns_each_is_first_as_often_and_only_when_all_is_ready() -> None:
     assert calls[::2] == ["ready"] * 8
     assert calls[1::2] == ["first", "second", "second", "first"] * 2
     assert sample.process is not None
+
+
+# --- A cluster. ---
+
+
+def test_a_clusters_ratio_is_taken_within_a_round() -> None:
+    alone = [Run(0.1, each, {"client": 2.0}, 0) for each in (1.0, 10.0, 2.0)]
+    cluster = [Run(1.0, each, {"client": 1.0, "scheduler": 0.5}, 7) for each in (2.0, 11.0, 2.0)]
+    found = summarize(alone, cluster)
+    assert (found["alone"], found["cluster"], found["ratio"]) == (2.0, 2.0, 1.1)
+    assert found["best"] == 2.0
+    assert (found["cpu_alone"], found["cpu"], found["messages"]) == (2.0, {"client": 1.0, "scheduler": 0.5}, 7)
+
+
+def test_what_a_scheduler_does_without_jobs_is_not_the_messages_doing() -> None:
+    row = {"cluster": 0.1, "cpu": {"client": 0.0005, "scheduler": 0.004}, "scheduler_idle": 0.02, "messages": 10}
+    found = saturation(row, 101)
+    assert found["client"] == pytest.approx(2000)
+    assert found["message"] == pytest.approx((0.4 - 0.2) / 10)
+    assert found["most_messages"] == pytest.approx(50)

@@ -84,6 +84,74 @@ def test_many_nodes_send_no_more_messages_than_some_and_have_as_much_to_do_in_be
         assert made.capacity(node) * 0.1 >= 2 * made.interval
 
 
+def test_a_job_takes_as_many_slots_as_it_needs_of_the_node() -> None:
+    made = Dispatch()
+    made.join("n0", 4, cpus=4.0, memory=100)
+    for key, needs in enumerate(({"cpus": 2.0}, {"memory": 50}, {"cpus": 0.1}, {}, {})):
+        made.add(Ticket(key, None, **needs))  # type: ignore[arg-type]
+    assert take(made, "n0") == [0, 1]
+    assert not made.has_room("n0")
+    made.finish("n0", 0)
+    assert made.wanted == 0, "there are jobs enough for what is free"
+    assert take(made, "n0") == [2, 3]
+    made.finish("n0", 1)
+    assert take(made, "n0") == [4]
+    assert made.wanted == 1
+
+
+def test_long_jobs_that_fill_a_node_go_to_one_each() -> None:
+    made = Dispatch()
+    for name in ("n0", "n1", "n2"):
+        made.join(name, 16, cpus=16.0, memory=64 << 30)
+    for key in range(3):
+        made.add(Ticket(key, None, cpus=16.0, memory=1 << 40))
+    assert [take(made, name) for name in ("n0", "n1", "n2")] == [[0], [1], [2]]
+    for name in ("n0", "n1", "n2"):
+        finish_all(made, name, 600.0)
+    assert made.idle
+    assert made.wanted == 48
+
+
+def test_long_jobs_after_short_ones_do_not_wait_for_each_other_while_a_node_is_idle() -> None:
+    made = dispatch(1, 1, jobs=1)
+    take(made, "n0")
+    finish_all(made, "n0", 0.01)
+    for key in range(10, 16):
+        made.add(Ticket(key, None, again=key != 12))
+    assert len(take(made, "n0")) == 6
+    assert take(made, "n1") == []
+    assert made.should_return("n0")
+    assert not made.should_return("n1")
+    for key in range(11, 16):
+        made.give_back("n0", key)
+    assert not made.should_return("n0")
+    assert take(made, "n0") == []
+    assert take(made, "n1") == [11]
+    assert made.capacity(made.nodes["n0"]) == 1
+
+
+def test_what_nobody_else_could_begin_stays() -> None:
+    made = dispatch(1, 1, jobs=2)
+    for name in ("n0", "n1"):
+        take(made, name)
+    finish_all(made, "n0", 0.01)
+    for key in range(10, 16):
+        made.add(Ticket(key, None))
+    take(made, "n0")
+    assert not made.should_return("n0"), "the other one is busy"
+    finish_all(made, "n1", 100.0)
+    assert made.should_return("n0")
+    made.add(Ticket(20, None))
+    assert not made.should_return("n0"), "there are others for who is idle"
+
+
+def test_a_node_of_which_nothing_is_known_counts_jobs() -> None:
+    made = dispatch(2)
+    for key in range(3):
+        made.add(Ticket(key, None, cpus=100.0, memory=1 << 50))
+    assert take(made, "n0") == [0, 1]
+
+
 def test_jobs_are_asked_for_as_there_is_room() -> None:
     made = dispatch(2, 2)
     assert made.wanted == 4

@@ -26,7 +26,9 @@ FULL = Spec(
     namespaces=frozenset({"pid", "mount"}), userns_mode="host", network_mode="host", pids_limit=3, mem_limit=1 << 20, cpus=0.5,
     cpuset=frozenset({0, 2}), blkio=Blkio(weight=100, read_bps=(("/dev/sda", 5),)), ulimits={"nofile": Ulimit(5, -1)},
     shm_size=4096, capabilities=frozenset({"CHOWN"}), no_new_privs=False, seccomp=Path("/p.json"), seccomp_action="kill",
-    on_syscall=(SyscallRule(syscall="%network", action="log", args=("0 == 1",)), SyscallRule(syscall="open", action="deny", path="/x")), masked_paths=("/proc/x",),
+    on_syscall=(
+        SyscallRule(syscall="%network", action="log", args=("0 == 1",)), SyscallRule(syscall="open", action="deny", path="/x"),
+    ), masked_paths=("/proc/x",),
     readonly_paths=(), umask=0o77, oom_score_adj=5, stop_signal=2, stop_grace_period=1.5, orphan_grace_period=0.5,
     signal_group=True, timeout=2.5, cpu_time=1.25, output_limit=77, notify_socket=True, watchdog=0.5, notification_fd=5,
 )  # fmt: skip
@@ -58,14 +60,14 @@ def test_a_job_arrives_with_its_files(tmp_path: Path) -> None:
     path = tmp_path / "data"
     job = Job(spec=FULL, id="x", stdin=path, files={"a": b"\0\xff", "b": path, "c": b""}, collect=("out", "*.c"))
     ((record, blobs),) = frames.unpack(frames.encode_job(5, job, {path: b"contents"}))
-    key, found = frames.decode_job(record, blobs, nowhere)
+    key, found = frames.decode_job(record, blobs, nowhere, nowhere)
     assert key == 5
     assert (found.spec, found.stdin, found.collect) == (FULL, b"contents", ("out", "*.c"))
     assert found.files == {"a": b"\0\xff", "b": b"contents", "c": b""}
     ((record, blobs),) = frames.unpack(frames.encode_job(6, FULL, {}))
-    assert frames.decode_job(record, blobs, nowhere) == (6, Job(spec=FULL))
+    assert frames.decode_job(record, blobs, nowhere, nowhere) == (6, Job(spec=FULL))
     ((record, blobs),) = frames.unpack(frames.encode_job(7, job, {path: "d1gest"}))
-    _, found = frames.decode_job(record, blobs, tmp_path.joinpath)
+    _, found = frames.decode_job(record, blobs, tmp_path.joinpath, nowhere)
     assert found.stdin == tmp_path / "d1gest"
     assert found.files == {"a": b"\0\xff", "b": tmp_path / "d1gest", "c": b""}
 
@@ -77,7 +79,7 @@ def test_a_file_that_comes_in_pieces_is_there_when_it_is_whole_and_right(tmp_pat
         for piece, last in ((b"one ", False), (b"two", True)):
             assert not store.path(digest).exists()
             ((record, blobs),) = frames.unpack(frames.encode_piece(digest, piece, last=last))
-            store.add(record["digest"], blobs[0], last=record["last"])
+            store.add(record["piece"], blobs[0], last=record["last"])
         assert store.path(digest).exists() == there
     assert [path.name for path in (tmp_path / "store").iterdir()] == [whole]
     assert store.path(whole).read_bytes() == b"one two"

@@ -104,6 +104,7 @@ RULES = (
             "accesses.py",
             "cluster/dispatch.py",
             "cluster/frames.py",
+            "cluster/room.py",
             "tracing/flags.py",
             "tracing/signatures.py",
             "tracing/decode.py",

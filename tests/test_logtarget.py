@@ -16,6 +16,7 @@ from tests.fake_runtime import Script
 from tinyvisor import logtarget
 from tinyvisor.logtarget import MAX_MESSAGE, MAX_WAITING, Limited, Log, SocketLog, open_log
 from tinyvisor.runtime.logfile import Lost, Piece, Stream
+from tinyvisor.runtime.stage import Place
 from tinyvisor.spec import Logging
 from tinyvisor.state import LogLost
 
@@ -208,6 +209,12 @@ class Kept:
 
     def close(self) -> Lost | None:
         return None
+
+    def place(self) -> Place:
+        return Place()
+
+    def take_back(self, place: Place) -> None:
+        raise NotImplementedError
 
 
 def test_more_than_the_rate_is_counted_and_told_once_a_second() -> None:

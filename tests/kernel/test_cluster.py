@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.kernel.command import BOUND, Running, environment, results, tinyvisor, write
+from tests.kernel.helpers import busybox_root
+from tests.kernel.machines import LOOPBACK, Machines, certificates, until
 
 pytestmark = pytest.mark.kernel
 
+COUNT = 60
 VARYING = frozenset({"wall", "cpu_user", "cpu_system", "memory_peak", "pids_peak"})
 """What differs from run to run."""
 
@@ -83,55 +87,6 @@ CRIPPLED = (
 """Runs a command where no limit can be enforced: there are no cgroups."""
 
 
-LOOPBACK: tuple[tuple[str, ...], str] = ((), "127.0.0.1")
-
-
-class Machines:
-    """A scheduler and workers of one thread, each a process, with certificates that only `certificates` fits.
-
-    Args:
-        hosts: of the scheduler and the workers, each what to put before a command to run it there, and its address.
-
-    Attributes:
-        file: the scheduler file.
-        processes: the scheduler's and the workers'.
-    """
-
-    def __init__(self, directory: Path, *hosts: tuple[tuple[str, ...], str], env: Mapping[str, str] | None = None) -> None:
-        self.file = directory / "scheduler.json"
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self._directory, self._hosts, self._environment = directory, hosts, environment(env)
-        self.certificates = certificates(directory)
-
-    def __enter__(self) -> Machines:
-        words = ("--nthreads", "1", "--no-nanny", "--local-directory", self._directory)
-        try:
-            for number, (before, address) in enumerate(self._hosts):
-                what, more = ("worker", words) if number else ("scheduler", ("--port", "0"))
-                command = [*before, sys.executable, "-m", f"distributed.cli.dask_{what}", "--host", address, "--no-dashboard"]
-                self._start([*command, "--scheduler-file", self.file, *more, *self.certificates])
-            until(lambda: self.file.exists() and self.file.read_text().endswith("}"))
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def _start(self, words: Sequence[str | Path]) -> None:
-        with (self._directory / "dask.log").open("ab") as log:
-            self.processes.append(
-                subprocess.Popen(words, env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            )
-
-    def lose(self, number: int) -> None:
-        self.processes[number].kill()
-        self.processes[number].wait(BOUND)
-
-    def __exit__(self, *exc: object) -> None:
-        for process in reversed(self.processes):
-            process.kill()
-            process.wait(BOUND)
-
-
 class Network:
     """Hosts on one switch: network namespaces, which `sleep` holds. The first one has the switch."""
 
@@ -175,23 +130,22 @@ class Network:
             holder.wait(BOUND)
 
 
-def certificates(directory: Path) -> list[str | Path]:
-    """The options for a CA of our own and a certificate that it has signed, which here are one."""
-    from distributed import Security
-
-    made = Security.temporary()
-    found: list[str | Path] = []
-    for option, text in (("ca-file", made.tls_ca_file), ("cert", made.tls_client_cert), ("key", made.tls_client_key)):
-        path = directory / f"{option}.pem"
-        path.write_text(text)
-        found += [f"--tls-{option}", path]
-    return found
+OWN_CACHE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o mode=755 cache /var/cache && exec "$@"', "-")
+"""Runs a command with a /var/cache of its own: another host's, as far as roots go."""
 
 
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    with Machines(tmp_path_factory.mktemp("machines"), LOOPBACK, LOOPBACK, LOOPBACK) as machines:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    worker = (OWN_CACHE, "127.0.0.1")
+    with Machines(tmp_path_factory.mktemp("machines"), LOOPBACK, worker, worker) as machines:
         yield machines
+
+
+@pytest.fixture
+def machines(started: Machines) -> Iterator[Machines]:
+    """Nodes live on for the next batch, but here for no other test."""
+    yield started
+    started.end_nodes()
 
 
 def containers() -> list[str]:
@@ -202,13 +156,6 @@ def containers() -> list[str]:
             if path.read_text().startswith("tinyvisor-init"):
                 found.append(path.parent.name)
     return found
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BOUND
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 WAITING = ["sh", "-c", "touch /gate/$ID; until [ -e /gate/open ]; do sleep 0.05; done"]
@@ -232,7 +179,7 @@ def test_the_results_are_those_of_one_machine(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     script = tmp_path / "bin" / "tinyvisor"
     script.write_text("from tinyvisor.__main__ import main\nif __name__ == '__main__': main()\n")
-    file = write(tmp_path / "jobs.jsonl", *mixed(tmp_path, 200))
+    file = write(tmp_path / "jobs.jsonl", *mixed(tmp_path, COUNT))
     alone = tinyvisor("batch", "-j", "2", "--results", tmp_path / "alone", file)
     assert alone.returncode == 1, alone.stderr
     words = ["batch", "--cluster", "local:2", "--results", tmp_path / "r", "--output-dir", tmp_path / "out", file]
@@ -251,7 +198,8 @@ def test_the_results_are_those_of_one_machine(tmp_path: Path) -> None:
         id: each | ({"files": {"out": {"file": f"{id}/out"}}} if each["files"] else {})
         for id, each in comparable(tmp_path / "alone").items()
     }
-    assert "200 jobs in" in ended.stderr
+    assert f"{COUNT} jobs in" in ended.stderr
+    assert "Warning" not in ended.stderr
     assert sorted(re.findall(r"\d+ (?:ok|[a-z_]+)", alone.stderr.splitlines()[-1])) == sorted(
         re.findall(r"\d+ (?:ok|[a-z_]+)", ended.stderr.splitlines()[-1])
     )
@@ -337,6 +285,51 @@ def test_who_has_no_certificate_gets_nothing(machines: Machines, tmp_path: Path)
     assert re.fullmatch("tinyvisor: the cluster can't be reached.*\n", ended.stderr), ended.stderr
 
 
+PRIVATE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs own $0 && cp -a $1 $0 && shift && exec "$@"')
+"""Runs a command that alone sees a copy of a directory (the second word after this) in another (the first)."""
+
+
+def test_roots_and_profiles_that_only_the_batchs_host_has(machines: Machines, tmp_path: Path) -> None:
+    """What a job does to its root does not show in the next one's, though both have it from one cache."""
+    (tmp_path / "here").mkdir()
+    files = tmp_path / "files"
+    root = busybox_root(files / "directory")
+    (root / "bin/mine").write_text("#!/bin/sh\necho mine\n")
+    (root / "bin/mine").chmod(0o4711)
+    (root / "linked").hardlink_to(root / "bin/mine")
+    os.chown(root / "bin/mine", 12, 34)
+    (root / "bin/mine").chmod(0o4711)
+    subprocess.run(["tar", "-C", root, "-czf", files / "root.tgz", "."], check=True, timeout=BOUND)
+    refuse = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}
+    (files / "p.json").write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [refuse]}))
+    (files / "damaged.tar").write_text("not really")
+    here = tmp_path / "here/files"
+    script = "stat -c %a,%u,%g,%h /bin/mine; rm -r /bin; echo /*"
+    roots = {"directory": here / "directory", "tarball": here / "root.tgz", "again": here / "directory"}
+    jobs = [
+        {"id": f"{name}{number}", "command": ["sh", "-c", script], "rootfs": str(path), "userns_mode": mode}
+        for name, path in roots.items()
+        for number, mode in enumerate(("host", "auto"))
+    ]
+    jobs += [
+        {"id": "profile", "command": ["mkdir", "/tmp/x"], "security_opt": [f"seccomp={here / 'p.json'}"]},
+        {"id": "damaged", "command": ["true"], "rootfs": str(here / "damaged.tar")},
+    ]
+    file = write(tmp_path / "jobs.jsonl", *jobs)
+    words = ["batch", "--cluster", machines.file, *machines.certificates, "--results", tmp_path / "r", file]
+    with Running(words, before=(*PRIVATE, str(tmp_path / "here"), str(files))) as running:
+        assert running.end() == 1, running.text
+    assert not here.exists()
+    found = results(tmp_path / "r")
+    for name in roots:
+        for number in range(2):
+            assert found[f"{name}{number}"]["stdout"] == "4711,12,34,2\n/dev /etc /linked /proc /tmp\n"
+    assert found["profile"]["exit_code"] == 1
+    assert "Operation not permitted" in found["profile"]["stderr"]
+    assert found["damaged"]["status"] == "sandbox_error"
+    assert "no tarball" in found["damaged"]["reason"]
+
+
 def node_of(ids: set[str]) -> int | None:
     """The process that has the runtime of a container with one of these ids in its environment."""
     for path in Path("/proc").glob("[0-9]*/environ"):
@@ -382,7 +375,7 @@ def test_lost_hosts_lose_no_job_and_one_without_limits_takes_none(tmp_path: Path
     """Hosts with addresses of their own: one is killed, one cut off, where neither side hears the other's end, on one there are
     no cgroups, and one does all the work. Without it that ends the batch."""
     gate = tmp_path / "gate"
-    jobs = [*gated(gate, 3), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(200))]
+    jobs = [*gated(gate, 3), *({"id": f"q{number}", "command": ["echo", str(number)]} for number in range(60))]
     file = write(tmp_path / "jobs.jsonl", *({**job, "mem_limit": "64m"} for job in jobs))
     soon = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s"}  # less is refused
     with Network(5) as network:
@@ -402,7 +395,7 @@ def test_lost_hosts_lose_no_job_and_one_without_limits_takes_none(tmp_path: Path
                 assert running.end() == 0, running.text
             found = results(tmp_path / "r")
             assert set(found) == {job["id"] for job in jobs}
-            assert all(found[f"q{number}"]["stdout"] == f"{number}\n" for number in range(200))
+            assert all(found[f"q{number}"]["stdout"] == f"{number}\n" for number in range(60))
             until(lambda: containers() == [])
             machines.lose(3)
             with Running([*words, tmp_path / "none", file], before=network[0][0]) as running:

@@ -102,8 +102,8 @@ def batch(inputs: tuple[str, ...], **options: Any) -> int:
     With --each COMMAND the arguments, or lines of stdin, are put into COMMAND: {} whole, {.} without extension, {/} the last
     part, {//} the directory, {/.} the last part without extension, {#} the job's number. No shell sees them.
 
-    With --cluster the jobs run on the workers of a Dask cluster, each of which needs tinyvisor: files to read are this
-    machine's, roots and volumes are the nodes'. local:N is N workers on this machine.
+    With --cluster the jobs run on the workers of a Dask cluster, each of which needs tinyvisor: files, roots and profiles are
+    this machine's, volumes are the nodes'. local:N is N workers on this machine.
 
     A job counts as done for --resume when its id and all it says, defaults included, are as they were. Ctrl-C kills what runs
     and starts nothing more.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import hashlib
 import itertools
 import os
 import secrets
@@ -18,7 +17,6 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -28,6 +26,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from tinyvisor.cluster import frames
 from tinyvisor.cluster.dispatch import Dispatch, Ticket
+from tinyvisor.cluster.files import KEPT, Content, Files, Piece, Sending, Sent, pieces, size_of
 from tinyvisor.errors import HostError, SpecError, TinyvisorError
 from tinyvisor.job import Job
 from tinyvisor.runtime.beside import beside
@@ -37,15 +36,14 @@ from tinyvisor.spec import Spec
 from tinyvisor.state import Result
 
 CHUNK: Final = 4 << 20
-"""Bytes of jobs in one message, but for a single larger job."""
+"""Bytes of jobs and pieces of files in one message, but for a single larger one."""
 UNREAD: Final = 32 << 20
 """Bytes of results that wait to be taken; then no node is asked for more."""
-SMALL: Final = 64 << 10
-"""Bytes of a file that goes with each job that needs it; a larger one goes to each node once."""
-REMEMBERED: Final = 10_000
-"""Files whose digests are remembered."""
-BRIEF, LONG = 0.25, 5.0
-"""Seconds that a node without results may keep us waiting: while it has room for more jobs, and while it has not."""
+BRIEF, AHEAD, LONG = 0.25, 1.0, 5.0
+"""Seconds that a node without results may keep us waiting: while it has room for more jobs, while it has some that it can't have
+begun, and else."""
+MOMENT: Final = 0.02
+"""Seconds that a node with room for more jobs is kept waiting for their being read."""
 RECONCILE: Final = 10.0
 """Seconds between two looks at who is in the cluster, besides being told."""
 MOST_DEATHS: Final = 5
@@ -80,7 +78,9 @@ class Cluster:
 
     Args:
         client: connected; with a loop in a thread of its own, or our own thread's.
-        slots: jobs at once on each worker, ``"8"`` or ``"150%"`` of its threads; None is one for each thread.
+        slots: jobs at once on each worker, ``"8"`` or ``"150%"`` of its CPUs; None is one for each. A worker's CPUs and memory
+            are its resources ``CPU`` and ``MEMORY``, else its threads and its memory limit; jobs with ``cpus`` and
+            ``mem_limit`` run at once as far as these go.
         memory_budget: bytes that the mem_limits of a worker's running jobs stay within; a larger one runs alone.
         say: gets a line when a node is refused or lost.
     """
@@ -114,7 +114,7 @@ class Cluster:
         capture_stdout: bool = False,
         capture_stderr: bool = False,
     ) -> AsyncIterator[Results[Result]]:
-        """As `Runtime.map`. A job's paths of files are read here; roots, volumes and seccomp profiles are paths on the nodes.
+        """As `Runtime.map`. A job's files, its root and its seccomp profile are read here; volumes are directories of the nodes.
 
         Args:
             concurrency: not used: what runs at once is the nodes' to say.
@@ -233,8 +233,10 @@ class _Link:
     Attributes:
         session: its id; made anew with every process of the node.
         hold: the future that keeps the session.
-        outbox: records, and pieces of files, that the node is to get.
-        sent: digests of the files that it has, or will have before anything else.
+        outbox: records, and pieces of files, that the node is to get; with each how many jobs it is.
+        sent: the files that it has, or will have before anything else.
+        roots: by digest, those that its jobs need.
+        ready: its jobs whose root has come.
     """
 
     address: str
@@ -243,8 +245,18 @@ class _Link:
     hold: Any = None
     deaths: int = 0
     label: str = ""
-    outbox: deque[bytes | _Piece] = field(default_factory=deque)
-    sent: set[str] = field(default_factory=set)
+    outbox: deque[tuple[bytes | Piece, int]] = field(default_factory=deque)
+    sent: Sent = field(default_factory=Sent)
+    roots: dict[str, Sending] = field(default_factory=dict)
+    ready: deque[Ticket] = field(default_factory=deque)
+
+    def begin(self) -> None:
+        """A new session, which has nothing."""
+        self.session = secrets.token_bytes(8)
+        self.outbox.clear()
+        self.sent = Sent()
+        self.roots.clear()
+        self.ready.clear()
 
 
 class _Batch:
@@ -261,7 +273,7 @@ class _Batch:
         self._cluster, self._calls, self._jobs, self._settings = cluster, calls, jobs, settings
         self._send, self._results = send, results
         self._keys = itertools.count()
-        self._files = _Files()
+        self._files = Files()
         self._links: dict[str, _Link] = {}
         self._refused: dict[str, str] = {}
         self._opening = 0
@@ -288,6 +300,7 @@ class _Batch:
 
     async def close(self) -> None:
         """Kills what runs, and waits a while until the nodes have said so. Without a scheduler they kill by themselves."""
+        self._files.close()
         links = [link for link in self._links.values() if link.hold is not None]
         for link in links:
             link.hold.release()
@@ -326,10 +339,11 @@ class _Batch:
                 await shielded(iterator.aclose)
 
     def _add(self, job: Any) -> None:
-        if not isinstance(job.spec if isinstance(job, Job) else job, Spec):
+        spec = job.spec if isinstance(job, Job) else job
+        if not isinstance(spec, Spec):
             raise SpecError("jobs", f"expected Spec or Job objects, got {job!r}")
         again = not (isinstance(job, Job) and job.retry == "never")
-        self.dispatch.add(Ticket(next(self._keys), job, again))
+        self.dispatch.add(Ticket(next(self._keys), job, again, cpus=spec.cpus or 0.0, memory=spec.mem_limit or 0))
         self._changed.ring()
 
     # What comes out.
@@ -419,9 +433,7 @@ class _Batch:
             self._refuse(link, f"its process has ended {link.deaths} times in a row")
 
     async def _open(self, link: _Link) -> bool:
-        link.session = secrets.token_bytes(8)
-        link.outbox.clear()
-        link.sent.clear()
+        link.begin()
         self._opening += 1
         try:
             arguments = (_our_version(), self._cluster.slots, self._settings)
@@ -436,7 +448,8 @@ class _Batch:
         if answer["why"]:
             self._refuse(link, answer["why"])
             return False
-        self.dispatch.join(link.address, answer["slots"], link.label)
+        cpus, memory = answer["cpus"], answer["memory"] or 0
+        self.dispatch.join(link.address, answer["slots"], link.label, cpus=cpus, memory=memory)
         self._changed.ring()
         return True
 
@@ -455,21 +468,35 @@ class _Batch:
 
         node = self.dispatch.nodes[link.address]
         for number in itertools.count():
+            while self._size > UNREAD or not (node.held or link.outbox or self._can_take(link)):
+                await self._changed.wait()
+            await self._read_ahead(link)
             chunk, count = await self._load(link)
             more = not self._exhausted or self.dispatch.waiting
-            patience = 0.0 if link.outbox else BRIEF if self.dispatch.has_room(link.address) and more else LONG
+            patience = 0.0 if link.outbox else self._patience(link, more=more)
+            gather = 0.0 if link.outbox else self.dispatch.interval
             state, records, reason = await self._calls.submit(
-                link.address, worker.exchange, link.session, number, chunk, count, more, patience, self.dispatch.interval
+                link.address, worker.exchange, link.session, number, chunk, count, more, patience, gather
             )
             self._take(link, records)
             if state != "on":
                 return state, reason
-            while self._size > UNREAD or not (node.held or link.outbox or self._can_take(link)):
-                await self._changed.wait()
+            if not records and patience and self.dispatch.should_return(link.address):
+                link.outbox.append((frames.encode_recall(), 0))
         raise AssertionError
+
+    def _patience(self, link: _Link, *, more: bool) -> float:
+        node = self.dispatch.nodes[link.address]
+        return BRIEF if more and self.dispatch.has_room(link.address) else AHEAD if node.load > node.slots else LONG
 
     def _can_take(self, link: _Link) -> bool:
         return self.dispatch.waiting and self.dispatch.has_room(link.address)
+
+    async def _read_ahead(self, link: _Link) -> None:
+        """What has just come has made room for jobs: waits for a moment until they are read, so that they go now."""
+        with anyio.move_on_after(MOMENT):
+            while self.dispatch.wanted and self.dispatch.has_room(link.address) and not self._exhausted:
+                await self._changed.wait()
 
     async def _load(self, link: _Link) -> tuple[bytes, int]:
         """What goes to a node next, and how many jobs are in it. Files go before the first job that needs them, once."""
@@ -477,41 +504,79 @@ class _Batch:
         tickets = self.dispatch.take(link.address)
         while size < CHUNK:
             if not link.outbox:
-                ticket = next(tickets, None)
+                ticket = link.ready.popleft() if link.ready else None if link.sent.needed > KEPT else next(tickets, None)
                 if ticket is None:
                     break
                 await self._pack(link, ticket)
                 continue
-            item = link.outbox.popleft()
+            item, jobs = link.outbox.popleft()
             record = item if isinstance(item, bytes) else await anyio.to_thread.run_sync(item.read)
-            count += isinstance(item, bytes)
+            count += jobs
             chunk.append(record)
             size += len(record)
         self._changed.ring()
         return b"".join(chunk), count
 
     async def _pack(self, link: _Link, ticket: Ticket) -> None:
-        """Puts a job into the node's outbox. One whose files can't be read has its result at once."""
+        """Puts a job into the node's outbox. One whose files can't be read has its result at once; one whose root is not there
+        waits for it."""
         try:
-            found = await self._files.contents(ticket.job) if isinstance(ticket.job, Job) else {}
+            content = await self._files.content(ticket.job)
         except OSError as error:
-            self.dispatch.finish(link.address, ticket.key)
-            self._give(_verdict(ticket.job, "sandbox_error", f"read {error.filename}: {error.strerror}"))
+            self._fail(link, ticket, f"read {error.filename or 'a file'}: {error.strerror or error}")
             return
-        for path, content in found.items():
-            if isinstance(content, str) and content not in link.sent:
-                link.sent.add(content)
-                link.outbox += _pieces(path, content)
-        link.outbox.append(frames.encode_job(ticket.key, ticket.job, found))
+        except SpecError as error:
+            self._fail(link, ticket, str(error))
+            return
+        if content.root and (root := self._root(link, content)).state != "here":
+            if root.state == "asked":
+                root.waiting.append(ticket)
+            else:
+                self._fail(link, ticket, root.state)
+            return
+        files = {digest: path for digest, path in content.large.items() if digest in content.stored}
+        new = link.sent.need(ticket.key, {digest: size_of(path) for digest, path in files.items()})
+        link.outbox += ((frames.encode_drop(digest), 0) for digest in link.sent.drop())
+        for digest in new:
+            link.outbox += ((piece, 0) for piece in pieces(files[digest], digest))
+        link.outbox.append((frames.encode_job(ticket.key, ticket.job, content.files), 1))
+
+    def _fail(self, link: _Link, ticket: Ticket, reason: str) -> None:
+        self.dispatch.finish(link.address, ticket.key)
+        self._give(_verdict(ticket.job, "sandbox_error", reason))
+
+    def _root(self, link: _Link, content: Content) -> Sending:
+        if content.root not in link.roots:
+            link.roots[content.root] = Sending(content.large[content.root])
+            link.outbox.append((frames.encode_root(content.root), 0))
+        return link.roots[content.root]
 
     def _take(self, link: _Link, records: bytes) -> None:
         took = []
         for record, blobs in frames.unpack(records):
+            if "root" in record:
+                self._heed_root(link, record["root"], record["state"])
+                continue
+            if "back" in record:
+                link.sent.release(record["back"])
+                self.dispatch.give_back(link.address, record["back"])
+                self._changed.ring()
+                continue
+            link.sent.release(record["key"])
             ticket = self.dispatch.finish(link.address, record["key"])
             if ticket is not None:
                 took.append(record["took"])
                 self._give(frames.decode_result(record, blobs, ticket.job), sum(map(len, blobs)))
         self.dispatch.learn(link.address, took)
+
+    def _heed_root(self, link: _Link, digest: str, state: str) -> None:
+        root = link.roots[digest]
+        if state == "missing":
+            link.outbox += ((piece, 0) for piece in pieces(root.path, digest, root=True))
+            return
+        root.state = state
+        link.ready += root.waiting
+        root.waiting.clear()
 
 
 def _first(error: Exception) -> Exception:
@@ -523,57 +588,6 @@ def _first(error: Exception) -> Exception:
 
 def _verdict(job: Any, status: Any, reason: str) -> Result:
     return Result(status=status, reason=reason, id=job.id if isinstance(job, Job) else "", job=job)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Of a file that a node has not."""
-
-    path: Path
-    digest: str
-    at: int
-    last: bool
-
-    def read(self) -> bytes:
-        """Its record. Of a file that was cut short in the meantime it has less, which the node sees by the digest."""
-        piece = b""
-        with contextlib.suppress(OSError), self.path.open("rb") as file:
-            file.seek(self.at)
-            piece = file.read(CHUNK)
-        return frames.encode_piece(self.digest, piece, last=self.last)
-
-
-def _pieces(path: Path, digest: str) -> list[_Piece]:
-    try:
-        size = path.stat().st_size
-    except OSError:  # it was there a moment ago: the job's result will say so
-        size = 0
-    starts = range(0, max(size, 1), CHUNK)
-    return [_Piece(path, digest, at, at == starts[-1]) for at in starts]
-
-
-class _Files:
-    """The files of this host that jobs name: small ones as they are, others by their digest."""
-
-    def __init__(self) -> None:
-        self._digests: dict[tuple[Path, int, int], str] = {}
-
-    async def contents(self, job: Job) -> dict[Path, bytes | str]:
-        """What the job's files have. Raises OSError."""
-        paths = {value for value in (job.stdin, *job.files.values()) if isinstance(value, Path)}
-        return {path: await anyio.to_thread.run_sync(self._content, path) for path in paths}
-
-    def _content(self, path: Path) -> bytes | str:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            if found.st_size <= SMALL:
-                return file.read()
-            key = (path, found.st_size, found.st_mtime_ns)
-            if key not in self._digests:
-                if len(self._digests) >= REMEMBERED:
-                    self._digests.clear()
-                self._digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
-            return self._digests[key]
 
 
 async def _each(jobs: Iterable[Spec | Job]) -> AsyncIterator[Spec | Job]:

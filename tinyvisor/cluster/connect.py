@@ -141,6 +141,7 @@ def _local_cluster(workers: int, security: Any) -> Iterator[Any]:
             memory_limit=0,  # jobs have limits of their own, and a worker holds bounded results
             dashboard_address=None,
             worker_dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # its HTTP server is there even so, else on port 8787
             host="127.0.0.1",
             security=security,
             silence_logs=logging.CRITICAL,

@@ -1,7 +1,8 @@
 """Which node gets which job, how many at once, and what becomes of the jobs of a node that is lost. Pure.
 
 Jobs are not assigned ahead: a node that has room takes the next ones. It is given as many as keep it busy until it can be
-heard of again, so that the cost of a message is shared by many jobs of a millisecond, and by none of ten minutes.
+heard of again, so that the cost of a message is shared by many jobs of a millisecond, and by none of ten minutes. Where they
+turn out longer than those before them, it gives back what it has not begun.
 
 A lost node says nothing of which of its jobs was to blame. What it had runs again elsewhere, in company; what was there when
 a second node was lost runs alone on a node; and what is alone on the third is given up.
@@ -36,12 +37,15 @@ class Ticket:
         key: unique in a batch.
         again: it may be run again where it isn't known whether it has run.
         losses: nodes that were lost with it.
+        cpus, memory: what it may use of a node: CPUs, and bytes; 0 where it doesn't say.
     """
 
     key: int
     job: Any
     again: bool = True
     losses: int = 0
+    cpus: float = 0.0
+    memory: int = 0
 
 
 @dataclass(slots=True)
@@ -49,9 +53,11 @@ class Node:
     """A node that takes jobs.
 
     Attributes:
-        slots: jobs that it runs at once.
+        slots: jobs that it runs at once, of those that do not say what they use.
         label: what people call it.
+        cpus, memory: what its running jobs stay within; 0: nobody knows.
         held: the jobs that it has, by key.
+        load: slots that they take.
         mean: seconds that a job has a slot for, lately; None before the first result.
         draining: it takes nothing but suspects, one at a time.
         finished: results so far.
@@ -60,10 +66,34 @@ class Node:
     name: str
     slots: int
     label: str = ""
+    cpus: float = 0.0
+    memory: int = 0
     held: dict[int, Ticket] = field(default_factory=dict)
+    load: float = 0.0
     mean: float | None = None
     draining: bool = False
     finished: int = 0
+
+    def size(self, ticket: Ticket) -> float:
+        """Slots that a job takes here: those that could not run beside it. At least one, and at most all."""
+        size = 1.0
+        if ticket.cpus and self.cpus:
+            size = max(size, self.slots * ticket.cpus / self.cpus)
+        if ticket.memory and self.memory:
+            size = max(size, self.slots * ticket.memory / self.memory)
+        return min(size, self.slots)
+
+    def give(self, ticket: Ticket) -> None:
+        """It has one more job."""
+        self.held[ticket.key] = ticket
+        self.load += self.size(ticket)
+
+    def take_back(self, key: int) -> Ticket | None:
+        """It has the job no more; None where it had not."""
+        ticket = self.held.pop(key, None)
+        if ticket is not None:
+            self.load = self.load - self.size(ticket) if self.held else 0.0
+        return ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +119,11 @@ class Dispatch:
 
     # Nodes.
 
-    def join(self, name: str, slots: int, label: str = "") -> Node:
+    def join(self, name: str, slots: int, label: str = "", *, cpus: float = 0.0, memory: int = 0) -> Node:
         """A node takes jobs from now on. It is thought to be as fast as the others, slot by slot."""
         known = [node.mean for node in self.nodes.values() if node.mean is not None]
         mean = sum(known) / len(known) if known else None
-        node = self.nodes[name] = Node(name, slots, label or name, mean=mean)
+        node = self.nodes[name] = Node(name, slots, label or name, cpus, memory, mean=mean)
         self._choose_drain()
         return node
 
@@ -146,7 +176,7 @@ class Dispatch:
     # Jobs.
 
     def capacity(self, node: Node) -> int:
-        """Jobs that a node is to have: those that it can run at once, and those that it will run in the next two intervals."""
+        """Slots that the jobs of a node are to take: its own, as often as it will run jobs in the next two intervals."""
         if node.mean is None:
             return node.slots
         return max(node.slots, min(MOST, int(node.slots * (1 + 2 * self.interval / max(node.mean, BRIEFEST)))))
@@ -154,8 +184,8 @@ class Dispatch:
     @property
     def wanted(self) -> int:
         """How many more jobs the nodes have room for."""
-        room = sum(max(0, self.capacity(node) - len(node.held)) for node in self.nodes.values() if not node.draining)
-        return max(0, room - len(self._ready))
+        room = sum(max(0, self.capacity(node) - node.load) for node in self.nodes.values() if not node.draining)
+        return max(0, int(room) - len(self._ready))
 
     @property
     def idle(self) -> bool:
@@ -177,23 +207,37 @@ class Dispatch:
         if node.draining:
             if not node.held and self._suspects:
                 ticket = self._suspects.popleft()
-                node.held[ticket.key] = ticket
+                node.give(ticket)
                 yield ticket
             return
-        while self._ready and len(node.held) < self.capacity(node):
+        while self._ready and (not node.held or node.load + node.size(self._ready[0]) <= self.capacity(node)):
             ticket = self._ready.popleft()
-            node.held[ticket.key] = ticket
+            node.give(ticket)
             yield ticket
 
     def has_room(self, name: str) -> bool:
         """Whether `take` would give something were there enough jobs."""
         node = self.nodes[name]
-        return not node.held if node.draining else len(node.held) < self.capacity(node)
+        return not node.held if node.draining else node.load < self.capacity(node)
+
+    def should_return(self, name: str) -> bool:
+        """Whether jobs that a node has not begun would begin elsewhere now. For one from which nothing has come for a while."""
+        node = self.nodes[name]
+        others = (other for other in self.nodes.values() if other is not node and not other.draining)
+        return node.load > node.slots and not self.waiting and any(other.load < other.slots for other in others)
+
+    def give_back(self, name: str, key: int) -> None:
+        """A node has not begun a job, and will not. How long jobs take there is not known any more."""
+        node = self.nodes[name]
+        ticket = node.take_back(key)
+        if ticket is not None:
+            self._ready.append(ticket)
+            node.mean = None
 
     def finish(self, name: str, key: int) -> Ticket | None:
         """A result has come; None where the job is not that node's."""
         node = self.nodes[name]
-        ticket = node.held.pop(key, None)
+        ticket = node.take_back(key)
         if ticket is not None:
             node.finished += 1
             if node.draining:

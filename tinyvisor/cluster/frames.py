@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +24,9 @@ HEADER: Final = struct.Struct("!IB8s")
 
 OPEN, JOBS, TAKEN, CLOSE = 1, 2, 3, 4
 """To the node: a session begins; records of jobs; so many bytes of results have left the worker; a session ends."""
-READY, REFUSED, RESULT, UNFIT, CLOSED = 16, 17, 18, 19, 20
+READY, REFUSED, RESULT, UNFIT, CLOSED, ROOT, BACK = 16, 17, 18, 19, 20, 21, 22
 """From the node: it runs; it can't, and why; a record of a result; it can't enforce what a job asks for; nothing of a session
-is left."""
+is left; a record that says how it stands with a root; a record of a job that it gives back."""
 
 NOBODY: Final = bytes(8)
 """Whose the frames are that belong to no session."""
@@ -91,13 +91,17 @@ def _default(item: Any) -> Any:
 
 
 _DEFAULTS: Final = tuple((item.name, _default(item)) for item in fields(Spec) if item.name != "command")
+_SENT: Final = ("rootfs", "seccomp")
 _LISTS: Final = ("volumes", "tmpfs", "on_syscall")
 _SETS: Final = ("namespaces", "cpuset", "capabilities")
 _TUPLES: Final = ("group_add", "masked_paths", "readonly_paths")
 
 
-def encode_spec(spec: Spec) -> str:
+def encode_spec(spec: Spec, sent: Collection[Path] = ()) -> str:
     """All that `spec` says but its command, as JSON.
+
+    Args:
+        sent: paths of which the content goes to the node: they are not in it.
 
     Raises:
         SpecError: it has secrets, which stay here.
@@ -107,7 +111,7 @@ def encode_spec(spec: Spec) -> str:
         raise SpecError("secrets", "are not sent to other nodes")
     for name, default in _DEFAULTS:
         value = getattr(spec, name)
-        if value is default or value == default:
+        if value is default or value == default or (name in _SENT and sent and value in sent):
             continue
         found[name] = _plain(name, value)
     return json.dumps(found)
@@ -169,10 +173,14 @@ def encode_job(key: int, job: Spec | Job, contents: Mapping[Path, bytes | str]) 
 
     Args:
         key: what its result is called by.
-        contents: of the host's files that it names; text is the digest of one that was sent as `encode_piece`.
+        contents: of the host's files that it names; text is the digest of one that was sent as `encode_piece`, and of a root
+            or a profile it is always that.
     """
     spec = job if isinstance(job, Spec) else job.spec
-    record: dict[str, Any] = {"key": key, "command": spec.command, "spec": encode_spec(spec)}
+    record: dict[str, Any] = {"key": key, "command": spec.command, "spec": encode_spec(spec, contents)}
+    for name in _SENT:
+        if (value := getattr(spec, name)) in contents:
+            record[name] = contents[value]
     blobs: list[bytes] = []
 
     def stated(value: bytes | Path) -> str | None:
@@ -192,16 +200,40 @@ def encode_job(key: int, job: Spec | Job, contents: Mapping[Path, bytes | str]) 
     return pack(record, blobs)
 
 
-def encode_piece(digest: str, piece: bytes, *, last: bool) -> bytes:
-    """The record of a piece of a file, which follows the one before it."""
-    return pack({"digest": digest, "last": last}, [piece])
+def encode_piece(digest: str, piece: bytes, *, last: bool, root: bool = False) -> bytes:
+    """The record of a piece of a file, or of a root's tarball, which follows the one before it."""
+    return pack({"piece": digest, "last": last, "root": root}, [piece])
 
 
-def decode_job(record: Mapping[str, Any], blobs: Sequence[bytes], stored: Callable[[str], Path]) -> tuple[int, Job]:
+def encode_drop(digest: str) -> bytes:
+    """The record that a file is not needed any more."""
+    return pack({"drop": digest})
+
+
+def encode_recall() -> bytes:
+    """The record that asks for the jobs that were not begun."""
+    return pack({"recall": True})
+
+
+def encode_back(key: int) -> bytes:
+    """The record of a job that was not begun, and won't be."""
+    return pack({"back": key})
+
+
+def encode_root(digest: str, **more: Any) -> bytes:
+    """To the node: the record of a root that jobs need. From it, with its `state`: ``"here"``, ``"missing"``, whereupon its
+    tarball is sent, or why it can't be had."""
+    return pack({"root": digest, **more})
+
+
+def decode_job(
+    record: Mapping[str, Any], blobs: Sequence[bytes], stored: Callable[[str], Path], root: Callable[[str], Path]
+) -> tuple[int, Job]:
     """Key and job of a record.
 
     Args:
         stored: gives the file of a digest.
+        root: gives the directory of a root's.
     """
     rest = iter(blobs)
 
@@ -210,7 +242,8 @@ def decode_job(record: Mapping[str, Any], blobs: Sequence[bytes], stored: Callab
 
     stdin = content(record["stdin"][0]) if "stdin" in record else None
     files = {path: content(digest) for path, digest in record.get("files", {}).items()}
-    spec = decode_spec(record["spec"]).with_(command=tuple(record["command"]))
+    sent = {name: of(record[name]) for name, of in (("rootfs", root), ("seccomp", stored)) if name in record}
+    spec = decode_spec(record["spec"]).with_(command=tuple(record["command"]), **sent)
     return record["key"], Job(spec=spec, stdin=stdin, files=files, collect=tuple(record.get("collect", ())))
 
 

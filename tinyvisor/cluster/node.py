@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,13 +20,18 @@ from typing import Any, Final
 import trio
 
 from tinyvisor.cluster import frames
-from tinyvisor.errors import HostError
+from tinyvisor.cluster.room import Room, Share
+from tinyvisor.cluster.roots import Reception, Root, Roots, check_digest
+from tinyvisor.errors import HostError, TinyvisorError
 from tinyvisor.job import Job
+from tinyvisor.places import cache_directory
 from tinyvisor.runtime import Runtime, open_runtime
 from tinyvisor.runtime.host import checks, probe
 from tinyvisor.runtime.launcher import launcher_path
 from tinyvisor.runtime.rootless import enter
 
+LOOK: Final = 0.1
+"""Seconds between two looks at whether another process has brought a root."""
 UNTAKEN: Final = 16 << 20
 """Bytes of results that may wait to be fetched; then no more jobs are started."""
 
@@ -48,7 +53,7 @@ class Store:
 
     def add(self, digest: str, piece: bytes, *, last: bool) -> None:
         """The next piece of a file. One that has come whole and has another digest was changed on its way, and is none."""
-        hashed = self._unfinished.setdefault(digest, hashlib.sha256())
+        hashed = self._unfinished.setdefault(check_digest(digest), hashlib.sha256())
         hashed.update(piece)
         self._directory.mkdir(mode=0o700, exist_ok=True)
         path = self._directory / f"{digest}.part"
@@ -61,9 +66,75 @@ class Store:
             else:
                 path.unlink()
 
+    def drop(self, digest: str) -> None:
+        """No job needs it any more, or not for a long time."""
+        self.path(digest).unlink(missing_ok=True)
+
     def path(self, digest: str) -> Path:
         """A file that has come. Others have a path, too, and whoever opens it says that there is none."""
-        return self._directory / digest
+        return self._directory / check_digest(digest)
+
+
+class _Roots:
+    """The roots of one batch: asked for, on their way, in use.
+
+    Args:
+        say: tells how it stands with one: ``"here"``, ``"missing"``, whereupon its tarball is sent, or why it can't be had.
+    """
+
+    def __init__(self, roots: Roots, say: Callable[[str, str], None]) -> None:
+        self._roots, self._say = roots, say
+        self._receptions: dict[str, Reception] = {}
+        self._used: dict[str, Root] = {}
+
+    def path(self, digest: str) -> Path:
+        """Of one that is here."""
+        return self._used[digest].path
+
+    async def find(self, digest: str) -> None:
+        """Says whether a root is here, once no other process is bringing it."""
+        while True:
+            try:
+                root = self._roots.use(digest)
+                reception = None if root else self._roots.receive(digest)
+                if reception is not None and (root := self._roots.use(digest)) is not None:  # it has come in between
+                    reception.close()
+            except OSError as error:
+                self._say(digest, f"{self._roots.directory}: {error.strerror}")
+                return
+            if root is not None:
+                self._used[digest] = root
+                self._say(digest, "here")
+                return
+            if reception is not None:
+                self._receptions[digest] = reception
+                self._say(digest, "missing")
+                return
+            await trio.sleep(LOOK)
+
+    def add(self, digest: str, piece: bytes) -> None:
+        """The next piece of one that is missing."""
+        self._receptions[digest].add(piece)
+
+    async def unpack(self, digest: str) -> None:
+        """All pieces are there. Cancellation: waits until it is unpacked."""
+        reception = self._receptions[digest]
+        try:
+            self._used[digest] = await trio.to_thread.run_sync(reception.finish)
+            state = "here"
+        except (TinyvisorError, OSError) as error:
+            state = str(error)
+        finally:
+            del self._receptions[digest]
+            reception.close()
+        self._say(digest, state)
+
+    def close(self) -> None:
+        """No container has one any more."""
+        for reception in self._receptions.values():
+            reception.close()
+        for root in self._used.values():
+            root.close()
 
 
 @dataclass(slots=True)
@@ -77,6 +148,9 @@ class _Session:
 
     Args:
         settings: ``slots``, ``memory_budget`` (or None), ``stdout`` and ``stderr`` (captured?), ``directory`` for a `Store`.
+
+    Attributes:
+        running: how many.
     """
 
     def __init__(self, node: _Node, id: bytes, settings: Mapping[str, Any]) -> None:
@@ -85,18 +159,28 @@ class _Session:
         self._budget: int | None = settings["memory_budget"]
         self._capture = {"capture_stdout": settings["stdout"], "capture_stderr": settings["stderr"]}
         self._store = Store(Path(settings["directory"]))
+        self._roots = _Roots(node.roots, self._say_root)
         self._waiting: deque[_Waiting] = deque()
-        self._running = self._memory = self._untaken = 0
+        self.running = 0
+        self._memory = self._untaken = 0
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
+        self._early: list[bytes] = []
         self._unfit = ""
 
     async def run(self) -> None:
         """Until `close`; then nothing of it is left."""
-        with self._scope:
-            async with trio.open_nursery() as self._nursery:
-                self._fill()
-                await trio.sleep_forever()
+        self._node.room.join(self)
+        try:
+            with self._scope:
+                async with trio.open_nursery() as self._nursery:
+                    for payload in self._early:
+                        self.add(payload)
+                    await trio.sleep_forever()
+        finally:
+            self._waiting.clear()
+            self._node.room.leave(self)
+            self._roots.close()
         if self._unfit:
             self._node.send(frames.frame(frames.UNFIT, self._id, self._unfit.encode()))
         self._node.send(frames.frame(frames.CLOSED, self._id))
@@ -107,29 +191,61 @@ class _Session:
         self._scope.cancel()
 
     def add(self, payload: bytes) -> None:
-        """Jobs to run, in their order, and pieces of files."""
+        """Jobs to run, in their order, and what they need."""
+        if self._nursery is None:
+            self._early.append(payload)
+            return
         for record, blobs in frames.unpack(payload):
-            if "digest" in record:
-                self._store.add(record["digest"], blobs[0], last=record["last"])
+            if "key" in record:
+                self._waiting.append(_Waiting(*frames.decode_job(record, blobs, self._store.path, self._roots.path)))
+            elif "recall" in record:
+                for one in self._waiting:
+                    self._say(frames.BACK, frames.encode_back(one.key))
+                self._waiting.clear()
+            elif "drop" in record:
+                self._store.drop(record["drop"])
+            elif "piece" not in record:
+                self._nursery.start_soon(self._roots.find, record["root"])
+            elif not record["root"]:
+                self._store.add(record["piece"], blobs[0], last=record["last"])
             else:
-                self._waiting.append(_Waiting(*frames.decode_job(record, blobs, self._store.path)))
-        self._fill()
+                self._roots.add(record["piece"], blobs[0])
+                if record["last"]:
+                    self._nursery.start_soon(self._roots.unpack, record["piece"])
+        self._node.room.fill()
 
     def taken(self, count: int) -> None:
         """So many bytes of results have left."""
         self._untaken -= count
-        self._fill()
+        self._node.room.fill()
 
-    def _fill(self) -> None:
-        while self._nursery is not None and self._waiting and self._running < self._slots and self._untaken < UNTAKEN:
-            size = self._waiting[0].job.spec.mem_limit or 0
-            if self._budget is not None and self._running and self._memory + size > self._budget:
-                return
-            self._running += 1
-            self._memory += size
-            self._nursery.start_soon(self._run, self._waiting.popleft())
+    def _say(self, kind: int, record: bytes) -> None:
+        self._untaken += len(record)
+        self._node.send(frames.frame(kind, self._id, record))
 
-    async def _run(self, one: _Waiting) -> None:
+    def _say_root(self, digest: str, state: str) -> None:
+        self._say(frames.ROOT, frames.encode_root(digest, state=state))
+
+    # What the room asks.
+
+    def head(self) -> Share | None:
+        """Of the next job; None while there is none, or what this batch may have at once runs."""
+        if not self._waiting or self.running >= self._slots or self._untaken >= UNTAKEN:
+            return None
+        spec = self._waiting[0].job.spec
+        if self._budget is not None and self.running and self._memory + (spec.mem_limit or 0) > self._budget:
+            return None
+        return self._node.room.share(spec.cpus, spec.mem_limit, self._slots)
+
+    def start(self, share: Share) -> None:
+        """Starts the next job."""
+        assert self._nursery is not None
+        one = self._waiting.popleft()
+        self.running += 1
+        self._memory += share.memory
+        self._nursery.start_soon(self._run, one, share)
+
+    async def _run(self, one: _Waiting, share: Share) -> None:
         started = trio.current_time()
         try:
             result = await self._node.runtime.run_job(one.job, **self._capture)
@@ -137,19 +253,26 @@ class _Session:
             self._unfit = str(error)
             self.close()
             return
-        self._running -= 1
-        self._memory -= one.job.spec.mem_limit or 0
-        record = frames.encode_result(one.key, result, trio.current_time() - started)
-        self._untaken += len(record)
-        self._node.send(frames.frame(frames.RESULT, self._id, record))
-        self._fill()
+        else:
+            self._say(frames.RESULT, frames.encode_result(one.key, result, trio.current_time() - started))
+        finally:
+            self.running -= 1
+            self._memory -= share.memory
+            self._node.room.give_back(share)
 
 
 class _Node:
-    """One runtime, and who uses it."""
+    """One runtime, and who uses it.
+
+    Attributes:
+        room: as the first session says; the others are of the same worker.
+    """
+
+    room: Room
 
     def __init__(self, runtime: Runtime, stream: trio.SocketStream) -> None:
         self.runtime = runtime
+        self.roots = Roots(cache_directory() / "roots", runtime.root_ids)
         self._stream = stream
         self._sessions: dict[bytes, _Session] = {}
         self._out: deque[bytes] = deque()
@@ -161,9 +284,10 @@ class _Node:
         self._written.set()
 
     async def serve(self) -> None:
-        """Until the other end is closed."""
+        """Until the other end is closed, or SIGTERM comes, as to all processes of a unit that is stopped."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write)
+            nursery.start_soon(_cancel_on_sigterm, nursery.cancel_scope)
             async for kind, id, payload in _frames(self._stream):
                 self._heed(kind, id, payload, nursery)
             nursery.cancel_scope.cancel()
@@ -172,6 +296,8 @@ class _Node:
         session = self._sessions.get(id)
         if kind == frames.OPEN:
             ((settings, _),) = frames.unpack(payload)
+            if not self._sessions:
+                self.room = Room(settings["cpus"], settings["memory"])
             self._sessions[id] = _Session(self, id, settings)
             nursery.start_soon(self._run, id)
         elif session is None:
@@ -196,6 +322,12 @@ class _Node:
             data = b"".join(self._out)
             self._out.clear()
             await self._stream.send_all(data)
+
+
+async def _cancel_on_sigterm(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
 
 
 async def _frames(stream: trio.SocketStream) -> AsyncIterator[tuple[int, bytes, bytes]]:

@@ -32,6 +32,8 @@ REPLY: Final = 8 << 20
 """Bytes of results in one reply at most, but for a single larger one."""
 CLAIM: Final = 10.0
 """Seconds after which a session ends that nobody holds: who opened it was killed before the next word."""
+LINGER: Final = 60.0
+"""Seconds that the node's process lives on without a session: the next batch need not wait for another."""
 ENDING: Final = 30.0
 """Seconds that the end of a session is waited for."""
 
@@ -53,7 +55,7 @@ class _Session:
 
 
 class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
-    """Has the node's process, from the first session to the end of the last one."""
+    """Has the node's process, from the first session until there has been none for a while."""
 
     name = NAME
 
@@ -66,6 +68,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         self._claimed: set[bytes] = set()
         self._opening: dict[str, bytes] = {}
         self._process: _Process | None = None
+        self._timer: threading.Timer | None = None
 
     # Dask's hooks.
 
@@ -76,6 +79,7 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         """The worker closes: everything ends."""
         with self._lock:
             process, self._process = self._process, None
+            self._stop_timer()
             self._end_all("the worker was closed")
             self._changed.notify_all()
         if process is not None:
@@ -123,19 +127,31 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
         with self._lock:
             if process.gone or process.refusal:
                 return False
-            if own not in self._opening:
-                self._hang_up_unused(process)
-                return True
             self._process = process
+            if own not in self._opening:
+                self._linger()
+                return True
+            self._stop_timer()
             self._sessions[id] = _Session(settings["slots"], key, Path(settings["directory"]))
             self._holds[key] = id
             process.send(frames.frame(frames.OPEN, id, frames.pack(settings)))
             return True
 
-    def _hang_up_unused(self, process: _Process) -> None:
-        if all(session.ended.is_set() for session in self._sessions.values()):
-            process.hang_up()
-            if self._process is process:
+    def _linger(self) -> None:
+        self._stop_timer()
+        self._timer = threading.Timer(LINGER, self._hang_up_unused)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _hang_up_unused(self) -> None:
+        with self._lock:
+            if self._process is not None and all(session.ended.is_set() for session in self._sessions.values()):
+                self._process.hang_up()
                 self._process = None
 
     def _close_unclaimed(self, id: bytes) -> None:
@@ -218,16 +234,16 @@ class NodePlugin(distributed.WorkerPlugin):  # type: ignore[misc]
             session = self._sessions.get(id)
             if session is None:
                 return
-            if kind == frames.RESULT:
+            if kind in (frames.RESULT, frames.BACK, frames.ROOT):
                 session.results.append(payload)
                 session.size += len(payload)
-                session.held -= 1
+                session.held -= kind != frames.ROOT
             elif kind == frames.UNFIT:
                 session.state, session.reason = "unfit", payload.decode(errors="replace")
             elif kind == frames.CLOSED:
                 self._end(id, "gone", "the session has ended")
-                if self._process is not None:
-                    self._hang_up_unused(self._process)
+                if all(each.ended.is_set() for each in self._sessions.values()):
+                    self._linger()
             self._changed.notify_all()
 
     def hung_up(self, process: _Process) -> None:
@@ -264,7 +280,7 @@ class _Process:
 
     Attributes:
         refusal: why no container can run here; then it has ended.
-        gone: it has ended, and its sessions with it.
+        gone: it has ended, or will soon, and its sessions with it.
     """
 
     def __init__(self, plugin: NodePlugin) -> None:
@@ -325,6 +341,7 @@ class _Process:
 
     def hang_up(self) -> None:
         """It ends by itself, with everything it runs."""
+        self.gone = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -364,7 +381,7 @@ def open_session(id: bytes, own: str, key: str, version: str, slots: str | None,
 
     Args:
         own, key: our own, and that of the `hold` that will keep it.
-        slots: as ``--jobs`` has it, ``"8"`` or ``"150%"`` of the worker's threads; None is one for each.
+        slots: as ``--jobs`` has it, ``"8"`` or ``"150%"`` of the worker's CPUs; None is one for each.
     """
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as version_of
@@ -379,16 +396,26 @@ def open_session(id: bytes, own: str, key: str, version: str, slots: str | None,
         sync(worker.loop, worker.plugin_add, plugin=NodePlugin(), name=NAME)
         plugin = _plugin(worker)
         assert plugin is not None
-    count = _slots(slots, worker.state.nthreads)
+    size = measure(worker.state.total_resources, worker.state.nthreads, worker.memory_manager.memory_limit)
+    given = {**size, "slots": slots_of(slots, size["cpus"])}
     directory = str(Path(worker.local_directory, f"tinyvisor-{id.hex()}"))
-    why = plugin.open(id, own, key, {**settings, "slots": count, "directory": directory})
-    return {"why": why, "slots": count, "host": socket.gethostname()}
+    why = plugin.open(id, own, key, {**settings, **given, "directory": directory})
+    return {"why": why, "host": socket.gethostname(), **given}
 
 
-def _slots(text: str | None, threads: int) -> int:
+def measure(resources: Mapping[str, float], threads: int, memory: int | None) -> dict[str, Any]:
+    """``cpus`` and ``memory`` (bytes, or None) that a worker's jobs may use at once: its resources CPU and MEMORY, where whoever
+    started it has said so, else its threads and its memory limit."""
+    cpus = resources.get("CPU", 0.0)
+    limit = resources.get("MEMORY", memory or 0)
+    return {"cpus": float(cpus if cpus > 0 else max(1, threads)), "memory": int(limit) or None}
+
+
+def slots_of(text: str | None, cpus: float) -> int:
+    """Jobs at once, of those that say nothing of CPUs."""
     if text is None:
-        return max(1, threads)
-    return max(1, int(text[:-1]) * threads // 100) if text.endswith("%") else int(text)
+        return max(1, int(cpus))
+    return max(1, int(int(text[:-1]) * cpus / 100)) if text.endswith("%") else int(text)
 
 
 def hold(id: bytes) -> None:

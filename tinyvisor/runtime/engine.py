@@ -1172,9 +1172,13 @@ class Runtime:
             return spec
         if not spec.rootfs.exists():
             raise SpecError("rootfs", f"{spec.rootfs} does not exist")
-        ids = self._mapped.shared_map() if self._mapped else None
-        work = functools.partial(unpack, spec.rootfs, cache_directory(), ids=ids)
+        work = functools.partial(unpack, spec.rootfs, cache_directory(), ids=self.root_ids)
         return spec.with_(rootfs=await anyio.to_thread.run_sync(work))
+
+    @property
+    def root_ids(self) -> IdMap | None:
+        """What the owners in an unpacked root are here; None: as in the tarball."""
+        return self._mapped.shared_map() if self._mapped else None
 
     def _provider(self, spec: Spec) -> Container | None:
         """The container whose network is joined."""

@@ -71,8 +71,19 @@ class _Refused(Exception):
     """Why the tarball is not taken; becomes a `RootfsError`."""
 
 
+def entry_name(digest: str, ids: IdMap | None) -> str:
+    """What a tarball's directory is called in the cache."""
+    return digest if ids is None else f"{digest}-{ids.count}"
+
+
 def unpack(
-    tarball: Path, cache: Path, *, ids: IdMap | None = None, max_members: int = MAX_MEMBERS, max_bytes: int = MAX_BYTES
+    tarball: Path,
+    cache: Path,
+    *,
+    ids: IdMap | None = None,
+    digest: str | None = None,
+    max_members: int = MAX_MEMBERS,
+    max_bytes: int = MAX_BYTES,
 ) -> Path:
     """The root directory with the contents of `tarball`; unpacked if that was not done yet. Blocking, up to minutes.
 
@@ -80,6 +91,7 @@ def unpack(
         tarball: tar, plain or compressed by gzip, xz or zstd; its name says nothing.
         cache: made with mode 0700, which keeps the set-uid programs in it from the host's users.
         ids: what the tarball's owners are here; None: the same. Where there is but one, all belongs to that.
+        digest: its SHA-256, where the caller has just found it out.
         max_members: entries at most.
         max_bytes: of all files together, holes included.
 
@@ -90,8 +102,8 @@ def unpack(
         # O_NONBLOCK: a FIFO is refused below, not waited for
         with open(os.open(tarball, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            digest = _digest(file, cache)
-            entry = cache / (digest if ids is None else f"{digest}-{ids.count}")
+            digest = digest or _digest(file, cache)
+            entry = cache / entry_name(digest, ids)
             if not entry.is_dir():
                 with _locked(cache / f"{digest}.lock"):
                     if not entry.is_dir():
@@ -109,7 +121,7 @@ def unpack(
 def _make_entry(file: BufferedReader, entry: Path, ids: IdMap | None, max_members: int, max_bytes: int) -> None:
     before = os.fstat(file.fileno())
     temporary = entry.with_name(f"{entry.name}.tmp")
-    _remove(temporary)
+    remove(temporary)
     try:
         root = temporary / "rootfs"
         temporary.mkdir(mode=0o700)
@@ -126,7 +138,7 @@ def _make_entry(file: BufferedReader, entry: Path, ids: IdMap | None, max_member
             os.close(fd)
         temporary.rename(entry)
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
     _sync_directory(entry.parent)
 
@@ -537,7 +549,8 @@ def _printable(name: str) -> str:
 # ---- files ----
 
 
-def _remove(tree: Path) -> None:
+def remove(tree: Path) -> None:
+    """Removes what was unpacked, whatever its modes are; what is not there is fine. Raises OSError."""
     if os.geteuid() != 0:  # a directory may be closed to its owner
         for directory, names, _ in os.walk(tree):
             for name in names:
