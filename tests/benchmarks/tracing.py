@@ -28,7 +28,7 @@ UNTOUCHED = ("dd", "if=/dev/zero", "of=/dev/null", "bs=1", "count=500000", "stat
 
 async def _run(runtime: Runtime, *command: str) -> float:
     start = time.perf_counter()
-    await runtime.run(command, check=True, seccomp="unconfined")
+    await runtime.run(command, seccomp="unconfined")  # ls may find what it may not read
     return time.perf_counter() - start
 
 

@@ -16,7 +16,7 @@ from tinyvisor.cli.run import FILE, OPTIONS, RunCommand, build_spec, with_option
 from tinyvisor.cli.trace import run_traced
 from tinyvisor.errors import ConfigError, ConfigProblem, TinyvisorError
 from tinyvisor.learned import Learned, describe, differences, of_profile
-from tinyvisor.profile import Profile, default_profile_text, parse_profile, read_profile_text
+from tinyvisor.profile import KILL, Profile, default_profile_text, parse_profile, read_profile_text
 from tinyvisor.trace import End, Event, Syscall, from_json
 
 REFUSED = 1
@@ -164,7 +164,9 @@ def _decider(filter: Any, machine: Any, missing: Collection[str]) -> Callable[[S
         action = decide(filter, machine, call.name, call.raw)
         if action.lets_through():
             return None
-        if action.kind == "errno":
+        if action == ("notify", KILL):
+            return "kill_process"
+        if action.kind in ("errno", "notify"):
             return errno.errorcode.get(action.data, str(action.data)) if call.errno else None
         return action.kind
 
