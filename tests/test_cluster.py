@@ -31,7 +31,7 @@ BOUND = 100.0
 def kinds(directory: Path) -> list[dict[str, Any]]:
     """Jobs of all sorts, with files in `directory`."""
     (directory / "small").write_bytes(b"small")
-    (directory / "large").write_bytes(bytes(range(256)) * 1000)
+    (directory / "large").write_bytes(bytes(range(256)) * 280)
     (directory / "profile.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
     for name in ("tree", "packed"):
         (directory / name).mkdir()

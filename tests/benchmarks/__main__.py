@@ -164,9 +164,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--breakdown", action="store_true", help="the floor alone, part by part")
     parser.add_argument("--trace", action="store_true", help="what a tracer costs, ours and strace")
+    parser.add_argument("--cluster", action="store_true", help="a batch on Dask beside one without; --count jobs in each round")
     parser.add_argument("--supervision", action="store_true", help="services by the thousand, restarts, logs; supervisord, s6")
     parser.add_argument("--services", type=int, default=1000, metavar="N", help="for --supervision (default 1000)")
-    parser.add_argument("--cluster", action="store_true", help="a batch on Dask beside one without; --count jobs in each round")
     parser.add_argument("--only", metavar="NAMES", help="contenders besides the floor, by commas: tinyvisor,bwrap")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
@@ -221,13 +221,13 @@ def main() -> int:
     if options.trace:
         found["trace"] = trio.run(measure_tracing, options.rounds)
         return _write(options.json, found)
-    if options.supervision:
-        with tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
-            found["supervision"] = trio.run(measure_supervision, options.services, Path(scratch))
-        return _write(options.json, found)
     if options.cluster:
         with tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
             found["cluster"] = trio.run(measure_cluster, options.count, options.rounds, Path(scratch))
+        return _write(options.json, found)
+    if options.supervision:
+        with tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
+            found["supervision"] = trio.run(measure_supervision, options.services, Path(scratch))
         return _write(options.json, found)
     with open_floor() as floor, tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
         if options.scale:
