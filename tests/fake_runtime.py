@@ -104,6 +104,7 @@ class FakeContainer:
         self.name = spec.name
         self.pid = pid
         self.terminal: int | None = None
+        self.stdin: Any = None
         self.pipes = {"stdout": Pipe(), "stderr": Pipe()}
         self._runtime = runtime
         self._spec = spec

@@ -26,13 +26,13 @@ def _words(text: str) -> frozenset[str]:
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
-        ("errors", "units", "cron", "pattern", "interpreter", "places"),
+        ("errors", "units", "cron", "pattern", "interpreter", "places", "release"),
         ("spec job", "state"),
         ("profile trace",),
         ("tracing learned accesses",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "runtime cluster", "view", "attacks"),
-        ("supervisor runner turns inside", "batch journal outputs report", "audit"),
-        ("control client logs",),
+        ("supervisor runner turns tap inside", "batch journal outputs report", "audit"),
+        ("control client logs openapi metrics",),
         ("cli",),
         ("__main__", "__init__"),
     )

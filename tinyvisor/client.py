@@ -1,8 +1,9 @@
 """Talks to a project's daemon over its control socket (`control` has the table of requests). Standard library only, and
 without http.client, whose import (email, ssl) is felt at every ``ps``: the answers are our own daemon's, one per connection.
 
-Which daemon is meant is looked up in the run directory: each has a socket NAME.sock, and a NAME.json that says which
-files it was started with. Whether it lives is known by connecting, and by nothing else.
+Which daemon is meant is looked up in the run directory, and in those that root has opened for groups: each has a socket
+NAME.sock, and a NAME.json that says which files it was started with. Whether it lives is known by connecting, and by nothing
+else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import IO, Any, Final
 from urllib.parse import quote, urlencode
 
 from tinyvisor.errors import TinyvisorError
-from tinyvisor.places import run_directory
+from tinyvisor.places import control_directories
 
 HERE: Final = ("configs", "tinyvisor.yaml", "")
 """What of the current directory a project may have been started with."""
@@ -47,12 +48,12 @@ def find_project(name: str | None, here: Path) -> str:
         return name
     wanted = {os.path.normpath(here / part) for part in HERE}
     found = []
-    for file in sorted(run_directory().glob("*.json")):
+    for file in _records():
         try:
             record = json.loads(file.read_text())
         except (OSError, ValueError):
             continue
-        if wanted & set(record["paths"]):
+        if wanted & set(record["paths"]) and file.stem not in found:
             found.append(file.stem)
     if len(found) > 1:
         found = [project for project in found if is_running(project)] or found[:1]
@@ -61,6 +62,15 @@ def find_project(name: str | None, here: Path) -> str:
     if found:
         raise TinyvisorError(f"several projects run from here: {', '.join(found)}; choose one with -p NAME")
     raise TinyvisorError("no project runs from this directory; start it with tinyvisor up -d, or name another with -p NAME")
+
+
+def known_projects() -> list[str]:
+    """Those whose daemons have left word in directories that we may read; some may have been killed."""
+    return sorted({file.stem for file in _records()})
+
+
+def _records() -> list[Path]:
+    return [file for directory in control_directories() for file in sorted(directory.glob("*.json"))]
 
 
 def is_running(project: str) -> bool:
@@ -73,17 +83,20 @@ def is_running(project: str) -> bool:
 
 
 def _connect(project: str) -> socket.socket:
-    path = run_directory() / f"{project}.sock"
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.connect(os.fspath(path))
-    except (FileNotFoundError, ConnectionRefusedError):
-        connection.close()
-        raise TinyvisorError(f'no daemon runs the project "{project}"; start it with tinyvisor up -d') from None
-    except OSError as error:
-        connection.close()
-        raise TinyvisorError(f"{path}: {error.strerror or error}") from None
-    return connection
+    refusals = []
+    for directory in control_directories():
+        path = directory / f"{project}.sock"
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+        except OSError as error:
+            connection.close()
+            refusals.append(f"{path}: {error.strerror or error}")
+        else:
+            return connection
+    raise TinyvisorError(refusals[0] if refusals else f'no daemon runs the project "{project}"; start it with tinyvisor up -d')
 
 
 class Client:

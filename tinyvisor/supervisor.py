@@ -25,6 +25,7 @@ import signal as signals
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -49,6 +50,7 @@ from tinyvisor.policy import (
 from tinyvisor.runner import Container, Events, Need, OnEvent, OnOutput, Runner, Runtime, Surroundings
 from tinyvisor.spec import Project, Service, instances
 from tinyvisor.state import CommandResult, Probe, ServiceSummary
+from tinyvisor.tap import Tap
 from tinyvisor.turns import Turns
 
 MAX_LAUNCHES: Final = 16
@@ -249,6 +251,24 @@ class Supervisor:
             SpecError: there is no such instance.
         """
         return tuple(probe for runner in self._select((name,)) for probe in runner.probes)
+
+    @contextmanager
+    def tapped(self, name: str) -> Iterator[tuple[Container, Tap]]:
+        """The container of the first of `name`'s instances that runs, and its output from now on.
+
+        Raises:
+            SpecError: there is no such service.
+            TinyvisorError: nothing of it runs.
+        """
+        runner = next((runner for runner in self._select((name,)) if runner.container is not None), None)
+        if runner is None or runner.container is None:
+            raise TinyvisorError(f"{name} is not running")
+        tap = Tap()
+        runner.taps.append(tap)
+        try:
+            yield runner.container, tap
+        finally:
+            runner.taps.remove(tap)
 
     async def wait(self, names: Iterable[str] = (), until: Until = "down") -> tuple[ServiceSummary, ...]:
         """Waits until each of `names` (none: all) is down; or runs, or runs and is healthy, where it does not end first.
