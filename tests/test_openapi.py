@@ -189,7 +189,6 @@ def test_streams_are_as_documented(tmp_path: Path, path: str, names: set[str]) -
         ("POST", "/v1/services/a/exec", {"command": ["x"], "environment": {"A": "b"}, "timeout": 1.5, "user": None}),
         ("POST", "/v1/scale", {"service": "b", "count": 1}),
         ("POST", "/v1/reload", None),
-        ("POST", "/v1/down", None),
     ],
 )
 async def test_what_is_right_is_answered_as_documented(tmp_path: Path, method: str, target: str, body: Any) -> None:

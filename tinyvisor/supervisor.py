@@ -450,7 +450,7 @@ class Supervisor:
         return list(found)
 
     def _check_live(self) -> None:
-        if self._nursery is None:
+        if self._nursery is None or not self._nursery.child_tasks:  # `run` is about to return, and takes no more tasks
             raise TinyvisorError("the supervisor is not running")
         if self._stopping:
             raise TinyvisorError("the project is being stopped")
