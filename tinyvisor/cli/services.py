@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from tinyvisor.cli.completion import complete_count, complete_project, complete_service, complete_signal
 from tinyvisor.cli.failures import ExitCodes
 from tinyvisor.cli.summary import format_plain, summary_rows
 from tinyvisor.client import Client, Refusal, find_project
@@ -17,9 +18,16 @@ from tinyvisor.state import Exit, ServiceSummary
 
 UNPROCESSABLE = 422
 
-project_option = click.option("-p", "--project-name", metavar="NAME", help="Default: the one that runs from this directory.")
+project_option = click.option(
+    "-p",
+    "--project-name",
+    metavar="NAME",
+    shell_complete=complete_project,
+    help="Default: the one that runs from this directory.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
-services_argument = click.argument("services", metavar="[SERVICE]...", nargs=-1)
+services_argument = click.argument("services", metavar="[SERVICE]...", nargs=-1, shell_complete=complete_service)
+service_argument = click.argument("service", shell_complete=complete_service)
 
 
 def client_for(project_name: str | None) -> Client:
@@ -63,7 +71,7 @@ def ps(project_name: str | None, as_json: bool, services: Sequence[str]) -> None
 
 @click.command()
 @project_option
-@click.argument("service")
+@service_argument
 def inspect(project_name: str | None, service: str) -> None:
     """Print all there is to know of a service, as JSON."""
     show_json(client_for(project_name).get(f"/v1/services/{service}"))
@@ -101,7 +109,14 @@ def restart(project_name: str | None, as_json: bool, services: Sequence[str]) ->
 @click.command()
 @project_option
 @json_option
-@click.option("-s", "--signal", default="KILL", metavar="SIGNAL", help="Default: KILL, which also keeps them down.")
+@click.option(
+    "-s",
+    "--signal",
+    default="KILL",
+    metavar="SIGNAL",
+    shell_complete=complete_signal,
+    help="Default: KILL, which also keeps them down.",
+)
 @services_argument
 def kill(project_name: str | None, as_json: bool, signal: str, services: Sequence[str]) -> None:
     """Send services a signal."""
@@ -141,7 +156,7 @@ def _wait_down(client: Client, services: Sequence[str], *, quiet: bool) -> None:
 @click.command()
 @project_option
 @json_option
-@click.argument("counts", metavar="SERVICE=N...", nargs=-1, required=True)
+@click.argument("counts", metavar="SERVICE=N...", nargs=-1, required=True, shell_complete=complete_count)
 def scale(project_name: str | None, as_json: bool, counts: Sequence[str]) -> None:
     """Set how many instances of a service run."""
     wanted = []
