@@ -187,7 +187,7 @@ class Supervisor:
                 runner.use_log(runner.make_log(runner.service))
             async with self._turns.open(), trio.open_nursery() as self._nursery:
                 if self._linger:
-                    self._nursery.start_soon(self._wait_for_stop)
+                    self._nursery.start_soon(self.wait_stopping)
                 for runner in list(self._runners.values()):
                     runner.feed(Resumed() if runner.name in self._stopped_before else StartRequested())
                 task_status.started()
@@ -216,6 +216,16 @@ class Supervisor:
             runner.stop_wanted = True
             runner.feed(KillRequested())
         self._tell()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether everything is to end."""
+        return self._stopping
+
+    async def wait_stopping(self) -> None:
+        """Until everything is to end, by whoever's request."""
+        while not self._stopping:
+            await self._news.wait()
 
     # ---- what there is to know ----
 
@@ -271,7 +281,8 @@ class Supervisor:
             runner.taps.remove(tap)
 
     async def wait(self, names: Iterable[str] = (), until: Until = "down") -> tuple[ServiceSummary, ...]:
-        """Waits until each of `names` (none: all) is down; or runs, or runs and is healthy, where it does not end first.
+        """Waits until each of `names` (none: all) is down; or runs, or runs and is healthy, where it does not end first, or
+        wait for the time of its schedule.
 
         Raises:
             SpecError: there is no such service.
@@ -527,15 +538,13 @@ class Supervisor:
             return failed
         return all(other.has_begun and other.state.down for other in self._runners.values() if other.group == runner.group)
 
-    async def _wait_for_stop(self) -> None:
-        while not self._stopping:
-            await self._news.wait()
-
 
 def _is(runner: Runner, until: Until) -> bool:
     if runner.state.down:
         return True
-    return until != "down" and runner.is_up and (until == "running" or runner.is_well)
+    if until == "down":
+        return False
+    return runner.state.phase == "scheduled" or (runner.is_up and (until == "running" or runner.is_well))
 
 
 def _later(runner: Runner) -> CommandResult:

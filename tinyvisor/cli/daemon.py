@@ -11,14 +11,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tinyvisor import interpreter
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.spec import Project
+
+if TYPE_CHECKING:
+    from tinyvisor.cli.outside import Outside
 
 LOG: Final = "_daemon.log"
 """Its own log, beside the services': no service can be called so."""
@@ -68,7 +71,15 @@ def start_daemon(arguments: Sequence[str], project: Project, log_dir: Path) -> i
     return int(told["code"])
 
 
-def run_daemon(project: Project, *, log_dir: Path, word_fd: int, reread: Callable[[], Project], paths: Sequence[Path]) -> int:
+def run_daemon(
+    project: Project,
+    *,
+    log_dir: Path,
+    word_fd: int,
+    reread: Callable[[], Project],
+    paths: Sequence[Path],
+    outside: Outside,
+) -> int:
     """Runs `project` until somebody ends it: the daemon's whole life.
 
     Args:
@@ -82,7 +93,7 @@ def run_daemon(project: Project, *, log_dir: Path, word_fd: int, reread: Callabl
     word = _Word(word_fd)
     try:
         rootless.enter()
-        trio.run(_Daemon(project, log_dir, word, reread, paths).run)
+        trio.run(_Daemon(project, log_dir, word, reread, paths, outside).run)
     except Exception as error:
         problems = expected(error)
         word.say(2, lines(problems, ExitCodes()) if problems else [f"tinyvisor: a bug; {log_dir / LOG} has the traceback"])
@@ -106,7 +117,13 @@ class _Word:
 
 class _Daemon:
     def __init__(
-        self, project: Project, log_dir: Path, word: _Word, reread: Callable[[], Project], paths: Sequence[Path]
+        self,
+        project: Project,
+        log_dir: Path,
+        word: _Word,
+        reread: Callable[[], Project],
+        paths: Sequence[Path],
+        outside: Outside,
     ) -> None:
         from tinyvisor.runtime.logfile import LogFile
 
@@ -117,19 +134,23 @@ class _Daemon:
         self._paths = [os.path.normpath(path.absolute()) for path in paths]
         self._log = LogFile(log_dir / LOG, max_size=LOG_SIZE, max_files=LOG_FILES)
         self._exits: dict[str, Any] = {}
+        self._outside = outside
 
     async def run(self) -> None:
         import trio
 
+        from tinyvisor.cli.outside import write_record
         from tinyvisor.control import Control, Feed, listening
+        from tinyvisor.metrics import Tally
         from tinyvisor.places import run_directory
         from tinyvisor.runtime import open_runtime
         from tinyvisor.supervisor import Supervisor
 
-        name, feed = self._project.name, Feed()
+        name, feed, tally = self._project.name, Feed(), Tally()
 
         def on_event(event: Any) -> None:
             feed.event(event)
+            tally.event(event)
             self._note(event)
 
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -144,15 +165,18 @@ class _Daemon:
                     feed=feed,
                     reread=self._reread,
                     log_dir=self._log_dir,
+                    tally=tally,
                     about={"paths": self._paths, "log_dir": str(self._log_dir)},
                     on_problem=self._say,
                 )
                 with listening(run_directory() / f"{name}.sock") as listener:
                     record = run_directory() / f"{name}.json"
-                    _write(record, {"name": name, "pid": os.getpid(), "paths": self._paths})
+                    content = {"name": name, "pid": os.getpid(), "paths": self._paths}
+                    write_record(record, content)
                     try:
                         async with trio.open_nursery() as nursery:
                             nursery.start_soon(self._heed, signals, supervisor)
+                            await nursery.start(self._outside.serve, control, supervisor, feed, content)
                             nursery.start_soon(control.serve, listener)
                             nursery.start_soon(self._report, supervisor)
                             control.finish(await supervisor.run())
@@ -192,10 +216,3 @@ class _Daemon:
         from tinyvisor.runtime.logfile import Piece
 
         self._log.write("stderr", [Piece(line.encode("utf-8", "replace"), True) for line in text.splitlines()])
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(content) + "\n")
-    temporary.replace(path)

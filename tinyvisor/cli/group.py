@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "schema": ("tinyvisor.cli.config:schema", "Print the JSON Schema of the configuration files."),
     "plan": ("tinyvisor.cli.config:plan", "Print the launch steps of every service; runs nothing."),
     "audit": ("tinyvisor.cli.audit:audit", "Try to break out of a container, and say which wall held."),
+    "systemd": ("tinyvisor.cli.systemd:systemd", "Print a systemd unit that runs a project."),
     "completion": ("tinyvisor.cli.completion:completion", "Print what makes a shell complete commands and services."),
     "man": ("tinyvisor.cli.man:man", "Show the manual pages, or write them to a directory."),
     "doctor": ("tinyvisor.cli.doctor:doctor", "Say what this host offers, what it lacks, and the cure."),

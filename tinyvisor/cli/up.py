@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from tinyvisor.cli import pid1
 from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
 from tinyvisor.places import log_directory
 from tinyvisor.spec import Project
@@ -19,6 +20,20 @@ from tinyvisor.spec import Project
 @project_options
 @click.option("-d", "--detach", is_flag=True, help="In the background: see ps, logs, down.")
 @click.option("--daemon-fd", type=int, hidden=True)
+@click.option("--linger", is_flag=True, help="Go on while nothing runs, until tinyvisor down or a signal; -d does.")
+@click.option(
+    "--socket-group",
+    metavar="GROUP",
+    default="",
+    envvar="TINYVISOR_SOCKET_GROUP",
+    help="Let the members of GROUP give commands, too: that is as good as root. Only root can.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Metrics for Prometheus at http://127.0.0.1:PORT/metrics, for every user of this host.",
+)
 @click.option("--exit-code-from", metavar="SERVICE", help="Stop everything when SERVICE ends, and exit with its code.")
 @click.option("--abort-on-container-failure", is_flag=True, help="Stop everything when a service fails for good.")
 @click.option("--no-color", is_flag=True, help="No colours; the same as NO_COLOR=1.")
@@ -37,6 +52,9 @@ def up(
     profiles: Sequence[str],
     detach: bool,
     daemon_fd: int | None,
+    linger: bool,
+    socket_group: str,
+    metrics_port: int | None,
     exit_code_from: str | None,
     abort_on_container_failure: bool,
     no_color: bool,
@@ -49,6 +67,9 @@ def up(
     PATH is a file or a directory of YAML files; without one configs/, else tinyvisor.yaml. Ends by itself when nothing
     is left to run. Ctrl-C stops everything in order, a second one kills.
 
+    The other commands act on it meanwhile, from any terminal. Started by systemd with Type=notify it tells it when all services
+    run, and takes part in its watchdog: see tinyvisor systemd. As PID 1 of a container it has an init above itself.
+
     With -d it returns when all services run, and goes on until tinyvisor down, or a SIGTERM. Should the daemon be killed,
     its containers are killed with it.
 
@@ -56,11 +77,34 @@ def up(
     """
     if detach and (exit_code_from or abort_on_container_failure):
         raise click.UsageError("-d does not go with --exit-code-from and --abort-on-container-failure")
-    if daemon_fd is not None:
-        return _be_daemon(daemon_fd, paths, project_name, env_file, profiles, log_dir)
-    project = load_project(paths, project_name, env_file, profiles)
     if detach:
-        return _detach(project, paths, env_file, profiles, log_dir)
+        return _detach(
+            load_project(paths, project_name, env_file, profiles),
+            paths,
+            log_dir,
+            [
+                *(["--env-file", str(env_file.absolute())] if env_file is not None else []),
+                *(word for profile in profiles for word in ("--profile", profile)),
+                *(["--socket-group", socket_group] if socket_group else []),
+                *(["--metrics-port", str(metrics_port)] if metrics_port is not None else []),
+            ],
+        )
+    pid1.leave()
+
+    def load() -> Project:
+        return load_project(paths, project_name, env_file, profiles)
+
+    project = load()
+    paths = paths or default_paths()
+    log_dir = _logs_of(project, log_dir)
+
+    from tinyvisor.cli.outside import Outside
+
+    outside = Outside(socket_group, metrics_port)
+    if daemon_fd is not None:
+        from tinyvisor.cli.daemon import run_daemon
+
+        return run_daemon(project, log_dir=log_dir, word_fd=daemon_fd, reread=load, paths=paths, outside=outside)
 
     from tinyvisor.cli.session import run_project
     from tinyvisor.cli.summary import print_summary
@@ -69,7 +113,6 @@ def up(
     from tinyvisor.view import Style, View
 
     colour = wants_colour(no_color)
-    log_dir = _logs_of(project, log_dir)
     style = Style(colour=colour, prefix=not no_log_prefix, timestamps=timestamps)
     sys.stdout.flush()
     rootless.enter()
@@ -78,8 +121,12 @@ def up(
             project,
             view,
             log_dir=log_dir,
+            paths=paths,
+            reread=load,
+            outside=outside,
             exit_code_from=exit_code_from,
             abort_on_container_failure=abort_on_container_failure,
+            linger=linger,
         )
     if not view.deaf:
         print_summary(summaries, colour=colour)
@@ -90,27 +137,13 @@ def _logs_of(project: Project, log_dir: Path | None) -> Path:
     return log_dir.absolute() if log_dir is not None else log_directory() / project.name
 
 
-def _detach(project: Project, paths: Sequence[Path], env_file: Path | None, profiles: Sequence[str], log_dir: Path | None) -> int:
+def _detach(project: Project, paths: Sequence[Path], log_dir: Path | None, options: Sequence[str]) -> int:
     """The same project once more, in a process of its own."""
     from tinyvisor.cli.daemon import start_daemon
 
-    arguments = ["-p", project.name, "--log-dir", str(_logs_of(project, log_dir))]
-    arguments += [] if env_file is None else ["--env-file", str(env_file.absolute())]
-    arguments += [word for profile in profiles for word in ("--profile", profile)]
+    arguments = ["-p", project.name, "--log-dir", str(_logs_of(project, log_dir)), *options]
     arguments += ["--", *(str(path.absolute()) for path in paths or default_paths())]
     return start_daemon(arguments, project, _logs_of(project, log_dir))
-
-
-def _be_daemon(
-    fd: int, paths: Sequence[Path], name: str | None, env_file: Path | None, profiles: Sequence[str], log_dir: Path | None
-) -> int:
-    def load() -> Project:
-        return load_project(paths, name, env_file, profiles)
-
-    from tinyvisor.cli.daemon import run_daemon
-
-    project = load()
-    return run_daemon(project, log_dir=_logs_of(project, log_dir), word_fd=fd, reread=load, paths=paths)
 
 
 def wants_colour(no_color: bool) -> bool:
