@@ -26,7 +26,7 @@ def _words(text: str) -> frozenset[str]:
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
-        ("errors", "units", "cron", "pattern", "interpreter", "places", "release"),
+        ("errors", "units", "cron", "pattern", "interpreter", "places", "release", "clean"),
         ("spec job", "state"),
         ("profile trace",),
         ("tracing learned accesses",),
@@ -83,6 +83,7 @@ RULES = (
             "units.py",
             "cron.py",
             "pattern.py",
+            "clean.py",
             "spec.py",
             "state.py",
             "policy.py",

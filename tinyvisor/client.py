@@ -110,10 +110,24 @@ class Client:
     def __init__(self, project: str) -> None:
         self.project = project
 
-    def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
-        """The answer's JSON."""
-        with self._request("GET", path, query) as response:
+    def get(
+        self,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        meanwhile: Callable[[socket.socket], None] | None = None,
+    ) -> Any:
+        """The answer's JSON.
+
+        Args:
+            meanwhile: as of `post`.
+        """
+        with self._request("GET", path, query, meanwhile=meanwhile) as response:
             return json.loads(b"".join(response))
+
+    def text(self, path: str) -> str:
+        """The answer as it is."""
+        with self._request("GET", path) as response:
+            return b"".join(response).decode()
 
     def post(
         self,
@@ -131,9 +145,13 @@ class Client:
         with self._request("POST", path, body=body, fds=fds, meanwhile=meanwhile) as response:
             return json.loads(b"".join(response))
 
-    def stream(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
-        """JSON values as they come, from JSON Lines or Server-Sent Events, until the daemon ends the stream."""
-        with self._request("GET", path, query) as response:
+    def stream(self, path: str, query: Mapping[str, Any] | None = None, *, accept: str = "*/*") -> Iterator[Any]:
+        """JSON objects as they come, from JSON Lines or Server-Sent Events, until the daemon ends the stream.
+
+        Args:
+            accept: ``"text/event-stream"`` for what streams only where it is asked to.
+        """
+        with self._request("GET", path, query, accept=accept) as response:
             rest = b""
             for data in response:
                 *lines, rest = (rest + data).split(b"\n")
@@ -158,10 +176,12 @@ class Client:
         body: Mapping[str, Any] | None = None,
         fds: Sequence[int] = (),
         meanwhile: Callable[[socket.socket], None] | None = None,
+        accept: str = "*/*",
     ) -> Iterator[Iterator[bytes]]:
         target = quote(path) + (f"?{urlencode(query, doseq=True)}" if query else "")
         asked = json.dumps(body or {}).encode() if method == "POST" else b""
-        head = f"{method} {target} HTTP/1.1\r\nHost: tinyvisor\r\nContent-Length: {len(asked)}\r\n\r\n".encode()
+        headers = ("Host: tinyvisor", f"Accept: {accept}", f"Content-Length: {len(asked)}")
+        head = "\r\n".join((f"{method} {target} HTTP/1.1", *headers, "", "")).encode()
         with _connect(self.project) as connection:
             try:
                 _send(connection, head + asked, fds)

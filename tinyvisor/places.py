@@ -49,6 +49,12 @@ def run_directory() -> Path:
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{_uid()}") / "tinyvisor"
 
 
+def project_files(name: str) -> tuple[str, str]:
+    """In the run directory while a supervisor of project `name` runs: its control socket, and what it is found by. The launcher
+    removes them where a killed supervisor could not."""
+    return f"{name}.sock", f"{name}.json"
+
+
 def shared_directory(group: str) -> Path:
     """Where root's sockets for the members of `group` are: /run/tinyvisor.GROUP."""
     return SYSTEM.with_name(f"{SYSTEM.name}.{group}")

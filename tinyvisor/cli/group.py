@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "inspect": ("tinyvisor.cli.services:inspect", "Print all there is to know of a service, as JSON."),
     "stats": ("tinyvisor.cli.watch:stats", "Show what services use."),
     "events": ("tinyvisor.cli.watch:events", "Show what happens, from now on."),
+    "metrics": ("tinyvisor.cli.watch:metrics", "Print a project's metrics, as Prometheus is told them."),
     "top": ("tinyvisor.cli.watch:top", "List the processes of services."),
     "run": ("tinyvisor.cli.run:run", "Run one command in a container, like docker run --rm."),
     "trace": ("tinyvisor.cli.trace:trace", "Run a command and show its system calls, like strace -f; or attach."),

@@ -12,9 +12,8 @@ import click
 
 from tinyvisor.cli.completion import complete_count, complete_project, complete_service, complete_signal
 from tinyvisor.cli.failures import ExitCodes
-from tinyvisor.cli.summary import format_plain, summary_rows
+from tinyvisor.cli.summary import format_plain, ps_rows, summary_rows
 from tinyvisor.client import Client, Refusal, find_project
-from tinyvisor.state import Exit, ServiceSummary
 
 UNPROCESSABLE = 422
 
@@ -47,14 +46,6 @@ def show_json(values: Any) -> None:
     click.echo(json.dumps(values, indent=2))
 
 
-def summary_of(found: Mapping[str, Any]) -> ServiceSummary:
-    """Back from JSON."""
-    fields = {key: value for key, value in found.items() if key in ServiceSummary.__slots__}
-    exit = fields["exit"]
-    fields["exit"] = None if exit is None else Exit(**exit | {"held_up_by": tuple(exit["held_up_by"])})
-    return ServiceSummary(**fields | {"held_up_by": tuple(fields["held_up_by"])})
-
-
 @click.command()
 @project_option
 @json_option
@@ -64,9 +55,7 @@ def ps(project_name: str | None, as_json: bool, services: Sequence[str]) -> None
     found = client_for(project_name).get("/v1/services", {"service": list(services)})
     if as_json:
         return show_json(found)
-    pids = ["pid", *("-" if item["pid"] is None else str(item["pid"]) for item in found)]
-    rows = summary_rows([summary_of(item) for item in found])
-    return show([(*row[:2], pid, *row[2:]) for row, pid in zip(rows, pids, strict=True)])
+    return show(ps_rows(found))
 
 
 @click.command()
@@ -210,7 +199,7 @@ def wait(project_name: str | None, as_json: bool, until: str, services: Sequence
     if as_json:
         show_json(found)
     else:
-        show(summary_rows([summary_of(item) for item in found]))
+        show(summary_rows(found))
     bad = ("failed",) if until == "down" else ("failed", "stopped", "exited")
     return int(any(item["state"] in bad for item in found))
 
@@ -229,4 +218,4 @@ def down(project_name: str | None, as_json: bool) -> None:
     if as_json:
         show_json(found)
     else:
-        show(summary_rows([summary_of(item) for item in found]))
+        show(summary_rows(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -129,7 +130,7 @@ def up(
             linger=linger,
         )
     if not view.deaf:
-        print_summary(summaries, colour=colour)
+        print_summary([asdict(summary) for summary in summaries], colour=colour)
     return exit_code(summaries, exit_code_from)
 
 

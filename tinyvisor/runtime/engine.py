@@ -22,7 +22,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from tinyvisor.errors import ContainerError, HostError, LauncherDied, LaunchError, RunFailed, SpecError, TinyvisorError
 from tinyvisor.job import Job
-from tinyvisor.places import cache_directory, run_directory
+from tinyvisor.places import cache_directory, project_files, run_directory
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
@@ -239,6 +239,7 @@ class Runtime:
         epilogue += [
             s.Remove(s.KEPT | parents + n, f"../{PARENT}", item.label, patient=False) for n, item in enumerate(hierarchies)
         ]
+        epilogue += [s.Remove(last, file, str(run_directory())) for file in project_files(self.name)]
         # Last, and only when the others are gone: what has a lock file, the next run sweeps.
         epilogue.append(s.Remove(last, f"{self.name}.lock", str(run_directory())))
         try:
