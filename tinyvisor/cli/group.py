@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reload": ("tinyvisor.cli.services:reload", "Read the configuration anew and change what has changed."),
     "wait": ("tinyvisor.cli.services:wait", "Wait until services are down, running or healthy."),
     "exec": ("tinyvisor.cli.exec:exec_", "Run a command in a running service's container."),
+    "attach": ("tinyvisor.cli.attach:attach", "Join our terminal to a service's."),
     "inspect": ("tinyvisor.cli.services:inspect", "Print all there is to know of a service, as JSON."),
     "stats": ("tinyvisor.cli.watch:stats", "Show what services use."),
     "events": ("tinyvisor.cli.watch:events", "Show what happens, from now on."),

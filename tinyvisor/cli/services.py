@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ from tinyvisor.cli.completion import complete_count, complete_project, complete_
 from tinyvisor.cli.failures import ExitCodes
 from tinyvisor.cli.summary import format_plain, ps_rows, summary_rows
 from tinyvisor.client import Client, Refusal, find_project
+from tinyvisor.errors import TinyvisorError
 
 UNPROCESSABLE = 422
+HOLDING_PATIENCE = 1.0
+"""Seconds that a stop may take before it is said what it waits for."""
 
 project_option = click.option(
     "-p",
@@ -80,7 +85,10 @@ def start(project_name: str | None, as_json: bool, services: Sequence[str]) -> N
 @json_option
 @services_argument
 def stop(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
-    """Stop services, and wait until they are down."""
+    """Stop services, and wait until they are down.
+
+    While they take their time, it says which processes are waited for.
+    """
     client = client_for(project_name)
     _command(client, "stop", services, as_json)
     _wait_down(client, services, quiet=as_json)
@@ -137,9 +145,34 @@ def _show_results(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
 
 def _wait_down(client: Client, services: Sequence[str], *, quiet: bool) -> None:
-    for item in client.get("/v1/wait", {"service": list(services)}):
+    watch = None if quiet else _Holding(client, services).watch
+    for item in client.get("/v1/wait", {"service": list(services)}, meanwhile=watch):
         if item["held_up_by"] and not quiet:
             click.echo(f"{item['name']}: killed, still there after its grace period: {', '.join(item['held_up_by'])}")
+
+
+class _Holding:
+    """Says, while somebody waits for a stop, which processes hold it up: once for each set of them."""
+
+    def __init__(self, client: Client, services: Sequence[str]) -> None:
+        self._client = client
+        self._services = services
+        self._said: dict[str, list[str]] = {}
+
+    def watch(self, answer: socket.socket) -> None:
+        """Until the answer comes."""
+        while not select.select([answer], [], [], HOLDING_PATIENCE)[0]:
+            with contextlib.suppress(TinyvisorError):  # it has just ended: the answer is on its way
+                self.look()
+
+    def look(self) -> None:
+        for item in self._client.get("/v1/services", {"service": list(self._services)}):
+            if item["state"] != "stopping":
+                continue
+            found = self._client.get(f"/v1/services/{item['name']}")[0]["processes"]
+            if found and found != self._said.get(item["name"]):
+                self._said[item["name"]] = found
+                click.echo(f"{item['name']}: waiting for {', '.join(found)}", err=True)
 
 
 @click.command()
@@ -211,7 +244,7 @@ def down(project_name: str | None, as_json: bool) -> None:
     """Stop a project and its daemon; returns when everything is gone."""
     client = client_for(project_name)
     with open(client.pidfd(), "rb") as daemon:
-        found = client.post("/v1/down")
+        found = client.post("/v1/down", meanwhile=None if as_json else _Holding(client, ()).watch)
         waiting = select.poll()
         waiting.register(daemon, select.POLLIN)
         waiting.poll()
