@@ -237,4 +237,5 @@ def _exactly(answer: IO[bytes], size: int) -> bytes:
 
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     sent = socket.send_fds(connection, [data], list(fds)) if fds else 0
-    connection.sendall(data[sent:])
+    if sent < len(data):  # sendall sends even nothing, and who has answered already may have closed the connection
+        connection.sendall(data[sent:])
