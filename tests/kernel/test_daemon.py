@@ -288,7 +288,7 @@ def test_attach_to_a_terminal_and_leave_it(directory: Directory) -> None:
 
 def test_attach_without_a_terminal(directory: Directory) -> None:
     directory.write("cat", "read line; echo got $$line >&2; exit 4", "stdin_open: true")
-    directory.write("deaf", WAIT)
+    directory.write("deaf", "trap 'echo bye; exit 0' TERM; while :; do echo tick; sleep 0.1 & wait; done")
     started(directory)
     ended = directory.run("attach", "cat", input="a line\n")
     assert (ended.returncode, ended.stdout, ended.stderr) == (4, "got a line\n", "")
@@ -296,6 +296,7 @@ def test_attach_without_a_terminal(directory: Directory) -> None:
     assert ended.returncode == 1
     assert "cat is not running" in ended.stderr
     with Running(["attach", "-p", directory.name, "deaf"]) as command:
+        command.expect("tick")
         directory.run("stop", "deaf")
         command.expect("bye")
         assert command.end() == 0

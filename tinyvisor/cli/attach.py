@@ -47,7 +47,7 @@ def attach(project_name: str | None, no_stdin: bool, detach_keys: str, service: 
             exit = client.post(f"/v1/services/{service}/attach", fds=(theirs.fileno(),), meanwhile=meanwhile)["exit"]
         except _Detached:
             return 0
-    if exit["reason"] and exit["status"] != "nonzero_exit":
+    if exit["reason"] and exit["status"] not in ("nonzero_exit", "stopped"):
         click.echo(f"tinyvisor: {exit['reason']}", err=True)
     if exit["signal"] is not None:
         return 128 + int(exit["signal"])
