@@ -309,3 +309,31 @@ def test_stop_says_what_holds_it_up(directory: Directory) -> None:
     assert ended.returncode == 0
     assert re.search(r"^stubborn: waiting for .*sh\[\d+\]", ended.stderr, re.MULTILINE), ended.stderr
     assert re.search(r"^stubborn: killed, still there after its grace period: .*sh\[\d+\]", ended.stdout, re.MULTILINE)
+
+
+def test_screen_of_a_project_and_a_shell_from_it(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    with Running(["top", "--ui", "-p", directory.name], terminal=True) as command:
+        before = termios.tcgetattr(command.slave)
+        command.expect("running")
+        command.expect("ready")
+        command.send("e")
+        command.expect(r"# ")
+        command.send("echo $((6 * 7)); exit\r")
+        command.expect("42")
+        command.expect("restarts")
+        command.send("q")
+        assert command.end() == 0
+        assert termios.tcgetattr(command.slave) == before
+
+
+def test_stats_again_and_again(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    with Running(["stats", "--watch", "--json", "--interval", "100ms", "-p", directory.name]) as command:
+        for _ in range(3):
+            line = command.expect(r"^{.*}$")[0]
+            assert json.loads(line)["name"] == "web"
+        assert directory.run("down").returncode == 0
+        assert command.end() == 0

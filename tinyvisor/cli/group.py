@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "stats": ("tinyvisor.cli.watch:stats", "Show what services use."),
     "events": ("tinyvisor.cli.watch:events", "Show what happens, from now on."),
     "metrics": ("tinyvisor.cli.watch:metrics", "Print a project's metrics, as Prometheus is told them."),
-    "top": ("tinyvisor.cli.watch:top", "List the processes of services."),
+    "top": ("tinyvisor.cli.watch:top", "List the processes of services; or watch all of them on a screen."),
     "run": ("tinyvisor.cli.run:run", "Run one command in a container, like docker run --rm."),
     "trace": ("tinyvisor.cli.trace:trace", "Run a command and show its system calls, like strace -f; or attach."),
     "profile": ("tinyvisor.cli.profile:profile", "Make seccomp profiles from what programs do; try and compare them."),

@@ -13,6 +13,7 @@ import click
 from tinyvisor.clean import clean
 from tinyvisor.cli.services import client_for, json_option, project_option, services_argument, show, show_json
 from tinyvisor.cli.summary import format_plain
+from tinyvisor.errors import TinyvisorError
 from tinyvisor.units import format_duration, format_size, parse_duration
 
 STATS = ("service", "cpu", "memory", "memory peak", "pids", "oom kills")
@@ -149,9 +150,15 @@ def metrics(project_name: str | None, grafana: bool) -> None:
 @click.command()
 @project_option
 @json_option
+@click.option("--ui", is_flag=True, help="A live screen: what services use, their output, keys to stop, start, restart, exec.")
 @services_argument
-def top(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
-    """List the processes of services."""
+def top(project_name: str | None, as_json: bool, ui: bool, services: Sequence[str]) -> int | None:
+    """List the processes of services; or watch all of them on a screen.
+
+    The screen needs textual: pip install 'tinyvisor[tui]'.
+    """
+    if ui:
+        return _screen(project_name, as_json, services)
     client = client_for(project_name)
     groups = services or dict.fromkeys(item["service"] or item["name"] for item in client.get("/v1/services"))
     found = {item["name"]: item for name in groups for item in client.get(f"/v1/services/{name}")}.values()
@@ -159,3 +166,18 @@ def top(project_name: str | None, as_json: bool, services: Sequence[str]) -> Non
         show_json([{"name": item["name"], "processes": item["processes"]} for item in found])
     else:
         show([("service", "process"), *((item["name"], process) for item in found for process in item["processes"])])
+    return None
+
+
+def _screen(project_name: str | None, as_json: bool, services: Sequence[str]) -> int:
+    if as_json or services:
+        raise click.UsageError("--ui shows all services, and no JSON")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise TinyvisorError("--ui needs a terminal")
+    client = client_for(project_name)
+    client.get("/v1/project")  # else it would be a screen that says at once that there is none
+    try:
+        from tinyvisor.cli.screen import show as show_screen
+    except ImportError:
+        raise TinyvisorError("--ui needs textual: pip install 'tinyvisor[tui]'") from None
+    return show_screen(client)
