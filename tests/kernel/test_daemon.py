@@ -319,10 +319,11 @@ def test_screen_of_a_project_and_a_shell_from_it(directory: Directory) -> None:
         command.expect("running")
         command.expect("ready")
         command.send("e")
+        command.expect(r"\x1b\[\?1049l")  # out of the alternate screen
         command.expect(r"# ")
-        command.send("echo $((6 * 7)); exit\r")
-        command.expect("42")
-        command.expect("restarts")
+        command.send("echo $((111 * 1111)); exit\r")
+        command.expect("123321")
+        command.expect(r"\x1b\[\?1049h")
         command.send("q")
         assert command.end() == 0
         assert termios.tcgetattr(command.slave) == before
