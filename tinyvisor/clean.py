@@ -11,7 +11,7 @@ from typing import Final
 RESET: Final = "\x1b[0m"
 
 _PLAIN: Final = re.compile(rb"[\t -~]*")
-_CONTROL: Final = re.compile(
+_CONTROL: Final = (
     r"(?P<colour>\x1b\[[0-9;:]*m)"
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: cursor, erase, modes, reports
     r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # OSC, DCS, SOS, PM, APC: title, clipboard
@@ -35,5 +35,5 @@ def clean(line: bytes, *, colour: bool) -> str:
             return match[0]
         return " " if match["return"] is not None else ""
 
-    text = _CONTROL.sub(keep, text)
+    text = re.sub(_CONTROL, keep, text)  # compiled at the first use: `ps` mostly has none
     return text + RESET if coloured else text
