@@ -263,9 +263,11 @@ def test_exec_on_a_terminal(directory: Directory) -> None:
     assert directory.ps()["web"]["state"] == "running"
 
 
-def test_attach_to_a_terminal_and_leave_it(directory: Directory) -> None:
+def test_attach(directory: Directory) -> None:
     """As `docker attach`: a prompt that ends with no newline is there, keys are the service's, and its life goes on."""
     directory.write("shell", "exec sh", "tty: true", "stdin_open: true")
+    directory.write("cat", "read line; echo got $$line >&2; exit 4", "stdin_open: true")
+    directory.write("deaf", "trap 'echo bye; exit 0' TERM; while :; do echo tick; sleep 0.1 & wait; done")
     started(directory)
     with Running(["attach", "-p", directory.name, "shell"], terminal=True) as command:
         before = termios.tcgetattr(command.slave)
@@ -285,11 +287,6 @@ def test_attach_to_a_terminal_and_leave_it(directory: Directory) -> None:
     assert directory.ps()["shell"]["pid"] != pid
     assert "42" in directory.run("logs", "shell").stdout
 
-
-def test_attach_without_a_terminal(directory: Directory) -> None:
-    directory.write("cat", "read line; echo got $$line >&2; exit 4", "stdin_open: true")
-    directory.write("deaf", "trap 'echo bye; exit 0' TERM; while :; do echo tick; sleep 0.1 & wait; done")
-    started(directory)
     ended = directory.run("attach", "cat", input="a line\n")
     assert (ended.returncode, ended.stdout, ended.stderr) == (4, "got a line\n", "")
     ended = directory.run("attach", "cat")

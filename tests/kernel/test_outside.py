@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -17,11 +16,18 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.command import BOUND, Running, arguments, environment
-from tests.kernel.test_daemon import WAIT, Directory, started, wait_gone
+from tests.kernel.test_daemon import WAIT, Directory, wait_gone
 from tinyvisor.places import run_directory, shared_directory
 
 pytestmark = pytest.mark.kernel
 GROUP = 54321
+ASKING = """\
+import os, socket, sys
+os.setgroups([int(sys.argv[1])]); os.setgid(12345); os.setuid(12345)
+s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[2])
+s.send(b"GET /v1/project HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
+print(s.makefile().read())
+"""
 
 
 @pytest.fixture
@@ -78,26 +84,34 @@ def test_in_front_below_systemd(directory: Directory, tmp_path: Path) -> None:
     assert not list(run_directory().glob(f"{directory.name}.*"))
 
 
-def test_group_in_a_daemon_and_nobody_else(directory: Directory, tmp_path: Path) -> None:
+def test_daemon_with_a_group_below_systemd(directory: Directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group's members may ask, at their socket and nowhere else, and nobody else there; SIGTERM is told as it is obeyed."""
     directory.write("web", WAIT)
-    logs = str(tmp_path / "logs")
-    unknown = directory.run("up", "-d", "-p", directory.name, "--log-dir", logs, "--socket-group", "no-such-group")
+    words = ["up", "-d", "-p", directory.name, "--log-dir", str(tmp_path / "logs"), "--socket-group"]
+    unknown = directory.run(*words, "no-such-group")
     assert unknown.returncode == 2
     assert 'a group "no-such-group"' in unknown.stderr
-    ended = directory.run("up", "-d", "-p", directory.name, "--log-dir", logs, "--socket-group", str(GROUP))
-    assert ended.returncode == 0, ended.stderr
-    there = shared_directory(str(GROUP))
-    path = there / f"{directory.name}.sock"
-    assert (there.stat().st_mode & 0o777, there.stat().st_gid) == (0o750, GROUP)
-    code = "import os, socket, sys; os.setgroups([int(sys.argv[1])]); os.setgid(12345); os.setuid(12345)\n"
-    code += "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[2])\n"
-    code += "s.send(b'GET /v1/project HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n')\n"
-    code += "print(s.makefile().read())"
-    for group, place, answer in ((GROUP, path, "200"), (GROUP + 1, path, ""), (GROUP, run_directory() / path.name, "")):
-        asked = [sys.executable, "-c", code, str(group), str(place)]
-        asking = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=BOUND)
-        assert asking.stdout.startswith(f"HTTP/1.1 {answer}") if answer else "PermissionError" in asking.stderr
-    assert directory.run("down").returncode == 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+        ear.bind(str(tmp_path / "notify"))
+        ear.settimeout(BOUND)
+        with monkeypatch.context() as patch:
+            patch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+            ended = directory.run(*words, str(GROUP))
+        assert ended.returncode == 0, ended.stderr
+        there = shared_directory(str(GROUP))
+        path = there / f"{directory.name}.sock"
+        assert (there.stat().st_mode & 0o777, there.stat().st_gid) == (0o750, GROUP)
+        for group, place, answer in ((GROUP, path, "200"), (GROUP + 1, path, ""), (GROUP, run_directory() / path.name, "")):
+            asked = [sys.executable, "-c", ASKING, str(group), str(place)]
+            asking = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=BOUND)
+            assert asking.stdout.startswith(f"HTTP/1.1 {answer}") if answer else "PermissionError" in asking.stderr
+        daemon = directory.daemon()
+        os.kill(daemon, signal.SIGTERM)
+        told = ""
+        while "STOPPING=1" not in told:
+            told += ear.recv(4096).decode()
+        assert "READY=1" in told
+        wait_gone(daemon)
     assert list(there.iterdir()) == []
     there.rmdir()
 
@@ -132,23 +146,3 @@ def test_as_pid_1_orphans_are_reaped_and_a_signal_stops(directory: Directory, tm
 
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def test_sigterm_to_a_daemon_tells_that_it_stops(directory: Directory, tmp_path: Path) -> None:
-    directory.write("web", WAIT)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
-        ear.bind(str(tmp_path / "notify"))
-        ear.settimeout(BOUND)
-        os.environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
-        try:
-            started(directory)
-        finally:
-            del os.environ["NOTIFY_SOCKET"]
-        daemon = directory.daemon()
-        assert json.loads(directory.run("inspect", "web").stdout)[0]["state"] == "running"
-        os.kill(daemon, signal.SIGTERM)
-        told = ""
-        while "STOPPING=1" not in told:
-            told += ear.recv(4096).decode()
-        assert "READY=1" in told
-        wait_gone(daemon)

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import trio
 from tinyvisor.cli.systemd import Notifier, keep_telling
 from tinyvisor.control import Control, Feed, listening
 from tinyvisor.errors import HostError, TinyvisorError
+from tinyvisor.metrics import NotInstalled
 from tinyvisor.places import privileged, shared_directory
 from tinyvisor.supervisor import Supervisor
 
@@ -53,6 +55,7 @@ class Outside:
 
         Raises:
             HostError: there is no such group, or the port can't be had.
+            NotInstalled: prometheus-client is not there.
         """
         with ExitStack() as stack:
             async with trio.open_nursery() as nursery:
@@ -63,6 +66,8 @@ class Outside:
                     stack.enter_context(_readable(directory / f"{record['name']}.json", record, gid))
                     nursery.start_soon(control.serve, listener, gid)
                 if self.metrics_port is not None:
+                    if find_spec("prometheus_client") is None:
+                        raise NotInstalled
                     nursery.start_soon(control.serve_metrics, stack.enter_context(_on_loopback(self.metrics_port)))
                 nursery.start_soon(keep_telling, self.notifier, supervisor, feed)
                 task_status.started()

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -176,8 +177,8 @@ def _screen(project_name: str | None, as_json: bool, services: Sequence[str]) ->
         raise TinyvisorError("--ui needs a terminal")
     client = client_for(project_name)
     client.get("/v1/project")  # else it would be a screen that says at once that there is none
-    try:
-        from tinyvisor.cli.screen import show as show_screen
-    except ImportError:
-        raise TinyvisorError("--ui needs textual: pip install 'tinyvisor[tui]'") from None
+    if find_spec("textual") is None:
+        raise TinyvisorError("--ui needs textual: pip install 'tinyvisor[tui]'")
+    from tinyvisor.cli.screen import show as show_screen
+
     return show_screen(client)
