@@ -103,8 +103,9 @@ class Fake:
         self.commands.append((verb, name))
         return f"{name}: {verb} (running)"
 
-    def shell(self, name: str) -> None:
+    def shell(self, name: str) -> int:
         self.commands.append(("shell", name))
+        return 127
 
 
 def drive(source: Fake, steps: Callable[[Screen, Pilot[None]], Coroutine[Any, Any, None]]) -> Screen:
@@ -159,6 +160,7 @@ def test_keys_give_commands_and_say_what_came_of_it() -> None:
         await pilot.press("down", "r")
         await until(screen, pilot, "db: restart (running)")
         await pilot.press("e")
+        await until(screen, pilot, "db: the shell ended with 127")
         await pilot.press("k")
         await until(screen, pilot, "the project is being stopped")
         await pilot.press("q")

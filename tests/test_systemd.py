@@ -155,6 +155,13 @@ def test_names_of_paths_stay_what_they_are() -> None:
         unit(["/x"], "web", ["/a\nExecStop=rm"], user=False)
 
 
+def test_name_that_is_none_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a project").mkdir()
+    ended = tinyvisor("systemd", tmp_path / "a project")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "a project" in ended.stderr
+
+
 def test_template() -> None:
     ended = tinyvisor("systemd", "--template")
     assert "up --linger -p %i -- %E/tinyvisor/%i\n" in ended.stdout

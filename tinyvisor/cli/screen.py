@@ -52,8 +52,8 @@ class Source(Protocol):
         """What it did, a line."""
         ...
 
-    def shell(self, name: str) -> None:
-        """On our terminal, which is free meanwhile."""
+    def shell(self, name: str) -> int:
+        """On our terminal, which is free meanwhile; its exit code."""
         ...
 
 
@@ -73,9 +73,9 @@ class Daemon:
     def command(self, verb: str, name: str) -> str:
         return "\n".join(it["text"] for it in self._client.post(f"/v1/services/{verb}", {"services": [name]}))
 
-    def shell(self, name: str) -> None:
+    def shell(self, name: str) -> int:
         words = interpreter.command("tinyvisor", "exec", "-it", "-p", self.name, name, "sh")
-        subprocess.run(words, check=False)
+        return subprocess.run(words, check=False).returncode
 
 
 class Screen(App[None]):
@@ -211,9 +211,12 @@ class Screen(App[None]):
             return
         try:
             with self.free_terminal():
-                self._source.shell(name)
+                code = self._source.shell(name)
         except SuspendNotSupported:
             self.notify("this terminal can't be left for a shell", severity="error")
+        else:
+            if code:
+                self.notify(f"{name}: the shell ended with {code}", severity="warning", markup=False)
 
 
 def _cell(key: str, text: str) -> Text:

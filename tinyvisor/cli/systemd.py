@@ -19,6 +19,7 @@ import click
 
 from tinyvisor.cli.project import default_paths
 from tinyvisor.errors import TinyvisorError
+from tinyvisor.spec import check_name
 from tinyvisor.state import ServiceSummary
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def systemd(user: bool, template: bool, project_name: str | None, paths: Sequenc
     else:
         found = [path.absolute() for path in paths or default_paths()]
         name = project_name or _name_of(found[0])
+        check_name("project", name)
         words = [str(path) for path in found]
     click.echo(unit(program(), name, words, user=user), nl=False)
 
