@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.command import environment
 from tinyvisor import places
 from tinyvisor.cli import outside
 from tinyvisor.client import find_project, known_projects
@@ -50,3 +54,19 @@ def test_members_find_projects_where_root_has_put_them(tmp_path: Path, monkeypat
     outside.write_record(shared / "web.json", {"name": "web", "paths": [str(tmp_path / "configs")]})
     assert known_projects() == ["web"]
     assert find_project(None, tmp_path) == "web"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another")
+def test_who_is_no_member_is_told_where_it_was_not_looked(tmp_path: Path) -> None:
+    for parent in [tmp_path, *tmp_path.parents[:3]]:
+        parent.chmod(parent.stat().st_mode | 0o111)
+    tmp_path.chmod(0o755)
+    (tmp_path / "tinyvisor.staff").mkdir(mode=0o700)
+    (tmp_path / "tinyvisor.file").touch()
+    code = (
+        "import os, sys; from pathlib import Path; from tinyvisor import client, places\n"
+        "places.SYSTEM = Path(sys.argv[1], 'tinyvisor'); os.setuid(12345)\n"
+        "try: client._connect('web')\nexcept client.TinyvisorError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment(), capture_output=True, text=True, check=True)
+    assert f'no daemon runs the project "web" where we may look, which is not in {tmp_path}/tinyvisor.staff;' in run.stdout

@@ -83,20 +83,23 @@ def is_running(project: str) -> bool:
 
 
 def _connect(project: str) -> socket.socket:
-    refusals = []
-    for directory in control_directories():
+    own, *shared = control_directories()
+    closed = []
+    for directory in (own, *shared):
         path = directory / f"{project}.sock"
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(os.fspath(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
         except OSError as error:
             connection.close()
-            refusals.append(f"{path}: {error.strerror or error}")
+            if isinstance(error, PermissionError) and directory != own:
+                closed.append(str(directory))
+            elif not isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
+                raise TinyvisorError(f"{path}: {error.strerror or error}") from None
         else:
             return connection
-    raise TinyvisorError(refusals[0] if refusals else f'no daemon runs the project "{project}"; start it with tinyvisor up -d')
+    where = f" where we may look, which is not in {', '.join(closed)}" if closed else ""
+    raise TinyvisorError(f'no daemon runs the project "{project}"{where}; start it with tinyvisor up -d')
 
 
 class Client:
