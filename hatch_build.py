@@ -1,4 +1,5 @@
-"""The build hook: compiles the C launcher into the wheel, and into the source tree for editable installs.
+"""The build hook: compiles the C launcher into the wheel, and into the source tree for editable installs; makes the manual pages
+and what completes commands in shells, which pip puts into PREFIX/share.
 
 Which compiler and which kind of static executable is decided by looking (`find_toolchain`), never by trying: a failed
 compile is reported and ends the build. A wheel without the launcher is never made.
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "tinyvisor" / "runtime" / "launcher"
 LAUNCHER = ROOT / "tinyvisor" / "_bin" / "tinyvisor-launcher"
 ZIGLANG = "ziglang>=0.13"
+CLICK = "click>=8.2,<9"
 CURE = "apt install gcc musl-tools, or let pip fetch ziglang"
 
 WARNINGS = (
@@ -127,6 +129,24 @@ def compile_launcher(output: Path, *, sanitize: bool = False) -> None:
         made.replace(output)
 
 
+def shared_data(directory: Path) -> dict[str, str]:
+    """Writes the manual pages and what completes commands in shells; which file belongs where below the prefix.
+
+    The commands themselves say what is in them, and need click and the standard library for that, nothing else.
+    """
+    sys.path.insert(0, str(ROOT))
+    try:
+        from tinyvisor.cli.man import installed_files
+    finally:
+        sys.path.remove(str(ROOT))
+    found = {}
+    for number, (place, text) in enumerate(installed_files().items()):
+        file = directory / str(number)
+        file.write_text(text, encoding="utf-8")
+        found[str(file)] = place
+    return found
+
+
 def wheel_tag() -> str:
     """One wheel per CPU, for every Python: ``py3-none-linux_x86_64``."""
     return f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
@@ -138,8 +158,8 @@ class LauncherBuildHook(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def dependencies(self) -> list[str]:
-        """What pip has to fetch before the build: a compiler, where there is none."""
-        return [] if find_compiler() else [ZIGLANG]
+        """What pip has to fetch before the build: what the manual is made with; a compiler, where there is none."""
+        return [CLICK] if find_compiler() else [CLICK, ZIGLANG]
 
     def clean(self, versions: list[str]) -> None:
         """`hatchling build --clean`."""
@@ -155,3 +175,10 @@ class LauncherBuildHook(BuildHookInterface[Any]):
         build_data["pure_python"] = False
         build_data["tag"] = wheel_tag()
         build_data["artifacts"].append(f"/{LAUNCHER.relative_to(ROOT)}")
+        self._share = tempfile.TemporaryDirectory(prefix="tinyvisor-build-")
+        build_data["shared_data"] |= shared_data(Path(self._share.name))
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """All is packed."""
+        if self.target_name == "wheel":
+            self._share.cleanup()

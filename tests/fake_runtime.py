@@ -126,6 +126,7 @@ class FakeContainer:
         self.notify = Messages() if spec.notify_socket else None
         self.notification = Pipe() if spec.notification_fd is not None else None
         self.terminal_stage: Stage | None = None
+        self.stdin: Any = None
         self.pipes = {"stdout": Pipe(), "stderr": Pipe()}
         self._runtime = runtime
         self._spec = spec

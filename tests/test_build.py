@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -121,9 +122,22 @@ def test_without_a_compiler_ziglang_is_asked_for(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     hook = object.__new__(hatch_build.LauncherBuildHook)
-    assert hook.dependencies() == [hatch_build.ZIGLANG]
+    assert hook.dependencies() == [hatch_build.CLICK, hatch_build.ZIGLANG]
     monkeypatch.setenv("CC", "anything")
-    assert hook.dependencies() == []
+    assert hook.dependencies() == [hatch_build.CLICK]
+
+
+def test_manual_and_completion_belong_below_the_prefix(tmp_path: Path) -> None:
+    """Made with click and the standard library alone, as in the build's own environment."""
+    code = (
+        "import sys\nfrom pathlib import Path\nimport hatch_build\nprint(*hatch_build.shared_data(Path(sys.argv[1])).values())\n"
+        "print(*{'trio', 'anyio', 'h11', 'pydantic', 'ruamel', 'rich', 'backports'} & sys.modules.keys())"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True, cwd=ROOT)
+    places, heavy = run.stdout.splitlines()
+    assert {"share/man/man1/tinyvisor.1", "share/man/man1/tinyvisor-up.1"} < set(places.split())
+    assert "share/bash-completion/completions/tinyvisor" in places.split()
+    assert heavy == ""
 
 
 def test_one_wheel_per_cpu() -> None:
@@ -164,4 +178,5 @@ def test_pip_install(tmp_path: Path, without: tuple[str, ...], editable: bool) -
     assert found.is_relative_to(tree) == editable
     assert found.stat().st_mode & 0o777 == 0o755
     assert PT_INTERP not in segments(found)
+    assert (tmp_path / "venv/share/man/man1/tinyvisor-up.1").is_file()
     assert subprocess.run([found, "init", "--", "true"], stdin=subprocess.DEVNULL, check=False).returncode == 0

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -416,7 +417,7 @@ SUMMARIES = (
 
 
 def test_summary_table() -> None:
-    assert format_plain(summary_rows(SUMMARIES)).splitlines() == [
+    assert format_plain(summary_rows([asdict(each) for each in SUMMARIES])).splitlines() == [
         "service   status                 exit     restarts   wall    cpu  memory peak  reason",
         "web       stopped                SIGTERM         0  12.0s   50ms         9.0M",
         "hog       failed (memory_limit)  SIGKILL         2  500ms  200ms        32.0M  the OOM killer struck",
@@ -427,13 +428,16 @@ def test_summary_table() -> None:
 
 def test_summary_of_what_runs_says_how_it_is() -> None:
     rows = summary_rows(
-        [ServiceSummary(name="web", state="running", health="unhealthy"), ServiceSummary(name="a", state="running")]
+        [
+            asdict(ServiceSummary(name="web", state="running", health="unhealthy")),
+            asdict(ServiceSummary(name="a", state="running")),
+        ]
     )
     assert [row[1] for row in rows[1:]] == ["running (unhealthy)", "running"]
 
 
 def test_summary_has_reasons_only_where_there_is_one() -> None:
-    rows = summary_rows([ServiceSummary(name="web", state="exited", exit=Exit(status="ok", exit_code=0))])
+    rows = summary_rows([asdict(ServiceSummary(name="web", state="exited", exit=Exit(status="ok", exit_code=0)))])
     assert rows[0][-1] == "memory peak"
     assert rows[1][1:4] == ("exited", "0", "0")
 

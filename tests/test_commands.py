@@ -61,6 +61,16 @@ async def test_stop_and_start() -> None:
     assert len(b.runtime.times("up", "a")) == 2
 
 
+async def test_start_when_all_has_just_ended_is_refused() -> None:
+    """`run` has not returned yet, and takes no more tasks."""
+    b = bench(service("a"))
+    async with b.live() as supervisor:
+        supervisor.kill(["a"])
+        await supervisor.wait()
+        with pytest.raises(TinyvisorError, match="not running"):
+            supervisor.start(["a"])
+
+
 async def test_restart_gives_a_new_container() -> None:
     b = bench(service("a"))
     async with b.live() as supervisor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.bench import Bench, bench, service
 from tests.fake_runtime import Script, failure
-from tinyvisor.control import MAX_BODY, MAX_CLIENTS, MAX_HEAD, Control, Feed, listening
+from tinyvisor.control import MAX_BODY, MAX_CLIENTS, MAX_HEAD, WRITE_PATIENCE, Control, Feed, is_welcome, listening
 from tinyvisor.errors import ConfigError, ConfigProblem, HostError, TinyvisorError
 from tinyvisor.logs import LogReader, so_far
+from tinyvisor.metrics import Tally
 from tinyvisor.runtime.logfile import LogFile, Piece
 from tinyvisor.spec import Project
-from tinyvisor.state import Exit
+from tinyvisor.state import Event, Exit
 
 pytestmark = pytest.mark.anyio
 
@@ -79,15 +82,23 @@ async def read_all(stream: trio.SocketStream) -> bytes:
 
 @asynccontextmanager
 async def rig(tmp_path: Path, *services: Any, **options: Any) -> AsyncIterator[Rig]:
-    feed, problems = Feed(), list[str]()
-    b = bench(*services, log_dir=tmp_path, on_event=feed.event, on_output=feed.output, **options)
+    feed, tally, problems = Feed(), Tally(), list[str]()
+
+    def on_event(event: Event) -> None:
+        feed.event(event)
+        tally.event(event)
+
+    b = bench(*services, log_dir=tmp_path, on_event=on_event, on_output=feed.output, **options)
 
     def reread() -> Project:
         if isinstance(found.project, Exception):
             raise found.project
         return found.project
 
-    control = Control(b.supervisor, "test", feed=feed, reread=reread, log_dir=tmp_path, on_problem=problems.append)
+    about = {"paths": ["/x"], "log_dir": str(tmp_path)}
+    control = Control(
+        b.supervisor, "test", feed=feed, reread=reread, log_dir=tmp_path, tally=tally, about=about, on_problem=problems.append
+    )
     async with trio.open_nursery() as nursery:
         found = Rig(control, b, nursery, problems, Project(name="test", services={}))
         async with b.live():
@@ -406,3 +417,96 @@ def test_garbage_is_harmless(tmp_path: Path, pieces: list[bytes]) -> None:
             assert (await r.ask("GET", "/v1/project"))[0] == 200
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes others")
+def test_a_group_is_let_in_where_it_is_meant_to_be(tmp_path: Path) -> None:
+    directory, path, group = tmp_path / "run", tmp_path / "run" / "x.sock", 54321
+    directory.mkdir(0o750)
+    os.chown(directory, 0, group)
+    for parent in [tmp_path, *tmp_path.parents[:3]]:
+        parent.chmod(parent.stat().st_mode | 0o111)
+    code = "import os, socket, sys; os.setgroups(eval(sys.argv[1])); os.setgid(int(sys.argv[2])); os.setuid(12345)\n"
+    code += "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[3]); print(s.recv(1) == b'y')"
+    with listening(path, group) as listener:
+        assert (path.stat().st_mode & 0o777, path.stat().st_gid) == (0o660, group)
+        for groups, gid, welcome in (([1, group], 7, True), ([], group, True), ([1], 7, False)):
+            words = [sys.executable, "-c", code, repr(groups), str(gid), str(path)]
+            with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as asking:
+                if welcome:
+                    listener.settimeout(20)
+                    connection = listener.accept()[0]
+                    with connection:
+                        assert is_welcome(connection, group)  # type: ignore[arg-type]
+                        assert not is_welcome(connection)  # type: ignore[arg-type]
+                        assert not is_welcome(connection, group + 1)  # type: ignore[arg-type]
+                        connection.send(b"y")
+                assert asking.communicate()[0] == ("True\n" if welcome else "")
+
+
+async def test_stats_stream_until_a_service_goes(tmp_path: Path) -> None:
+    async with rig(tmp_path, service("a"), service("b")) as r, r.connect() as stream:
+        await stream.send_all(request("GET", "/v1/stats?interval=5").replace(b"Host: x", b"Accept: text/event-stream\r\nHost: x"))
+        await trio.sleep(1)
+        r.bench.supervisor.stop(["a"])
+        await trio.sleep(6)
+        text = (await stream.receive_some()).decode() + (await stream.receive_some()).decode()
+        samples = [json.loads(line.removeprefix("data: "))["stats"] for line in text.splitlines() if line.startswith("data: ")]
+        assert [[it["name"] for it in sample] for sample in samples[:2]] == [["a", "b"], ["b"]]
+
+
+async def test_who_does_not_read_is_closed_and_holds_nothing_up(tmp_path: Path) -> None:
+    """More than a socket's buffers hold, to a client that takes none of it."""
+    output = tuple((0.0, "stdout", b"x" * 16000 + b"\n") for _ in range(100))
+    async with rig(tmp_path, service("a"), scripts={"a": [Script(output=output)]}) as r, r.connect() as stream:
+        await trio.sleep(1)
+        await stream.send_all(request("GET", "/v1/logs"))
+        await trio.sleep(WRITE_PATIENCE / 2)
+        assert (await r.ask("GET", "/v1/project"))[0] == 200
+        await trio.sleep(WRITE_PATIENCE)
+        assert not (await read_all(stream)).endswith(b"0\r\n\r\n"), "cut off"
+
+
+async def test_attached_output_comes_as_it_comes_and_input_goes_by_the_fd(tmp_path: Path) -> None:
+    output = ((1.0, "stdout", b"prompt> "), (2.0, "stderr", b"bye\n"))
+    async with rig(tmp_path, service("a"), scripts={"a": [Script(output=output, seconds=3.0, exit=failure(7))]}) as r:
+        reading, writing = os.pipe()
+        with open(writing, "wb") as r.bench.runtime.running["a"].stdin:
+            async with r.connect() as stream:
+                ours, theirs = socket.socketpair()
+                with ours:
+                    with theirs, socket.socket(fileno=os.dup(stream.socket.fileno())) as raw:
+                        socket.send_fds(raw, [request("POST", "/v1/services/a/attach", b"{}")], [theirs.fileno()])
+                    await wait_all_tasks_blocked()
+                    first, (fd,), _, _ = socket.recv_fds(ours, 1, 1)
+                    assert first == b"\0"
+                    os.write(fd, b"typed")
+                    os.close(fd)
+                    assert os.read(reading, 100) == b"typed"
+                    await trio.sleep(1.5)
+                    assert ours.recv(100) == b"prompt> ", "though it is no whole line"
+                    answer = await read_all(stream)
+                    assert ours.recv(100) == b"bye\n"
+                    assert ours.recv(100) == b""
+        os.close(reading)
+        assert b'"exit_code": 7' in answer
+
+
+async def test_who_is_attached_and_too_slow_is_told_so(tmp_path: Path) -> None:
+    output = tuple((1.0, "stdout", b"x" * 15999 + b"\n") for _ in range(150))
+    async with rig(tmp_path, service("a"), scripts={"a": [Script(output=output)]}) as r, r.connect() as stream:
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs, socket.socket(fileno=os.dup(stream.socket.fileno())) as raw:
+                socket.send_fds(raw, [request("POST", "/v1/services/a/attach", b"{}")], [theirs.fileno()])
+            await trio.sleep(2)
+            got = 0
+            with suppress(BlockingIOError):
+                while data := ours.recv(1 << 20, socket.MSG_DONTWAIT):
+                    got += len(data)
+                    await wait_all_tasks_blocked()
+            answer = await read_all(stream)
+        assert 0 < got < 150 * 16000
+        assert answer.startswith(b"HTTP/1.1 409")
+        assert b"faster than it was read" in answer
+        assert r.bench.states() == {"a": "running"}

@@ -26,14 +26,14 @@ def _words(text: str) -> frozenset[str]:
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
-        ("errors", "units", "cron", "pattern", "interpreter", "places", "stored", "processes"),
+        ("errors", "units", "cron", "pattern", "interpreter", "places", "stored", "processes", "release", "clean"),
         ("spec job", "state"),
         ("profile trace",),
         ("tracing learned accesses",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "notify", "runtime cluster", "view", "attacks"),
         ("resume",),
-        ("supervisor runner turns inside probe listener logtarget", "batch journal outputs report", "audit"),
-        ("control client logs",),
+        ("supervisor runner turns tap inside probe listener logtarget", "batch journal outputs report", "audit"),
+        ("control client logs openapi metrics",),
         ("cli",),
         ("__main__", "__init__"),
     )
@@ -84,6 +84,7 @@ RULES = (
             "units.py",
             "cron.py",
             "pattern.py",
+            "clean.py",
             "spec.py",
             "state.py",
             "policy.py",

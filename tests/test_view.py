@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tinyvisor.clean import clean
 from tinyvisor.state import (
     DependencyMissing,
     Exit,
@@ -30,7 +31,7 @@ from tinyvisor.state import (
     ServiceStopping,
     StopHeldUp,
 )
-from tinyvisor.view import Style, View, clean
+from tinyvisor.view import Style, View
 
 LOGS = Path("/logs/demo")
 PLAIN = Style()

@@ -11,11 +11,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import click
-
-from tinyvisor.cli import cli
-from tinyvisor.cli.failures import ExitCodes, expected, lines
+if TYPE_CHECKING:
+    from tinyvisor.cli.failures import ExitCodes
 
 INTERRUPTED = 128 + int(signal.SIGINT)
 READER_GONE = 1
@@ -24,9 +23,8 @@ READER_GONE = 1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    codes = ExitCodes()
     try:
-        code = _invoke(arguments, codes)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except OSError as exc:
         if exc.errno != errno.EPIPE:
@@ -35,9 +33,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _invoke(arguments: Sequence[str] | None, codes: ExitCodes) -> int:
+def _run(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["ps"] and "_TINYVISOR_COMPLETE" not in os.environ:
+        from tinyvisor.cli import quick
+
+        code = quick.ps(arguments[1:])
+        if code is not None:
+            return code
+    from tinyvisor.cli.failures import ExitCodes
+
+    return _invoke(arguments, ExitCodes())
+
+
+def _invoke(arguments: Sequence[str], codes: ExitCodes) -> int:
+    import click
+
+    from tinyvisor.cli.failures import expected, lines
+    from tinyvisor.cli.group import cli
+
     try:
-        result = cli.main(arguments, prog_name="tinyvisor", standalone_mode=False, obj=codes)
+        result = cli.main(list(arguments), prog_name="tinyvisor", standalone_mode=False, obj=codes)
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as exc:

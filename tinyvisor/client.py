@@ -1,8 +1,9 @@
 """Talks to a project's daemon over its control socket (`control` has the table of requests). Standard library only, and
 without http.client, whose import (email, ssl) is felt at every ``ps``: the answers are our own daemon's, one per connection.
 
-Which daemon is meant is looked up in the run directory: each has a socket NAME.sock, and a NAME.json that says which
-files it was started with. Whether it lives is known by connecting, and by nothing else.
+Which daemon is meant is looked up in the run directory, and in those that root has opened for groups: each has a socket
+NAME.sock, and a NAME.json that says which files it was started with. Whether it lives is known by connecting, and by nothing
+else.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import IO, Any, Final
 from urllib.parse import quote, urlencode
 
 from tinyvisor.errors import TinyvisorError
-from tinyvisor.places import log_directory, run_directory
+from tinyvisor.places import control_directories, log_directory, run_directory
 from tinyvisor.processes import is_alive
 
 HERE: Final = ("configs", "tinyvisor.yaml", "")
@@ -48,12 +49,12 @@ def find_project(name: str | None, here: Path) -> str:
         return name
     wanted = {os.path.normpath(here / part) for part in HERE}
     found = []
-    for file in sorted(run_directory().glob("*.json")):
+    for file in _records():
         try:
             record = json.loads(file.read_text())
         except (OSError, ValueError):
             continue
-        if wanted & set(record["paths"]):
+        if wanted & set(record["paths"]) and file.stem not in found:
             found.append(file.stem)
     if len(found) > 1:
         found = [project for project in found if is_running(project)] or found[:1]
@@ -70,6 +71,15 @@ def log_directory_of(project: str) -> Path:
         return Path(json.loads((run_directory() / f"{project}.json").read_text())["log_dir"])
     except (OSError, ValueError, KeyError):
         return log_directory() / project
+
+
+def known_projects() -> list[str]:
+    """Those whose daemons have left word in directories that we may read; some may have been killed."""
+    return sorted({file.stem for file in _records()})
+
+
+def _records() -> list[Path]:
+    return [file for directory in control_directories() for file in sorted(directory.glob("*.json"))]
 
 
 def is_running(project: str) -> bool:
@@ -104,19 +114,25 @@ def _listens(project: str) -> bool:
 
 
 def _connect(project: str) -> socket.socket:
-    path = run_directory() / f"{project}.sock"
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.connect(os.fspath(path))
-    except (FileNotFoundError, ConnectionRefusedError):
-        connection.close()
-        if is_abandoned(project):
-            raise TinyvisorError(abandoned(project)) from None
-        raise TinyvisorError(f'no daemon runs the project "{project}"; start it with tinyvisor up -d') from None
-    except OSError as error:
-        connection.close()
-        raise TinyvisorError(f"{path}: {error.strerror or error}") from None
-    return connection
+    own, *shared = control_directories()
+    closed = []
+    for directory in (own, *shared):
+        path = directory / f"{project}.sock"
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(os.fspath(path))
+        except OSError as error:
+            connection.close()
+            if isinstance(error, PermissionError) and directory != own:
+                closed.append(str(directory))
+            elif not isinstance(error, (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)):
+                raise TinyvisorError(f"{path}: {error.strerror or error}") from None
+        else:
+            return connection
+    if is_abandoned(project):
+        raise TinyvisorError(abandoned(project))
+    where = f" where we may look, which is not in {', '.join(closed)}" if closed else ""
+    raise TinyvisorError(f'no daemon runs the project "{project}"{where}; start it with tinyvisor up -d')
 
 
 class Client:
@@ -130,10 +146,24 @@ class Client:
     def __init__(self, project: str) -> None:
         self.project = project
 
-    def get(self, path: str, query: Mapping[str, Any] | None = None) -> Any:
-        """The answer's JSON."""
-        with self._request("GET", path, query) as response:
+    def get(
+        self,
+        path: str,
+        query: Mapping[str, Any] | None = None,
+        meanwhile: Callable[[socket.socket], None] | None = None,
+    ) -> Any:
+        """The answer's JSON.
+
+        Args:
+            meanwhile: as of `post`.
+        """
+        with self._request("GET", path, query, meanwhile=meanwhile) as response:
             return json.loads(b"".join(response))
+
+    def text(self, path: str) -> str:
+        """The answer as it is."""
+        with self._request("GET", path) as response:
+            return b"".join(response).decode()
 
     def post(
         self,
@@ -151,9 +181,13 @@ class Client:
         with self._request("POST", path, body=body, fds=fds, meanwhile=meanwhile) as response:
             return json.loads(b"".join(response))
 
-    def stream(self, path: str, query: Mapping[str, Any] | None = None) -> Iterator[Any]:
-        """JSON values as they come, from JSON Lines or Server-Sent Events, until the daemon ends the stream."""
-        with self._request("GET", path, query) as response:
+    def stream(self, path: str, query: Mapping[str, Any] | None = None, *, accept: str = "*/*") -> Iterator[Any]:
+        """JSON objects as they come, from JSON Lines or Server-Sent Events, until the daemon ends the stream.
+
+        Args:
+            accept: ``"text/event-stream"`` for what streams only where it is asked to.
+        """
+        with self._request("GET", path, query, accept=accept) as response:
             rest = b""
             for data in response:
                 *lines, rest = (rest + data).split(b"\n")
@@ -178,10 +212,12 @@ class Client:
         body: Mapping[str, Any] | None = None,
         fds: Sequence[int] = (),
         meanwhile: Callable[[socket.socket], None] | None = None,
+        accept: str = "*/*",
     ) -> Iterator[Iterator[bytes]]:
         target = quote(path) + (f"?{urlencode(query, doseq=True)}" if query else "")
         asked = json.dumps(body or {}).encode() if method == "POST" else b""
-        head = f"{method} {target} HTTP/1.1\r\nHost: tinyvisor\r\nContent-Length: {len(asked)}\r\n\r\n".encode()
+        headers = ("Host: tinyvisor", f"Accept: {accept}", f"Content-Length: {len(asked)}")
+        head = "\r\n".join((f"{method} {target} HTTP/1.1", *headers, "", "")).encode()
         with _connect(self.project) as connection:
             try:
                 _send(connection, head + asked, fds)
@@ -237,5 +273,5 @@ def _exactly(answer: IO[bytes], size: int) -> bytes:
 
 def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
     sent = socket.send_fds(connection, [data], list(fds)) if fds else 0
-    if sent < len(data):  # else the answer may have come already, and the other end be closed
+    if sent < len(data):  # sendall sends even nothing, and who has answered already may have closed the connection
         connection.sendall(data[sent:])

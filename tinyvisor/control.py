@@ -5,9 +5,10 @@
 ``GET /v1/services?service=``              how every instance stands: `ServiceSummary`, with its pid
 ``GET /v1/services/NAME``                  the same of a service's instances, with their probes and processes
 ``GET /v1/wait?service=&until=``           the same, once they are ``down`` (default), ``running`` or ``healthy``
-``GET /v1/stats?service=``                 `Stats` of what runs
+``GET /v1/stats?service=&interval=``       `Stats` of what runs; as Server-Sent Events again and again
 ``GET /v1/events``                         Server-Sent Events, from now on; ``lost`` says how many a slow reader missed
-``GET /v1/logs?service=&tail=&since=&follow=1``  the log files' records, as JSON Lines
+``GET /v1/logs?service=&tail=&since=&follow=1``  the log files' records, as JSON Lines or Server-Sent Events
+``GET /v1/openapi.json``                   all this for programs (`openapi`)
 ``POST /v1/services/start``                ``{"services": [NAME…]}``, none means all; so too ``stop``, ``restart``,
                                            ``reset-failed``, and ``kill`` with ``signal``
 ``POST /v1/scale``                         ``{"service": NAME, "count": N}``
@@ -15,19 +16,25 @@
 ``POST /v1/services/NAME/exec``            ``{"command": […], "user", "environment", "working_dir", "timeout"}``; three fds,
                                            or a socket for a terminal's other side, and ``"terminal": [rows, columns]``
                                            sent along with the request are the command's stdio, else its output comes back
+``POST /v1/services/NAME/attach``          one fd, a socket: a byte comes there with the write side of the service's stdin or
+                                           terminal, then its output; answers at its end
 ``POST /v1/upgrade``                       with an fd, for the outcome as of ``up -d``: the daemon starts anew, in place, and its
                                            containers go on; 422 as ``reload``
 ``POST /v1/down``                          stops everything, and answers when it is down
+``GET /metrics``                           for Prometheus, where the extra ``metrics`` is installed
 =========================================  =======================================================================
 
-Who may connect: our own user and root, as the kernel says (SO_PEERCRED). They can do what we can.
+Who may connect: our own user and root, as the kernel says (SO_PEERCRED), and at a socket that was opened for a group, its
+members (SO_PEERGROUPS). They can do what we can.
 
 Bounds, each with what happens when it is reached:
 
 - clients at once (`MAX_CLIENTS`): the one that has not yet asked for anything for the longest is closed; where all have
   asked, the new one.
+- scrapes at once on a port of their own (`MAX_SCRAPES`), which take no client's place: the new one is closed.
 - a request's line and headers (`MAX_HEAD`), its body (`MAX_BODY`), the time it takes to come (`REQUEST_PATIENCE`): refused.
-- a client that does not take what we send for `WRITE_PATIENCE`: closed. Events it could not take are counted (`MAX_QUEUED`).
+- a client that does not take what we send for `WRITE_PATIENCE`: closed. Events it could not take are counted (`MAX_QUEUED`);
+  who is attached and lets more than `tap.LIMIT` bytes gather is told so and no longer is.
 
 A request that fails is answered; a bug in one is a 500 and a traceback for `on_problem`, and the daemon goes on.
 One request per connection: the answer says ``Connection: close``.
@@ -38,6 +45,7 @@ from __future__ import annotations
 import array
 import errno
 import json
+import math
 import os
 import re
 import socket
@@ -47,7 +55,9 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast, get_args
@@ -59,12 +69,16 @@ import trio
 from tinyvisor.errors import ConfigError, ContainerError, HostError, LaunchError, SpecError, TinyvisorError
 from tinyvisor.inside import run_inside
 from tinyvisor.logs import MAX_TAIL, LogReader, Record, so_far
+from tinyvisor.metrics import Tally
+from tinyvisor.release import version
 from tinyvisor.runner import Container
 from tinyvisor.spec import Project, parse_signal
 from tinyvisor.state import CommandResult, Event, Exit, ServiceSummary
 from tinyvisor.supervisor import Supervisor, Until, difference
+from tinyvisor.tap import Tap
 
 MAX_CLIENTS: Final = 256
+MAX_SCRAPES: Final = 16
 MAX_HEAD: Final = 16 << 10
 MAX_BODY: Final = 256 << 10
 MAX_QUEUED: Final = 1024
@@ -72,6 +86,14 @@ REQUEST_PATIENCE: Final = 10.0
 WRITE_PATIENCE: Final = 10.0
 BACKLOG: Final = 128
 STDIO: Final = 3
+SO_PEERGROUPS: Final = 59
+"""Of asm-generic/socket.h; Python has no name for it."""
+JSON: Final = "application/json"
+JSON_LINES: Final = "application/jsonl"
+EVENT_STREAM: Final = "text/event-stream"
+PROMETHEUS: Final = "text/plain"
+INTERVALS: Final = (0.1, 3600.0)
+"""Seconds between two samples of a stream of stats: the least, the most."""
 
 _CHUNK: Final = 64 << 10
 _RECORDS: Final = 256
@@ -107,6 +129,7 @@ class Request:
 
     Attributes:
         name: the NAME in the path.
+        streams: it asks for Server-Sent Events.
         fds: what came along; closed when the request is over.
     """
 
@@ -116,6 +139,7 @@ class Request:
     body: Mapping[str, Any]
     fds: tuple[int, ...] = ()
     name: str = ""
+    streams: bool = False
 
     def services(self) -> list[str]:
         return self.query.get("service", [])
@@ -229,6 +253,7 @@ class Control:
         feed: gets the supervisor's events and output.
         reread: the project as its files say now; raises `ConfigError`. Called in a thread.
         log_dir: the supervisor's.
+        tally: gets the supervisor's events, too; None has no metrics.
         about: what ``GET /v1/project`` tells besides the name and the pid.
         on_problem: told of bugs, a traceback each.
         on_upgrade: told to start anew, with the fd, which is its own then; None where the containers would not outlive that.
@@ -242,6 +267,7 @@ class Control:
         feed: Feed,
         reread: Callable[[], Project],
         log_dir: Path,
+        tally: Tally | None = None,
         about: Mapping[str, Any] | None = None,
         on_problem: Callable[[str], None] = lambda text: None,
         on_upgrade: Callable[[int], None] | None = None,
@@ -252,6 +278,7 @@ class Control:
         self._feed = feed
         self._reread = reread
         self._log_dir = log_dir
+        self._tally = tally
         self._about = dict(about or {})
         self._on_problem = on_problem
         self._reloading = trio.Lock()
@@ -259,6 +286,7 @@ class Control:
         self._end = trio.Event()
         self._clients: dict[_Client, None] = {}
         self._nobody = trio.Event()
+        self._scrapes = 0
 
     def finish(self, summaries: tuple[ServiceSummary, ...]) -> None:
         """The supervisor has ended: streams end, and who waits for that is answered."""
@@ -272,23 +300,44 @@ class Control:
             self._nobody = trio.Event()
             await self._nobody.wait()
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, listener: socket.socket, group: int | None = None) -> None:
         """Serves until cancelled.
+
+        Args:
+            group: a gid, whose members are welcome, too.
 
         Cancellation: clients are cut off; what runs by their `exec` is killed.
         """
         server = trio.socket.from_stdlib_socket(listener)
         async with trio.open_nursery() as nursery:
             while True:
-                try:
-                    connection, _ = await server.accept()
-                except OSError:  # too many open files, mostly: what is open may be closed by and by
-                    await trio.sleep(0.1)
-                    continue
-                if is_welcome(connection) and self._make_room():
+                connection = await _accept(server)
+                if is_welcome(connection, group) and self._make_room():
                     nursery.start_soon(self.serve_client, connection)
                 else:
                     connection.close()
+
+    async def serve_metrics(self, listener: socket.socket) -> None:
+        """Serves ``GET /metrics`` and nothing else to whoever can connect, until cancelled."""
+        server = trio.socket.from_stdlib_socket(listener)
+        async with trio.open_nursery() as nursery:
+            while True:
+                connection = await _accept(server)
+                if self._scrapes < MAX_SCRAPES:
+                    self._scrapes += 1
+                    nursery.start_soon(self._serve_scrape, connection)
+                else:
+                    connection.close()
+
+    async def _serve_scrape(self, connection: trio.socket.SocketType) -> None:
+        client = _Client(connection, public=True)
+        try:
+            await self._answer(client)
+        except (_Gone, OSError):
+            pass
+        finally:
+            client.close()
+            self._scrapes -= 1
 
     def _make_room(self) -> bool:
         if len(self._clients) < MAX_CLIENTS:
@@ -336,7 +385,9 @@ class Control:
 
     async def _respond(self, request: Request, client: _Client) -> Any:
         handler, name = _route(request.method, request.path)
-        request = Request(request.method, request.path, request.query, request.body, request.fds, name)
+        if client.public and handler is not Control._metrics:
+            raise Refused(404, "there is no such path")
+        request = replace(request, name=name)
         known = {*self._supervisor.services, *(summary.name for summary in self._supervisor.summaries())}
         for service in (*request.services(), *request.texts("services"), *([name] if name else [])):
             if service not in known:
@@ -346,7 +397,7 @@ class Control:
     # ---- what there is to know ----
 
     async def _project(self, request: Request, client: _Client) -> Any:
-        return {"name": self._name, "pid": os.getpid(), **self._about}
+        return {"name": self._name, "pid": os.getpid(), "version": version(), **self._about}
 
     async def _services(self, request: Request, client: _Client) -> Any:
         return self._standing(request.services())
@@ -370,12 +421,34 @@ class Control:
         summaries = await client.attend(lambda: self._supervisor.wait(names, cast(Until, until)))
         return self._standing(summary.name for summary in summaries)
 
+    async def _openapi(self, request: Request, client: _Client) -> Any:
+        from tinyvisor.openapi import document  # pydantic's schemas take their time, and few ask
+
+        return await trio.to_thread.run_sync(document)
+
     async def _stats(self, request: Request, client: _Client) -> Any:
+        interval = _interval(request.parameter("interval", "1"))
+        if not request.streams:
+            return await self._sample(request.services())
+
+        async def stream() -> None:
+            await client.send_head(200, EVENT_STREAM)
+            while not self._end.is_set():
+                sample = {"time": _now(), "stats": await self._sample(request.services())}
+                await client.send_data(_as_event("stats", sample))
+                with trio.move_on_after(interval):
+                    await self._end.wait()
+            await client.send_end()
+
+        return await client.attend(stream)
+
+    async def _sample(self, names: Iterable[str]) -> list[dict[str, Any]]:
         found = []
-        for name, container in self._supervisor.containers(request.services()).items():
-            if container is not None:
-                with suppress(ContainerError):  # it has just ended
-                    found.append({"name": name, **asdict(await container.stats())})
+        with suppress(SpecError):  # a service that a reload has taken away since it was asked for
+            for name, container in self._supervisor.containers(names).items():
+                if container is not None:
+                    with suppress(ContainerError):  # it has just ended
+                        found.append({"name": name, **asdict(await container.stats())})
         return found
 
     def _standing(self, names: Iterable[str]) -> list[dict[str, Any]]:
@@ -386,16 +459,35 @@ class Control:
             if summary.name in containers
         ]
 
+    async def _metrics(self, request: Request, client: _Client) -> None:
+        from tinyvisor.metrics import NotInstalled, expose
+
+        if self._tally is None:
+            raise Refused(501, "this supervisor keeps no metrics")
+        told = {name: container for name, container in self._supervisor.containers().items() if container is not None}
+        stats = {}
+        for name, container in told.items():
+            with suppress(ContainerError):  # it has just ended
+                stats[name] = await container.stats()
+        render = partial(
+            expose, self._name, self._supervisor.summaries(), stats, deepcopy(self._tally),
+            clients=len(self._clients), version=version(),
+        )  # fmt: skip
+        try:
+            kind, text = await trio.to_thread.run_sync(render)  # thousands of services take their time
+        except NotInstalled as error:
+            raise Refused(501, str(error)) from None
+        await client.send_whole(200, kind, text)
+
     # ---- streams ----
 
     async def _events(self, request: Request, client: _Client) -> None:
         with self._feed.listen() as listener:
 
             async def stream() -> None:
-                await client.send_head(200, "text/event-stream")
+                await client.send_head(200, EVENT_STREAM)
                 while told := await listener.take():
-                    text = "".join(f"event: {item['event']}\ndata: {json.dumps(item)}\n\n" for item in told)
-                    await client.send_data(text.encode())
+                    await client.send_data(b"".join(_as_event(item["event"], item) for item in told))
                 await client.send_end()
 
             await client.attend(stream)
@@ -407,28 +499,33 @@ class Control:
         if since and not _SINCE.fullmatch(since):
             raise Refused(400, "since: expected a time such as 2026-01-02T03:04:05Z")
         names = list(self._supervisor.containers(request.services()))
-        follow = request.parameter("follow") in ("1", "true")
+        follow = request.parameter("follow", "0")
+        if follow not in ("0", "1", "false", "true"):
+            raise Refused(400, "follow: expected 0 or 1")
+        told = _as_log_events if request.streams else _as_lines
         with ExitStack() as stack:
             readers = [stack.enter_context(closing(LogReader(self._log_dir / f"{name}.log"))) for name in names]
             records = so_far(readers, since=since, tail=int(tail) if tail else None)
 
             async def stream() -> None:
-                await client.send_head(200, "application/jsonl")
+                await client.send_head(200, EVENT_STREAM if request.streams else JSON_LINES)
                 while some := await trio.to_thread.run_sync(lambda: list(islice(records, _RECORDS))):
-                    await client.send_data(_as_lines(some))
-                if follow:
-                    await self._follow(names, readers, client)
+                    await client.send_data(told(some))
+                if follow in ("1", "true"):
+                    await self._follow(names, readers, client, told)
                 await client.send_end()
 
             await client.attend(stream)
 
-    async def _follow(self, names: list[str], readers: list[LogReader], client: _Client) -> None:
+    async def _follow(
+        self, names: list[str], readers: list[LogReader], client: _Client, told: Callable[[Iterable[Record]], bytes]
+    ) -> None:
         ending = False
         while True:
             with self._feed.following(names) as news:  # from before we look, so that nothing falls between
                 some = sorted(record for reader in readers for record in reader.read())
                 if some:
-                    await client.send_data(_as_lines(some))
+                    await client.send_data(told(some))
                 elif ending:
                     return
                 else:
@@ -508,18 +605,32 @@ class Control:
         }
         return await client.attend(lambda: _run(running[0], tuple(command), request.fds, options, terminal))
 
+    async def _attach(self, request: Request, client: _Client) -> Any:
+        if len(request.fds) != 1 or not stat.S_ISSOCK(os.fstat(request.fds[0]).st_mode):
+            raise Refused(400, "expected one fd, a socket")
+        with self._supervisor.tapped(request.name) as (container, tap):
+            with socket.socket(fileno=os.dup(request.fds[0])) as theirs:
+                theirs.setblocking(False)
+                _introduce(theirs, container)
+                await client.attend(lambda: _hand_over(tap, theirs))
+        if tap.exit is None:
+            raise Refused(409, f"{request.name}: its output came faster than it was read; tinyvisor logs has all of it")
+        return {"exit": asdict(tap.exit)}
+
 
 _Handler = Callable[[Control, Request, "_Client"], Awaitable[Any]]
 
 _ROUTES: Final[Mapping[str, tuple[tuple[str, _Handler], ...]]] = {
     "GET": (
         ("/v1/project", Control._project),
+        ("/v1/openapi.json", Control._openapi),
         ("/v1/services", Control._services),
         ("/v1/services/*", Control._inspect),
         ("/v1/wait", Control._wait),
         ("/v1/stats", Control._stats),
         ("/v1/events", Control._events),
         ("/v1/logs", Control._logs),
+        ("/metrics", Control._metrics),
     ),
     "POST": (
         ("/v1/services/start", Control._start),
@@ -528,12 +639,23 @@ _ROUTES: Final[Mapping[str, tuple[tuple[str, _Handler], ...]]] = {
         ("/v1/services/kill", Control._kill),
         ("/v1/services/reset-failed", Control._reset_failed),
         ("/v1/services/*/exec", Control._exec),
+        ("/v1/services/*/attach", Control._attach),
         ("/v1/scale", Control._scale),
         ("/v1/reload", Control._reload),
         ("/v1/upgrade", Control._upgrade),
         ("/v1/down", Control._down),
     ),
 }
+
+
+async def _accept(server: trio.socket.SocketType) -> trio.socket.SocketType:
+    while True:
+        try:
+            connection, _ = await server.accept()
+        except OSError:  # too many open files, mostly: what is open may be closed by and by
+            await trio.sleep(0.1)
+        else:
+            return connection
 
 
 def _route(method: str, path: str) -> tuple[_Handler, str]:
@@ -581,6 +703,24 @@ async def _on_a_terminal(
         return await process.wait()
 
 
+def _introduce(theirs: socket.socket, container: Container) -> None:
+    """Sends what can be written to, where there is something."""
+    fd = container.terminal if container.terminal is not None else container.stdin.fileno() if container.stdin is not None else -1
+    with suppress(OSError):  # gone: `attend` ends us
+        socket.send_fds(theirs, [b"\0"], [fd] if fd >= 0 else [], socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
+async def _hand_over(tap: Tap, theirs: socket.socket) -> None:
+    """For as long as they take it: somebody may have stopped the terminal that shows it."""
+    connection = trio.socket.from_stdlib_socket(theirs)
+    while data := memoryview(await tap.take()):
+        while data:
+            try:
+                data = data[await connection.send(data, socket.MSG_NOSIGNAL) :]
+            except OSError:
+                raise _Gone from None
+
+
 def _results(results: tuple[CommandResult, ...]) -> list[dict[str, Any]]:
     return [asdict(result) | {"text": result.describe()} for result in results]
 
@@ -601,6 +741,25 @@ def _as_lines(records: Iterable[Record]) -> bytes:
     return "".join(json.dumps(record.to_json()) + "\n" for record in records).encode()
 
 
+def _as_log_events(records: Iterable[Record]) -> bytes:
+    return b"".join(_as_event("log", record.to_json()) for record in records)
+
+
+def _as_event(name: str, value: Mapping[str, Any]) -> bytes:
+    """Source: WHATWG HTML, "Server-sent events"; JSON has no newlines of its own."""
+    return f"event: {name}\ndata: {json.dumps(value)}\n\n".encode()
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not INTERVALS[0] <= seconds <= INTERVALS[1]:
+        raise Refused(400, f"interval: expected {INTERVALS[0]:g} to {INTERVALS[1]:g} seconds")
+    return seconds
+
+
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
@@ -611,9 +770,11 @@ class _Client:
     Attributes:
         scope: cancelled to cut it off.
         has_asked: its request is here.
+        public: it may be anybody.
     """
 
-    def __init__(self, connection: trio.socket.SocketType) -> None:
+    def __init__(self, connection: trio.socket.SocketType, *, public: bool = False) -> None:
+        self.public = public
         self.scope = trio.CancelScope()
         self.has_asked = False
         self._connection = connection
@@ -654,7 +815,9 @@ class _Client:
             parameters = parse_qs(query, keep_blank_values=True, max_num_fields=1000)
         except ValueError:
             raise Refused(400, "the query has too many parameters") from None
-        return Request(head.method.decode("ascii"), path, parameters, _parse(bytes(body)), tuple(self._fds))
+        accepted = b",".join(value for name, value in head.headers if name == b"accept")
+        streams = EVENT_STREAM.encode() in accepted
+        return Request(head.method.decode("ascii"), path, parameters, _parse(bytes(body)), tuple(self._fds), streams=streams)
 
     async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
         while (event := self._http.next_event()) is h11.NEED_DATA:
@@ -706,8 +869,10 @@ class _Client:
         """The whole answer."""
         if self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             raise _Gone  # a stream that broke off: the client sees that it has no end
-        data = json.dumps(value).encode() + b"\n"
-        await self.send_head(status, "application/json", ("Content-Length", str(len(data))), *headers)
+        await self.send_whole(status, JSON, json.dumps(value).encode() + b"\n", *headers)
+
+    async def send_whole(self, status: int, kind: str, data: bytes, *headers: tuple[str, str]) -> None:
+        await self.send_head(status, kind, ("Content-Length", str(len(data))), *headers)
         await self.send_data(data)
         await self.send_end()
 
@@ -744,19 +909,29 @@ def _parse(body: bytes) -> dict[str, Any]:
 # ---- the socket ----
 
 
-def is_welcome(connection: trio.socket.SocketType) -> bool:
-    """Whether the other side is our own user or root."""
+def is_welcome(connection: trio.socket.SocketType, group: int | None = None) -> bool:
+    """Whether the other side is our own user, root, or of `group`, as it was when it connected."""
     try:
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, gid = struct.unpack("iII", credentials)
+        return uid in (0, os.geteuid()) or (group is not None and group in (gid, *_groups_of(connection)))
     except OSError:
         return False
-    _, uid, _ = struct.unpack("3i", credentials)
-    return uid in (0, os.geteuid())
+
+
+def _groups_of(connection: trio.socket.SocketType) -> Iterable[int]:
+    """256 at most, for Python asks for no more; who is in more is refused (ERANGE). Source: net/core/sock.c of Linux 4.13."""
+    found = array.array("I")
+    found.frombytes(connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024))
+    return found
 
 
 @contextmanager
-def listening(path: Path) -> Iterator[socket.socket]:
+def listening(path: Path, group: int | None = None) -> Iterator[socket.socket]:
     """A socket at `path`, for who holds the project's lock; gone afterwards.
+
+    Args:
+        group: a gid, whose members may connect, too.
 
     Raises:
         TinyvisorError: somebody listens there, or it is something else.
@@ -768,6 +943,9 @@ def listening(path: Path) -> Iterator[socket.socket]:
         os.fchmod(listener.fileno(), 0o600)  # before bind: the file never has another mode
         try:
             listener.bind(os.fspath(path))
+            if group is not None:
+                os.chown(path, -1, group)
+                path.chmod(0o660)
         except OSError as error:
             raise HostError(f"a socket at {path} ({error.strerror or error})", "make the directory writable") from error
         try:

@@ -12,6 +12,7 @@ from typing import Final
 
 VARIABLE: Final = "TINYVISOR_ROOTLESS"
 """``UID:GID`` of the user, as the host has them; set for what runs in such a namespace."""
+SYSTEM: Final = Path("/run/tinyvisor")
 _WHOLE: Final = ["0", "0", "4294967295"]
 
 
@@ -50,8 +51,24 @@ def _uid() -> int:
 def run_directory() -> Path:
     """/run/tinyvisor for root, else $XDG_RUNTIME_DIR/tinyvisor."""
     if privileged():
-        return Path("/run/tinyvisor")
+        return SYSTEM
     return Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{_uid()}") / "tinyvisor"
+
+
+def project_files(name: str) -> tuple[str, str]:
+    """In the run directory while a supervisor of project `name` runs: its control socket, and what it is found by. The launcher
+    removes them where a killed supervisor could not."""
+    return f"{name}.sock", f"{name}.json"
+
+
+def shared_directory(group: str) -> Path:
+    """Where root's sockets for the members of `group` are: /run/tinyvisor.GROUP."""
+    return SYSTEM.with_name(f"{SYSTEM.name}.{group}")
+
+
+def control_directories() -> list[Path]:
+    """Where a daemon that we may talk to has its socket: our own, then what root has opened for groups."""
+    return [run_directory(), *sorted(SYSTEM.parent.glob(f"{SYSTEM.name}.*"))]
 
 
 def log_directory() -> Path:

@@ -13,10 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from tinyvisor.clean import clean
 from tinyvisor.jobs import NumberedJob, describe
 from tinyvisor.state import Result
 from tinyvisor.units import format_duration, format_size
-from tinyvisor.view import clean
 
 SLOWEST = 20
 FAILURES = 50

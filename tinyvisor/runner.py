@@ -78,6 +78,7 @@ from tinyvisor.state import (
     Stats,
     StopHeldUp,
 )
+from tinyvisor.tap import Tap
 from tinyvisor.turns import Turn, Turns
 
 DRAIN_PATIENCE: Final = 2.0
@@ -114,6 +115,12 @@ class ByteReceive(Protocol):
     async def aclose(self) -> None: ...
 
 
+class HasFileno(Protocol):
+    """The write end of a pipe."""
+
+    def fileno(self) -> int: ...
+
+
 class Process(Protocol):
     """A command in a running container, as a scope has it."""
 
@@ -137,6 +144,9 @@ class Container(Executor, Protocol):
 
     @property
     def pid(self) -> int: ...
+
+    @property
+    def stdin(self) -> HasFileno | None: ...
 
     @property
     def stdout(self) -> ByteReceive | None: ...
@@ -250,6 +260,7 @@ class Runner:
         leaving: it is forgotten once it is down.
         generation: containers that have run.
         probes: the latest runs of its healthcheck, oldest first.
+        taps: get its container's output as it comes, and its end.
     """
 
     def __init__(self, group: str, service: Service, around: Surroundings) -> None:
@@ -269,6 +280,7 @@ class Runner:
         self._adopting = False  # our next container is there already
         self._greeted = False
         self._noted: Service | None = None
+        self.taps: list[Tap] = []
         self._around = around
         self._dependents: tuple[Runner, ...] = ()
         self._holders: list[Runner] = []
@@ -284,6 +296,7 @@ class Runner:
         self._listener: Listener | None = None
         self._armed_at = 0.0  # the wall clock when it last began to wait for its time
         self._fired_at: float | None = None  # and when that last came
+        self._launch_seconds = 0.0
         self._totals = _Totals()
 
     async def run(self) -> None:
@@ -508,7 +521,7 @@ class Runner:
         """What there is to tell of a step, in order."""
         news: list[Event] = []
         if isinstance(event, Launched) and self._container is not None:
-            news.append(ServiceStarted(self.name, self._container.pid))
+            news.append(ServiceStarted(self.name, self._container.pid, self._launch_seconds))
         if isinstance(event, Exited):
             news.append(ServiceExited(self.name, event.exit))
             if event.exit.held_up_by:
@@ -614,13 +627,14 @@ class Runner:
             self._greeted = False
             if self._has_lost_provider():  # while we waited for our turn
                 return NotReady()
-        service, launched = self.service, False
+        service, launched, begun = self.service, False, trio.current_time()
         try:
             async with self._container_of(service, adopted) as container:
                 turn.end()
                 if self.state.phase == "stopping" and not adopted:  # the cancellation came too late for the launch
                     return LaunchFailed("stopped before it had started")
                 launched = True
+                self._launch_seconds = trio.current_time() - begun
                 exit = await self._attend(service, container, adopted)
         except (InternalError, LauncherDied):
             raise
@@ -681,6 +695,8 @@ class Runner:
                 self._unflushed.set()
             pumps.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
             flushing.deadline = trio.current_time() + FLUSH_PATIENCE
+        for tap in self.taps:
+            tap.end(exit)
         return exit
 
     async def _wait_end(self, service: Service, container: Container) -> Exit:
@@ -828,7 +844,10 @@ class Runner:
             self._log.take_back(stage.unfinished)
         try:
             while True:
-                pieces = lines.feed(await source.receive(CHUNK))
+                data = await source.receive(CHUNK)
+                for tap in self.taps:
+                    tap.put(data)
+                pieces = lines.feed(data)
                 self._put(stream, pieces[:BATCH], stage)
                 for start in range(BATCH, len(pieces), BATCH):
                     await trio.lowlevel.cancel_shielded_checkpoint()  # what has been read is not thrown away

@@ -177,10 +177,11 @@ def _text(content: bytes | None) -> str | dict[str, str] | None:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStarted:
-    """A service's container runs; `pid` is its init's on the host."""
+    """A service's container runs; `pid` is its init's on the host, `seconds` what the launch took."""
 
     name: str
     pid: int
+    seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

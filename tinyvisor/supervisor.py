@@ -25,6 +25,7 @@ import signal as signals
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -51,6 +52,7 @@ from tinyvisor.runner import Container, Events, Live, Need, OnEvent, OnOutput, R
 from tinyvisor.runtime.records import SUPERVISOR
 from tinyvisor.spec import Project, Service, instances
 from tinyvisor.state import CommandResult, Probe, ServiceSummary
+from tinyvisor.tap import Tap
 from tinyvisor.turns import Turns
 
 MAX_LAUNCHES: Final = 16
@@ -192,7 +194,7 @@ class Supervisor:
                 runner.use_log(runner.make_log(runner.service))
             async with self._turns.open(), trio.open_nursery() as self._nursery:
                 if self._linger:
-                    self._nursery.start_soon(self._wait_for_stop)
+                    self._nursery.start_soon(self.wait_stopping)
                 if standings:
                     self._take_up(standings)
                 else:
@@ -265,6 +267,16 @@ class Supervisor:
             runner.feed(KillRequested())
         self._tell()
 
+    @property
+    def stopping(self) -> bool:
+        """Whether everything is to end."""
+        return self._stopping
+
+    async def wait_stopping(self) -> None:
+        """Until everything is to end, by whoever's request."""
+        while not self._stopping:
+            await self._news.wait()
+
     # ---- what there is to know ----
 
     def summaries(self) -> tuple[ServiceSummary, ...]:
@@ -300,8 +312,27 @@ class Supervisor:
         """
         return tuple(probe for runner in self._select((name,)) for probe in runner.probes)
 
+    @contextmanager
+    def tapped(self, name: str) -> Iterator[tuple[Container, Tap]]:
+        """The container of the first of `name`'s instances that runs, and its output from now on.
+
+        Raises:
+            SpecError: there is no such service.
+            TinyvisorError: nothing of it runs.
+        """
+        runner = next((runner for runner in self._select((name,)) if runner.container is not None), None)
+        if runner is None or runner.container is None:
+            raise TinyvisorError(f"{name} is not running")
+        tap = Tap()
+        runner.taps.append(tap)
+        try:
+            yield runner.container, tap
+        finally:
+            runner.taps.remove(tap)
+
     async def wait(self, names: Iterable[str] = (), until: Until = "down") -> tuple[ServiceSummary, ...]:
-        """Waits until each of `names` (none: all) is down; or runs, or runs and is healthy, where it does not end first.
+        """Waits until each of `names` (none: all) is down; or runs, or runs and is healthy, where it does not end first, or
+        wait for the time of its schedule.
 
         Raises:
             SpecError: there is no such service.
@@ -482,7 +513,7 @@ class Supervisor:
         return list(found)
 
     def _check_live(self) -> None:
-        if self._nursery is None:
+        if self._nursery is None or not self._nursery.child_tasks:  # `run` is about to return, and takes no more tasks
             raise TinyvisorError("the supervisor is not running")
         if self._stopping:
             raise TinyvisorError("the project is being stopped")
@@ -562,15 +593,13 @@ class Supervisor:
             return failed
         return all(other.has_begun and other.state.down for other in self._runners.values() if other.group == runner.group)
 
-    async def _wait_for_stop(self) -> None:
-        while not self._stopping:
-            await self._news.wait()
-
 
 def _is(runner: Runner, until: Until) -> bool:
     if runner.state.down:
         return True
-    return until != "down" and runner.is_up and (until == "running" or runner.is_well)
+    if until == "down":
+        return False
+    return runner.state.phase == "scheduled" or (runner.is_up and (until == "running" or runner.is_well))
 
 
 def _later(runner: Runner) -> CommandResult:

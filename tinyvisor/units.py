@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import signal as signals
-from decimal import Decimal
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(b|k|kb|kib|m|mb|mib|g|gb|gib|t|tb|tib)?", re.IGNORECASE | re.ASCII)
 _SHIFT = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40}
@@ -32,6 +31,8 @@ def parse_size(value: int | str) -> int:
             raise ValueError(f'"{value}" is not a size; expected a number with an optional unit b, k, m, g or t, such as 64m')
         if len(match[1]) > 100:
             raise ValueError("that size is too large")
+        from decimal import Decimal  # not at every start of the command
+
         value = int(Decimal(match[1]) * (1 << _SHIFT[(match[2] or "b")[0].lower()]))
     if not 0 <= value <= MAX_SIZE:
         raise ValueError("a size must be 0 or more" if value < 0 else "that size is too large")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import threading
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
 
+from tinyvisor.clean import RESET, clean
 from tinyvisor.state import (
     DependencyMissing,
     Event,
@@ -51,37 +51,8 @@ _TOLD_APART: Final = (StopHeldUp, LogLost, HealthChanged, HookFailed, NotifyRefu
 
 _LINE_COST: Final = 64  # what a waiting line takes besides its text, roughly
 
-_RESET: Final = "\x1b[0m"
 _COLOURS: Final = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 """SGR codes for the prefixes, in compose's order: cyan, yellow, green, magenta, blue, then their bright kin."""
-
-_PLAIN: Final = re.compile(rb"[\t -~]*")
-_CONTROL: Final = re.compile(
-    r"(?P<colour>\x1b\[[0-9;:]*m)"
-    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: cursor, erase, modes, reports
-    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"  # OSC, DCS, SOS, PM, APC: title, clipboard
-    r"|\x1b[ -/]*[0-~]?"  # other escapes, and the start of anything unfinished
-    r"|(?P<return>\r)"
-    r"|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"  # C0 but tab, DEL, C1, and what reorders a line
-)
-
-
-def clean(line: bytes, *, colour: bool) -> str:
-    """`line`, made harmless for a terminal. Colours stay where `colour`, and end with the line."""
-    if _PLAIN.fullmatch(line):
-        return line.decode("ascii")
-    text = line.rstrip(b"\r\n").decode("utf-8", "replace")
-    coloured = False
-
-    def keep(match: re.Match[str]) -> str:
-        nonlocal coloured
-        if match["colour"] is not None and colour:
-            coloured = True
-            return match[0]
-        return " " if match["return"] is not None else ""
-
-    text = _CONTROL.sub(keep, text)
-    return text + _RESET if coloured else text
 
 
 def describe_event(event: Event, last: Exit | None = None) -> str | None:
@@ -321,7 +292,7 @@ class View:
         return self._paint(text, "1") + "\n"
 
     def _paint(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}{_RESET}" if self._style.colour and code else text
+        return f"\x1b[{code}m{text}{RESET}" if self._style.colour and code else text
 
 
 def _timestamp(nanoseconds: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -184,8 +185,7 @@ def test_not_live_kill_9_takes_the_containers_along_and_the_next_one_starts(dire
     waiting.register(container, select.POLLIN)
     assert waiting.poll(BOUND * 1000)
     os.close(container)
-    assert Path(run_directory(), f"{directory.name}.sock").exists()
-    ended = directory.run("ps")
+    ended = directory.run("ps", "-p", directory.name)
     assert ended.returncode == 1
     assert "no daemon runs" in ended.stderr
     started(directory)
@@ -264,3 +264,77 @@ def test_exec_on_a_terminal(directory: Directory) -> None:
     assert refused.returncode != 0
     assert "the input device is not a TTY" in refused.stderr
     assert directory.ps()["web"]["state"] == "running"
+
+
+def test_attach(directory: Directory) -> None:
+    """As `docker attach`: a prompt that ends with no newline is there, keys are the service's, and its life goes on."""
+    directory.write("shell", "exec sh", "tty: true", "stdin_open: true")
+    directory.write("cat", "read line; echo got $$line >&2; exit 4", "stdin_open: true")
+    directory.write("deaf", "trap 'echo bye; exit 0' TERM; while :; do echo tick; sleep 0.1 & wait; done")
+    started(directory)
+    with Running(["attach", "-p", directory.name, "shell"], terminal=True) as command:
+        before = termios.tcgetattr(command.slave)
+        command.resize(33, 77)
+        command.send("\r")
+        command.expect(r"# ")
+        assert not termios.tcgetattr(command.slave)[3] & termios.ECHO
+        command.send("stty size; echo $((6 * 7))\r")
+        command.expect(r"\d+ \d+\s+42")
+        command.send("\x10\x11")
+        assert command.end() == 0
+        assert termios.tcgetattr(command.slave) == before
+    pid = directory.ps()["shell"]["pid"]
+    with Running(["attach", "-p", directory.name, "shell"], terminal=True) as command:
+        command.send("exit 3\r")
+        assert command.end() == 3
+    assert directory.ps()["shell"]["pid"] != pid
+    assert "42" in directory.run("logs", "shell").stdout
+
+    ended = directory.run("attach", "cat", input="a line\n")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (4, "got a line\n", "")
+    ended = directory.run("attach", "cat")
+    assert ended.returncode == 1
+    assert "cat is not running" in ended.stderr
+    with Running(["attach", "-p", directory.name, "deaf"]) as command:
+        command.expect("tick")
+        directory.run("stop", "deaf")
+        command.expect("bye")
+        assert command.end() == 0
+
+
+def test_stop_says_what_holds_it_up(directory: Directory) -> None:
+    directory.write("stubborn", "trap '' TERM; echo ready; while :; do sleep 1; done", "stop_grace_period: 2s")
+    started(directory)
+    ended = directory.run("stop", "stubborn")
+    assert ended.returncode == 0
+    assert re.search(r"^stubborn: waiting for .*sh\[\d+\]", ended.stderr, re.MULTILINE), ended.stderr
+    assert re.search(r"^stubborn: killed, still there after its grace period: .*sh\[\d+\]", ended.stdout, re.MULTILINE)
+
+
+def test_screen_of_a_project_and_a_shell_from_it(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    with Running(["top", "--ui", "-p", directory.name], terminal=True) as command:
+        before = termios.tcgetattr(command.slave)
+        command.expect("running")
+        command.expect("ready")
+        command.send("e")
+        command.expect(r"\x1b\[\?1049l")  # out of the alternate screen
+        command.expect(r"# ")
+        command.send("echo $((111 * 1111)); exit\r")
+        command.expect("123321")
+        command.expect(r"\x1b\[\?1049h")
+        command.send("q")
+        assert command.end() == 0
+        assert termios.tcgetattr(command.slave) == before
+
+
+def test_stats_again_and_again(directory: Directory) -> None:
+    directory.write("web", WAIT)
+    started(directory)
+    with Running(["stats", "--watch", "--json", "--interval", "100ms", "-p", directory.name]) as command:
+        for _ in range(3):
+            line = command.expect(r"^{.*}$")[0]
+            assert json.loads(line)["name"] == "web"
+        assert directory.run("down").returncode == 0
+        assert command.end() == 0

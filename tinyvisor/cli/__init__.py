@@ -1,5 +1,1 @@
-"""The command line, on click. One file per command group, imported when its command is used."""
-
-from tinyvisor.cli.group import cli
-
-__all__ = ("cli",)
+"""The command line, on click. One file per command group, imported when its command is used; the root is `group.cli`."""

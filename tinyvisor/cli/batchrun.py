@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import trio
 
 from tinyvisor.batch import Batch, Policy, Runtime
+from tinyvisor.cli import pid1
 from tinyvisor.cli.progress import Board, Snapshot
 from tinyvisor.cli.session import ENDING, heeded
 from tinyvisor.errors import ConfigError, ConfigProblem, TinyvisorError
@@ -252,6 +253,7 @@ def run_batch(inputs: Inputs, settings: Settings) -> int:
     Raises:
         TinyvisorError: the input, the files to write, or this host are at fault. May come in an `ExceptionGroup`.
     """
+    pid1.leave()  # before anything is read from stdin
     inputs.check(_complain)
     if settings.cluster is None:  # else each node does
         rootless.enter()

@@ -11,14 +11,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tinyvisor import interpreter
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.spec import Project
+
+if TYPE_CHECKING:
+    from tinyvisor.cli.outside import Outside
 
 LOG: Final = "_daemon.log"
 """Its own log, beside the services': no service can be called so."""
@@ -79,7 +82,14 @@ def wait_for_word(fd: int, log_dir: Path) -> tuple[int, int]:
 
 
 def run_daemon(
-    project: Project, *, log_dir: Path, word_fd: int, reread: Callable[[], Project], paths: Sequence[Path], live: bool = False
+    project: Project,
+    *,
+    log_dir: Path,
+    word_fd: int,
+    reread: Callable[[], Project],
+    paths: Sequence[Path],
+    outside: Outside,
+    live: bool = False,
 ) -> int:
     """Runs `project` until somebody ends it: the daemon's whole life.
 
@@ -95,7 +105,7 @@ def run_daemon(
     word = _Word(word_fd)
     try:
         rootless.enter()
-        trio.run(_Daemon(project, log_dir, word, reread, paths, live).run)
+        trio.run(_Daemon(project, log_dir, word, reread, paths, outside, live).run)
     except Exception as error:
         problems = expected(error)
         word.say(2, lines(problems, ExitCodes()) if problems else [f"tinyvisor: a bug; {log_dir / LOG} has the traceback"])
@@ -119,7 +129,14 @@ class _Word:
 
 class _Daemon:
     def __init__(
-        self, project: Project, log_dir: Path, word: _Word, reread: Callable[[], Project], paths: Sequence[Path], live: bool
+        self,
+        project: Project,
+        log_dir: Path,
+        word: _Word,
+        reread: Callable[[], Project],
+        paths: Sequence[Path],
+        outside: Outside,
+        live: bool,
     ) -> None:
         from tinyvisor.runtime.logfile import LogFile
 
@@ -131,22 +148,26 @@ class _Daemon:
         self._log = LogFile(log_dir / LOG, max_size=LOG_SIZE, max_files=LOG_FILES)
         self._exits: dict[str, Any] = {}
         self._live = live
+        self._outside = outside
 
     async def run(self) -> None:
         import trio
 
+        from tinyvisor.cli.outside import write_record
         from tinyvisor.client import is_abandoned
         from tinyvisor.control import Control, Feed, listening
+        from tinyvisor.metrics import Tally
         from tinyvisor.places import run_directory
         from tinyvisor.runner import Live
         from tinyvisor.runtime import open_runtime
         from tinyvisor.runtime.launcher import VERSION
         from tinyvisor.supervisor import Supervisor
 
-        name, feed = self._project.name, Feed()
+        name, feed, tally = self._project.name, Feed(), Tally()
 
         def on_event(event: Any) -> None:
             feed.event(event)
+            tally.event(event)
             self._note(event)
 
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -175,16 +196,19 @@ class _Daemon:
                     feed=feed,
                     reread=self._reread,
                     log_dir=self._log_dir,
+                    tally=tally,
                     about={"paths": self._paths, "log_dir": str(self._log_dir), "live": self._live, "launcher_version": VERSION},
                     on_problem=self._say,
                     on_upgrade=ask.send_nowait if self._live else None,
                 )
                 with listening(run_directory() / f"{name}.sock") as listener:
                     record = run_directory() / f"{name}.json"
-                    _write(record, {"name": name, "pid": os.getpid(), "paths": self._paths, "log_dir": str(self._log_dir)})
+                    content = {"name": name, "pid": os.getpid(), "paths": self._paths, "log_dir": str(self._log_dir)}
+                    write_record(record, content)
                     try:
                         async with trio.open_nursery() as nursery:
                             nursery.start_soon(self._heed, signals, supervisor)
+                            await nursery.start(self._outside.serve, control, supervisor, feed, content)
                             nursery.start_soon(control.serve, listener)
                             nursery.start_soon(self._upgrade_when_asked, asked, control)
                             nursery.start_soon(self._report, supervisor)
@@ -249,10 +273,3 @@ def _allow_many_files() -> None:
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_text(json.dumps(content) + "\n")
-    temporary.replace(path)

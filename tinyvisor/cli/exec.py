@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tinyvisor.cli.services import client_for, project_option
+from tinyvisor.cli.services import client_for, project_option, service_argument
 from tinyvisor.cli.values import environment
 from tinyvisor.client import Client
 from tinyvisor.errors import TinyvisorError
@@ -25,7 +25,7 @@ from tinyvisor.units import parse_duration
 @click.option("--timeout", metavar="TIME", help="Kill it after so long.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal, joined to ours.")
 @click.option("-i", "--interactive", is_flag=True, help="As docker exec has it: stdin is always handed on.")
-@click.argument("service")
+@service_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_(
     project_name: str | None,

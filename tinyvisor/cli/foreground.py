@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import trio
 
-from tinyvisor.cli import relay, terminal
+from tinyvisor.cli import pid1, relay, terminal
 from tinyvisor.cli.failures import expected
 from tinyvisor.cli.session import heeded
 from tinyvisor.errors import TinyvisorError
@@ -56,6 +56,7 @@ def run_foreground(
         raise TinyvisorError(f"{result} can't be written: its directory is missing or read-only")
     sys.stdout.flush()
     with _reported(result):
+        pid1.leave()
         rootless.enter()
         foreground = _Foreground(spec, stop_timeout, opener)
         trio.run(foreground.run)

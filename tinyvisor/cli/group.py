@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("tinyvisor.cli.up:up", "Start the services of a project and watch them until they end."),
@@ -22,10 +26,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reload": ("tinyvisor.cli.services:reload", "Read the configuration anew and change what has changed."),
     "wait": ("tinyvisor.cli.services:wait", "Wait until services are down, running or healthy."),
     "exec": ("tinyvisor.cli.exec:exec_", "Run a command in a running service's container."),
+    "attach": ("tinyvisor.cli.attach:attach", "Join our terminal to a service's."),
     "inspect": ("tinyvisor.cli.services:inspect", "Print all there is to know of a service, as JSON."),
     "stats": ("tinyvisor.cli.watch:stats", "Show what services use."),
     "events": ("tinyvisor.cli.watch:events", "Show what happens, from now on."),
-    "top": ("tinyvisor.cli.watch:top", "List the processes of services."),
+    "metrics": ("tinyvisor.cli.watch:metrics", "Print a project's metrics, as Prometheus is told them."),
+    "top": ("tinyvisor.cli.watch:top", "List the processes of services; or watch all of them on a screen."),
     "run": ("tinyvisor.cli.run:run", "Run one command in a container, like docker run --rm."),
     "trace": ("tinyvisor.cli.trace:trace", "Run a command and show its system calls, like strace -f; or attach."),
     "profile": ("tinyvisor.cli.profile:profile", "Make seccomp profiles from what programs do; try and compare them."),
@@ -35,6 +41,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "schema": ("tinyvisor.cli.config:schema", "Print the JSON Schema of the configuration files."),
     "plan": ("tinyvisor.cli.config:plan", "Print the launch steps of every service; runs nothing."),
     "audit": ("tinyvisor.cli.audit:audit", "Try to break out of a container, and say which wall held."),
+    "systemd": ("tinyvisor.cli.systemd:systemd", "Print a systemd unit that runs a project."),
+    "completion": ("tinyvisor.cli.completion:completion", "Print what makes a shell complete commands and services."),
+    "man": ("tinyvisor.cli.man:man", "Show the manual pages, or write them to a directory."),
     "doctor": ("tinyvisor.cli.doctor:doctor", "Say what this host offers, what it lacks, and the cure."),
 }
 """name → (where it is, its summary)."""
@@ -52,6 +61,14 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands without their modules; the rest is click's."""
+        from click.shell_completion import CompletionItem
+
+        if not incomplete.startswith("-"):
+            return [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
+from tinyvisor.clean import clean
 from tinyvisor.units import format_duration
-from tinyvisor.view import clean
 
 LIMIT: Final = 256 << 10
 """Characters of lines that wait for the terminal at most."""

@@ -60,14 +60,14 @@ def relay(ours: socket.socket, until: socket.socket) -> None:
     try:
         os.set_blocking(master, False)
         interactive = os.isatty(0)
-        with raw(0) if interactive else contextlib.nullcontext(), _resized(master):
+        with raw(0) if interactive else contextlib.nullcontext(), resized(master):
             _Relay(master, interactive).run(until.fileno())
     finally:
         os.close(master)
 
 
 @contextlib.contextmanager
-def _resized(master: int) -> Iterator[None]:
+def resized(master: int) -> Iterator[None]:
     def resize(*_: object) -> None:
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *size(), 0, 0))
 

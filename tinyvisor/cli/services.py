@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tinyvisor.cli.completion import complete_count, complete_project, complete_service, complete_signal
 from tinyvisor.cli.failures import ExitCodes
-from tinyvisor.cli.summary import format_plain, summary_rows
+from tinyvisor.cli.summary import format_plain, ps_rows, summary_rows
 from tinyvisor.client import Client, Refusal, abandoned, find_project, is_abandoned, log_directory_of
 from tinyvisor.errors import TinyvisorError
-from tinyvisor.state import Exit, ServiceSummary, Violation
 
 UNPROCESSABLE = 422
 UNUSABLE = 2
 """What a daemon says that has not started."""
+HOLDING_PATIENCE = 1.0
+"""Seconds that a stop may take before it is said what it waits for."""
 
-project_option = click.option("-p", "--project-name", metavar="NAME", help="Default: the one that runs from this directory.")
+project_option = click.option(
+    "-p",
+    "--project-name",
+    metavar="NAME",
+    shell_complete=complete_project,
+    help="Default: the one that runs from this directory.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
-services_argument = click.argument("services", metavar="[SERVICE]...", nargs=-1)
+services_argument = click.argument("services", metavar="[SERVICE]...", nargs=-1, shell_complete=complete_service)
+service_argument = click.argument("service", shell_complete=complete_service)
 
 
 def client_for(project_name: str | None) -> Client:
@@ -42,16 +53,6 @@ def show_json(values: Any) -> None:
     click.echo(json.dumps(values, indent=2))
 
 
-def summary_of(found: Mapping[str, Any]) -> ServiceSummary:
-    """Back from JSON."""
-    fields = {key: value for key, value in found.items() if key in ServiceSummary.__slots__}
-    exit = fields["exit"]
-    if exit is not None:
-        violations = tuple(map(Violation.from_json, exit.get("violations", ())))
-        fields["exit"] = Exit(**exit | {"held_up_by": tuple(exit["held_up_by"]), "violations": violations})
-    return ServiceSummary(**fields | {"held_up_by": tuple(fields["held_up_by"])})
-
-
 @click.command()
 @project_option
 @json_option
@@ -61,14 +62,12 @@ def ps(project_name: str | None, as_json: bool, services: Sequence[str]) -> None
     found = client_for(project_name).get("/v1/services", {"service": list(services)})
     if as_json:
         return show_json(found)
-    pids = ["pid", *("-" if item["pid"] is None else str(item["pid"]) for item in found)]
-    rows = summary_rows([summary_of(item) for item in found])
-    return show([(*row[:2], pid, *row[2:]) for row, pid in zip(rows, pids, strict=True)])
+    return show(ps_rows(found))
 
 
 @click.command()
 @project_option
-@click.argument("service")
+@service_argument
 def inspect(project_name: str | None, service: str) -> None:
     """Print all there is to know of a service, as JSON."""
     show_json(client_for(project_name).get(f"/v1/services/{service}"))
@@ -88,7 +87,10 @@ def start(project_name: str | None, as_json: bool, services: Sequence[str]) -> N
 @json_option
 @services_argument
 def stop(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
-    """Stop services, and wait until they are down."""
+    """Stop services, and wait until they are down.
+
+    While they take their time, it says which processes are waited for.
+    """
     client = client_for(project_name)
     _command(client, "stop", services, as_json)
     _wait_down(client, services, quiet=as_json)
@@ -106,7 +108,14 @@ def restart(project_name: str | None, as_json: bool, services: Sequence[str]) ->
 @click.command()
 @project_option
 @json_option
-@click.option("-s", "--signal", default="KILL", metavar="SIGNAL", help="Default: KILL, which also keeps them down.")
+@click.option(
+    "-s",
+    "--signal",
+    default="KILL",
+    metavar="SIGNAL",
+    shell_complete=complete_signal,
+    help="Default: KILL, which also keeps them down.",
+)
 @services_argument
 def kill(project_name: str | None, as_json: bool, signal: str, services: Sequence[str]) -> None:
     """Send services a signal."""
@@ -138,15 +147,40 @@ def _show_results(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 
 
 def _wait_down(client: Client, services: Sequence[str], *, quiet: bool) -> None:
-    for item in client.get("/v1/wait", {"service": list(services)}):
+    watch = None if quiet else _Holding(client, services).watch
+    for item in client.get("/v1/wait", {"service": list(services)}, meanwhile=watch):
         if item["held_up_by"] and not quiet:
             click.echo(f"{item['name']}: killed, still there after its grace period: {', '.join(item['held_up_by'])}")
+
+
+class _Holding:
+    """Says, while somebody waits for a stop, which processes hold it up: once for each set of them."""
+
+    def __init__(self, client: Client, services: Sequence[str]) -> None:
+        self._client = client
+        self._services = services
+        self._said: dict[str, list[str]] = {}
+
+    def watch(self, answer: socket.socket) -> None:
+        """Until the answer comes."""
+        while not select.select([answer], [], [], HOLDING_PATIENCE)[0]:
+            with contextlib.suppress(TinyvisorError):  # it has just ended: the answer is on its way
+                self.look()
+
+    def look(self) -> None:
+        for item in self._client.get("/v1/services", {"service": list(self._services)}):
+            if item["state"] != "stopping":
+                continue
+            found = self._client.get(f"/v1/services/{item['name']}")[0]["processes"]
+            if found and found != self._said.get(item["name"]):
+                self._said[item["name"]] = found
+                click.echo(f"{item['name']}: waiting for {', '.join(found)}", err=True)
 
 
 @click.command()
 @project_option
 @json_option
-@click.argument("counts", metavar="SERVICE=N...", nargs=-1, required=True)
+@click.argument("counts", metavar="SERVICE=N...", nargs=-1, required=True, shell_complete=complete_count)
 def scale(project_name: str | None, as_json: bool, counts: Sequence[str]) -> None:
     """Set how many instances of a service run."""
     wanted = []
@@ -200,7 +234,7 @@ def wait(project_name: str | None, as_json: bool, until: str, services: Sequence
     if as_json:
         show_json(found)
     else:
-        show(summary_rows([summary_of(item) for item in found]))
+        show(summary_rows(found))
     bad = ("failed",) if until == "down" else ("failed", "stopped", "exited")
     return int(any(item["state"] in bad for item in found))
 
@@ -217,14 +251,14 @@ def down(project_name: str | None, as_json: bool) -> None:
     if is_abandoned(client.project):
         take_over(client.project)
     with open(client.pidfd(), "rb") as daemon:
-        found = client.post("/v1/down")
+        found = client.post("/v1/down", meanwhile=None if as_json else _Holding(client, ()).watch)
         waiting = select.poll()
         waiting.register(daemon, select.POLLIN)
         waiting.poll()
     if as_json:
         show_json(found)
-    elif found:
-        show(summary_rows([summary_of(item) for item in found]))
+    else:
+        show(summary_rows(found))
 
 
 def take_over(project: str) -> None:

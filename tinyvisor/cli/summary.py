@@ -1,20 +1,23 @@
-"""The table at the end of `up`. Pure but for the printing; rich is imported only where there is a terminal."""
+"""The table of `ps`, and at the end of `up`. Pure but for the printing; rich is imported only where there is a terminal, and the
+dataclasses nowhere: a row comes from a `ServiceSummary` as JSON, for `ps` must not wait for them."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tinyvisor.state import Exit, ServiceSummary
-from tinyvisor.units import format_duration, format_size
-from tinyvisor.view import clean
+from tinyvisor.clean import clean
+from tinyvisor.units import format_duration, format_size, signal_name
+
+Summary = Mapping[str, Any]
 
 HEADINGS = ("service", "status", "exit", "restarts", "wall", "cpu", "memory peak", "reason")
 _NUMBERS = frozenset({"restarts", "wall", "cpu", "memory peak"})
 _STYLES = {"failed": "red", "exited": "green"}
 
 
-def print_summary(summaries: Sequence[ServiceSummary], *, colour: bool) -> None:
+def print_summary(summaries: Sequence[Summary], *, colour: bool) -> None:
     """Prints the table to stdout, drawn by rich on a terminal, plain elsewhere."""
     table = summary_rows(summaries)
     if sys.stdout.isatty():
@@ -23,10 +26,16 @@ def print_summary(summaries: Sequence[ServiceSummary], *, colour: bool) -> None:
         print("\n" + format_plain(table))
 
 
-def summary_rows(summaries: Sequence[ServiceSummary]) -> list[tuple[str, ...]]:
+def summary_rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
     """The headings and a row per service; the reason's column only where there is one."""
     rows = [HEADINGS, *map(_row, summaries)]
     return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
+
+
+def ps_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
+    """`summary_rows`, with a pid for what runs."""
+    pids = ["pid", *("-" if item["pid"] is None else str(item["pid"]) for item in found)]
+    return [(*row[:2], pid, *row[2:]) for row, pid in zip(summary_rows(found), pids, strict=True)]
 
 
 def format_plain(rows: Sequence[Sequence[str]]) -> str:
@@ -42,40 +51,42 @@ def format_plain(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _row(summary: ServiceSummary) -> tuple[str, ...]:
-    last = summary.exit
-    memory = summary.memory_peak
+def _row(summary: Summary) -> tuple[str, ...]:
+    last = summary["exit"]
+    memory = summary["memory_peak"]
     cells = (
-        summary.name,
+        summary["name"],
         _status(summary),
         _exit(last),
-        str(summary.restarts),
-        format_duration(summary.wall),
-        format_duration(summary.cpu),
+        str(summary["restarts"]),
+        format_duration(summary["wall"]),
+        format_duration(summary["cpu"]),
         format_size(memory) if memory is not None else "-",
         _reason(summary),
     )
     return tuple(clean(cell.encode("utf-8", "replace"), colour=False) for cell in cells)
 
 
-def _status(summary: ServiceSummary) -> str:
+def _status(summary: Summary) -> str:
     """The state, and the verdict where it says more."""
-    last = summary.exit
-    if summary.state == "running" and summary.health:
-        return f"running ({summary.health})"
-    if summary.state != "failed" or last is None or last.status in ("ok", "nonzero_exit", "signaled", "stopped"):
-        return summary.state
-    return f"{summary.state} ({last.status})"
+    last = summary["exit"]
+    if summary["state"] == "running" and summary["health"]:
+        return f"running ({summary['health']})"
+    if summary["state"] != "failed" or last is None or last["status"] in ("ok", "nonzero_exit", "signaled", "stopped"):
+        return str(summary["state"])
+    return f"{summary['state']} ({last['status']})"
 
 
-def _exit(exit: Exit | None) -> str:
-    return "-" if exit is None else exit.describe().removeprefix("exit ")
+def _exit(exit: Mapping[str, Any] | None) -> str:
+    if exit is None:
+        return "-"
+    return str(exit["exit_code"]) if exit["signal"] is None else signal_name(exit["signal"])
 
 
-def _reason(summary: ServiceSummary) -> str:
-    if summary.held_up_by:
-        return f"killed after its grace period: {', '.join(summary.held_up_by)}"
-    return summary.reason
+def _reason(summary: Summary) -> str:
+    if summary["held_up_by"]:
+        return f"killed after its grace period: {', '.join(summary['held_up_by'])}"
+    return str(summary["reason"])
 
 
 def _print_rich(rows: Sequence[Sequence[str]], colour: bool) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
+from tinyvisor.cli import pid1
 from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.places import can_live, log_directory
@@ -26,6 +28,20 @@ from tinyvisor.spec import Project
 )
 @click.option("--daemon-fd", type=int, hidden=True)
 @click.option("--only-what-is-left", is_flag=True, hidden=True)
+@click.option("--linger", is_flag=True, help="Go on while nothing runs, until tinyvisor down or a signal; -d does.")
+@click.option(
+    "--socket-group",
+    metavar="GROUP",
+    default="",
+    envvar="TINYVISOR_SOCKET_GROUP",
+    help="Let the members of GROUP give commands, too: that is as good as root. Only root can.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    metavar="PORT",
+    help="Metrics for Prometheus at http://127.0.0.1:PORT/metrics, for every user of this host.",
+)
 @click.option("--exit-code-from", metavar="SERVICE", help="Stop everything when SERVICE ends, and exit with its code.")
 @click.option("--abort-on-container-failure", is_flag=True, help="Stop everything when a service fails for good.")
 @click.option("--no-color", is_flag=True, help="No colours; the same as NO_COLOR=1.")
@@ -46,6 +62,9 @@ def up(
     live: bool | None,
     daemon_fd: int | None,
     only_what_is_left: bool,
+    linger: bool,
+    socket_group: str,
+    metrics_port: int | None,
     exit_code_from: str | None,
     abort_on_container_failure: bool,
     no_color: bool,
@@ -58,6 +77,9 @@ def up(
     PATH is a file or a directory of YAML files; without one configs/, else tinyvisor.yaml. Ends by itself when nothing
     is left to run. Ctrl-C stops everything in order, a second one kills.
 
+    The other commands act on it meanwhile, from any terminal. Started by systemd with Type=notify it tells it when all services
+    run, and takes part in its watchdog: see tinyvisor systemd. As PID 1 of a container it has an init above itself.
+
     With -d it returns when all services run, and goes on until tinyvisor down, or a SIGTERM. Should the daemon be killed,
     its containers run on, and the next up -d takes them over; with --no-live they are killed with it.
 
@@ -67,14 +89,36 @@ def up(
         raise click.UsageError("-d does not go with --exit-code-from and --abort-on-container-failure")
     if live and not detach and daemon_fd is None:
         raise click.UsageError("--live goes with -d")
-    if daemon_fd is not None:
-        load = _loader(paths, project_name, env_file, profiles, only_what_is_left)
-        return _be_daemon(daemon_fd, load, paths, log_dir, bool(live))
-    project = load_project(paths, project_name, env_file, profiles)
-    is_left = _is_left(project.name)
     if detach:
-        return _detach(project, paths, env_file, profiles, log_dir, is_left or (can_live() if live is None else live))
-    if is_left:
+        project = load_project(paths, project_name, env_file, profiles)
+        survives = _is_left(project.name) or (can_live() if live is None else live)
+        options = [
+            *(["--live"] if survives else []),
+            *(["--env-file", str(env_file.absolute())] if env_file is not None else []),
+            *(word for profile in profiles for word in ("--profile", profile)),
+            *(["--socket-group", socket_group] if socket_group else []),
+            *(["--metrics-port", str(metrics_port)] if metrics_port is not None else []),
+        ]
+        return _detach(project, paths, log_dir, options)
+    pid1.leave()
+
+    def load() -> Project:
+        if only_what_is_left:  # by the daemon before; all that is to be stopped, and its files may be gone
+            return Project(name=project_name or "", services={})
+        return load_project(paths, project_name, env_file, profiles)
+
+    project = load()
+    paths = paths or default_paths()
+    log_dir = _logs_of(project, log_dir)
+
+    from tinyvisor.cli.outside import Outside
+
+    outside = Outside(socket_group, metrics_port)
+    if daemon_fd is not None:
+        from tinyvisor.cli.daemon import run_daemon
+
+        return run_daemon(project, log_dir=log_dir, word_fd=daemon_fd, reread=load, paths=paths, outside=outside, live=bool(live))
+    if _is_left(project.name):
         from tinyvisor.client import abandoned
 
         raise TinyvisorError(abandoned(project.name))
@@ -86,7 +130,6 @@ def up(
     from tinyvisor.view import Style, View
 
     colour = wants_colour(no_color)
-    log_dir = _logs_of(project, log_dir)
     style = Style(colour=colour, prefix=not no_log_prefix, timestamps=timestamps)
     sys.stdout.flush()
     rootless.enter()
@@ -95,11 +138,15 @@ def up(
             project,
             view,
             log_dir=log_dir,
+            paths=paths,
+            reread=load,
+            outside=outside,
             exit_code_from=exit_code_from,
             abort_on_container_failure=abort_on_container_failure,
+            linger=linger,
         )
     if not view.deaf:
-        print_summary(summaries, colour=colour)
+        print_summary([asdict(summary) for summary in summaries], colour=colour)
     return exit_code(summaries, exit_code_from)
 
 
@@ -113,38 +160,13 @@ def _is_left(name: str) -> bool:
     return is_abandoned(name)
 
 
-def _detach(
-    project: Project, paths: Sequence[Path], env_file: Path | None, profiles: Sequence[str], log_dir: Path | None, live: bool
-) -> int:
+def _detach(project: Project, paths: Sequence[Path], log_dir: Path | None, options: Sequence[str]) -> int:
     """The same project once more, in a process of its own."""
     from tinyvisor.cli.daemon import start_daemon
 
-    arguments = ["-p", project.name, "--log-dir", str(_logs_of(project, log_dir))]
-    arguments += ["--live"] if live else []
-    arguments += [] if env_file is None else ["--env-file", str(env_file.absolute())]
-    arguments += [word for profile in profiles for word in ("--profile", profile)]
+    arguments = ["-p", project.name, "--log-dir", str(_logs_of(project, log_dir)), *options]
     arguments += ["--", *(str(path.absolute()) for path in paths or default_paths())]
     return start_daemon(arguments, project.name, _logs_of(project, log_dir))
-
-
-def _loader(
-    paths: Sequence[Path], name: str | None, env_file: Path | None, profiles: Sequence[str], only_what_is_left: bool
-) -> Callable[[], Project]:
-    """`only_what_is_left`: by the daemon before; all that is to be stopped, and its files may be gone."""
-
-    def load() -> Project:
-        if only_what_is_left:
-            return Project(name=name or "", services={})
-        return load_project(paths, name, env_file, profiles)
-
-    return load
-
-
-def _be_daemon(fd: int, load: Callable[[], Project], paths: Sequence[Path], log_dir: Path | None, live: bool) -> int:
-    from tinyvisor.cli.daemon import run_daemon
-
-    project = load()
-    return run_daemon(project, log_dir=_logs_of(project, log_dir), word_fd=fd, reread=load, paths=paths, live=live)
 
 
 def wants_colour(no_color: bool) -> bool:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import click
 
+from tinyvisor.clean import clean
 from tinyvisor.cli.services import client_for, json_option, project_option, services_argument, show, show_json
+from tinyvisor.cli.summary import format_plain
+from tinyvisor.errors import TinyvisorError
 from tinyvisor.units import format_duration, format_size, parse_duration
-from tinyvisor.view import clean
 
-PERIOD = 1.0
-"""Seconds between two looks of ``stats --watch``."""
+STATS = ("service", "cpu", "memory", "memory peak", "pids", "oom kills")
 
 
 @click.command()
@@ -82,22 +85,40 @@ def _event_line(event: Mapping[str, Any]) -> str:
 @click.command()
 @project_option
 @json_option
-@click.option("--watch", is_flag=True, help="Again every second; with --json, JSON Lines.")
+@click.option("--watch", is_flag=True, help="Again and again; with --json, JSON Lines.")
+@click.option("--interval", metavar="TIME", default="1s", help="Between two looks, 100ms to 1h. Default: 1s.")
 @services_argument
-def stats(project_name: str | None, as_json: bool, watch: bool, services: Sequence[str]) -> None:
+def stats(project_name: str | None, as_json: bool, watch: bool, interval: str, services: Sequence[str]) -> None:
     """Show what services use."""
     client = client_for(project_name)
-    while True:
+    if not watch:
         found = client.get("/v1/stats", {"service": list(services)})
-        if not as_json:
-            show([("service", "cpu", "memory", "memory peak", "pids", "oom kills"), *map(_stats_row, found)])
-        elif watch:
-            click.echo(json.dumps(found))
-        else:
-            show_json(found)
-        if not watch:
-            return
-        time.sleep(PERIOD)
+        return show_json(found) if as_json else show([STATS, *map(_stats_row, found)])
+    try:
+        seconds = parse_duration(interval)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--interval") from None
+    before: dict[str, tuple[float, Any]] = {}
+    for sample in client.stream("/v1/stats", {"service": list(services), "interval": seconds}, accept="text/event-stream"):
+        if as_json:
+            for item in sample["stats"]:
+                click.echo(json.dumps({"time": sample["time"], **item}))
+            continue
+        now, rows = time.monotonic(), []
+        for item in sample["stats"]:
+            rows.append((*_stats_row(item), _share(before.get(item["name"]), now, item)))
+        before = {item["name"]: (now, item) for item in sample["stats"]}
+        again = "\x1b[H\x1b[2J" if sys.stdout.isatty() else ""
+        click.echo(again + format_plain([(*STATS, "cpu %"), *rows]))
+    return None
+
+
+def _share(before: tuple[float, Any] | None, now: float, item: Mapping[str, Any]) -> str:
+    """Of one CPU, since the last look; a service that has a new container counts from then on."""
+    if before is None or item["cpu_user"] is None or before[1]["cpu_user"] is None:
+        return "-"
+    used = item["cpu_user"] + item["cpu_system"] - before[1]["cpu_user"] - before[1]["cpu_system"]
+    return f"{max(0.0, used) / max(now - before[0], 1e-3):.0%}"
 
 
 def _stats_row(item: Mapping[str, Any]) -> tuple[str, ...]:
@@ -113,10 +134,32 @@ def _stats_row(item: Mapping[str, Any]) -> tuple[str, ...]:
 
 @click.command()
 @project_option
+@click.option("--grafana", is_flag=True, help="Print a dashboard for Grafana that shows them; asks no daemon.")
+def metrics(project_name: str | None, grafana: bool) -> None:
+    """Print a project's metrics, as Prometheus is told them.
+
+    For Prometheus itself: tinyvisor up --metrics-port PORT. They need prometheus-client: pip install 'tinyvisor[metrics]'.
+    """
+    if grafana:
+        from importlib.resources import files
+
+        click.echo((files("tinyvisor") / "grafana.json").read_text(), nl=False)
+    else:
+        click.echo(client_for(project_name).text("/metrics"), nl=False)
+
+
+@click.command()
+@project_option
 @json_option
+@click.option("--ui", is_flag=True, help="A live screen: what services use, their output, keys to stop, start, restart, exec.")
 @services_argument
-def top(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
-    """List the processes of services."""
+def top(project_name: str | None, as_json: bool, ui: bool, services: Sequence[str]) -> int | None:
+    """List the processes of services; or watch all of them on a screen.
+
+    The screen needs textual: pip install 'tinyvisor[tui]'.
+    """
+    if ui:
+        return _screen(project_name, as_json, services)
     client = client_for(project_name)
     groups = services or dict.fromkeys(item["service"] or item["name"] for item in client.get("/v1/services"))
     found = {item["name"]: item for name in groups for item in client.get(f"/v1/services/{name}")}.values()
@@ -124,3 +167,18 @@ def top(project_name: str | None, as_json: bool, services: Sequence[str]) -> Non
         show_json([{"name": item["name"], "processes": item["processes"]} for item in found])
     else:
         show([("service", "process"), *((item["name"], process) for item in found for process in item["processes"])])
+    return None
+
+
+def _screen(project_name: str | None, as_json: bool, services: Sequence[str]) -> int:
+    if as_json or services:
+        raise click.UsageError("--ui shows all services, and no JSON")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise TinyvisorError("--ui needs a terminal")
+    client = client_for(project_name)
+    client.get("/v1/project")  # else it would be a screen that says at once that there is none
+    if find_spec("textual") is None:
+        raise TinyvisorError("--ui needs textual: pip install 'tinyvisor[tui]'")
+    from tinyvisor.cli.screen import show as show_screen
+
+    return show_screen(client)

@@ -32,7 +32,7 @@ from tinyvisor.errors import (
     TinyvisorError,
 )
 from tinyvisor.job import Job
-from tinyvisor.places import cache_directory, run_directory
+from tinyvisor.places import cache_directory, project_files, run_directory
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
@@ -319,6 +319,7 @@ class Runtime:
             s.Remove(s.KEPT | parents + n, f"../{PARENT}", item.label, patient=False) for n, item in enumerate(hierarchies)
         ]
         if self.live is None:  # else there is more to be swept, which is not the launcher's
+            epilogue += [s.Remove(last, file, str(run_directory())) for file in project_files(self.name)]
             # Last, and only when the others are gone: what has a lock file, the next run sweeps.
             epilogue.append(s.Remove(last, f"{self.name}.lock", str(run_directory())))
         try:

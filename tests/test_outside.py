@@ -1,0 +1,72 @@
+"""What a supervisor is asked to offer, and can't."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.command import environment
+from tinyvisor import places
+from tinyvisor.cli import outside
+from tinyvisor.client import find_project, known_projects
+from tinyvisor.errors import HostError, TinyvisorError
+
+
+def test_only_root_has_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside, "privileged", lambda: False)
+    with pytest.raises(TinyvisorError, match="needs root"):
+        outside._gid("root")
+
+
+def test_group_by_name_or_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outside, "privileged", lambda: True)
+    assert outside._gid("root") == 0
+    assert outside._gid("4711") == 4711
+    with pytest.raises(HostError, match=r'a group "no-such"; groupadd no-such'):
+        outside._gid("no-such")
+
+
+def test_port_that_is_taken_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(HostError, match=f"port {port} of 127.0.0.1"), outside._on_loopback(port):
+            pass
+
+
+def test_directory_that_is_not_ours_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SYSTEM", tmp_path / "tinyvisor")
+    places.shared_directory("staff").symlink_to(tmp_path)
+    with pytest.raises(HostError, match=r"tinyvisor\.staff as a directory of ours"):
+        outside._directory("staff", 0)
+
+
+def test_members_find_projects_where_root_has_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SYSTEM", tmp_path / "tinyvisor")
+    monkeypatch.setattr(places, "privileged", lambda: False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "user"))
+    shared = places.shared_directory("staff")
+    shared.mkdir()
+    outside.write_record(shared / "web.json", {"name": "web", "paths": [str(tmp_path / "configs")]})
+    assert known_projects() == ["web"]
+    assert find_project(None, tmp_path) == "web"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another")
+def test_who_is_no_member_is_told_where_it_was_not_looked(tmp_path: Path) -> None:
+    for parent in [tmp_path, *tmp_path.parents[:3]]:
+        parent.chmod(parent.stat().st_mode | 0o111)
+    tmp_path.chmod(0o755)
+    (tmp_path / "tinyvisor.staff").mkdir(mode=0o700)
+    (tmp_path / "tinyvisor.file").touch()
+    code = (
+        "import os, sys; from pathlib import Path; from tinyvisor import client, places\n"
+        "places.SYSTEM = Path(sys.argv[1], 'tinyvisor'); os.setuid(12345)\n"
+        "try: client._connect('web')\nexcept client.TinyvisorError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment(), capture_output=True, text=True, check=True)
+    assert f'no daemon runs the project "web" where we may look, which is not in {tmp_path}/tinyvisor.staff;' in run.stdout
