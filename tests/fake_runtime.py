@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ class Script:
         wait_error: raised by `wait` at its end.
         exec: what a command that is run inside does, from the seconds since the start and the command: (seconds, how it
             ends, output). Raising is a start that fails.
+        says: (seconds after the start, message to its NOTIFY_SOCKET), in order.
+        newline: (seconds after the start, bytes on its notification fd), in order; ``b""`` closes it.
         signal_exit: how a signal other than the stop signal ends it; None: not at all.
     """
 
@@ -69,6 +72,21 @@ class Script:
     wait_error: Exception | None = None
     exec: Callable[[float, tuple[str, ...]], tuple[float, Exit, bytes]] = lambda seconds, command: (0.0, OK, b"")
     signal_exit: Exit | None = None
+    says: tuple[tuple[float, bytes], ...] = ()
+    newline: tuple[tuple[float, bytes], ...] = ()
+
+
+class Messages:
+    """A notify socket."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = trio.open_memory_channel[bytes](PIPE_CHUNKS)
+
+    async def send(self, data: bytes) -> None:
+        await self._send.send(data)
+
+    async def receive(self) -> bytes:
+        return await self._receive.receive()
 
 
 class Pipe:
@@ -106,6 +124,8 @@ class FakeContainer:
         self.pid = pid
         self.terminal: int | None = None
         self.terminal_stage: Stage | None = None
+        self.notify = Messages() if spec.notify_socket else None
+        self.notification = Pipe() if spec.notification_fd is not None else None
         self.pipes = {"stdout": Pipe(), "stderr": Pipe()}
         self._runtime = runtime
         self._spec = spec
@@ -196,6 +216,11 @@ class FakeContainer:
             os.close(master)
             os.close(slave)
 
+    async def open_socket(self, domain: int = socket.AF_INET) -> socket.socket:
+        await trio.lowlevel.checkpoint()
+        self._runtime.note("socket", self.name)
+        raise ContainerError(self.name, "has no network")
+
     async def stats(self) -> Stats:
         await trio.lowlevel.checkpoint()
         return Stats(cpu_user=1.5, cpu_system=0.5, memory=4096, memory_peak=8192, pids=2, pids_peak=3)
@@ -212,6 +237,7 @@ class FakeContainer:
         with trio.move_on_after(self._script.seconds):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._write_script)
+                nursery.start_soon(self._say)
                 if self._script.flood:
                     nursery.start_soon(self._write_flood)
                 await self._gone.wait()
@@ -234,6 +260,18 @@ class FakeContainer:
             for when, stream, data in self._script.output:
                 await trio.sleep_until(start + when)
                 await self.pipes[stream].write(data)
+
+    async def _say(self) -> None:
+        start = trio.current_time()
+        for when, message in self._script.says:
+            await trio.sleep_until(start + when)
+            if self.notify is not None:
+                await self.notify.send(message)
+        for when, data in self._script.newline:
+            await trio.sleep_until(start + when)
+            if self.notification is not None:
+                with suppress(trio.BrokenResourceError):
+                    await self.notification.write(data) if data else self.notification.close_write()
 
     async def _write_flood(self) -> None:
         with suppress(trio.ClosedResourceError):  # the container has just ended

@@ -17,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.bench import ALWAYS, Bench, bench, service
 from tests.fake_runtime import OK, Script, failure
 from tinyvisor.errors import HostError, LaunchError, SpecError, TinyvisorError
-from tinyvisor.spec import Backoff, Dependency, Healthcheck, Hook, Project, RestartPolicy, Schedule, Service
+from tinyvisor.spec import Backoff, Dependency, Healthcheck, Hook, Project, RestartPolicy, Schedule, Service, Tcp
 from tinyvisor.state import CommandResult, Exit, ServiceExited, ServiceStarted, ServiceStopped
 from tinyvisor.supervisor import Difference, difference
 
@@ -452,7 +452,10 @@ scripts = st.builds(
     signal_exit=st.sampled_from([None, failure(9)]),
     output=st.sampled_from([(), ((0.5, "stdout", b"ready\n"),)]),
     exec=probes,
+    says=st.sampled_from([(), ((0.2, b"READY=1"), (1.0, b"WATCHDOG=1"), (4.0, b"STOPPING=1")), ((0.0, b"WATCHDOG=trigger"),)]),
+    newline=st.sampled_from([(), ((0.3, b"x\n"),), ((0.3, b""),)]),
 )
+ready: st.SearchStrategy[dict[str, Any]] = st.sampled_from([{}, {"ready_log": "ready"}, {"ready_notify": True}, {"ready_fd": 3}])
 
 
 @st.composite
@@ -468,7 +471,15 @@ def projects(draw: st.DrawFn) -> Project:
                 )
                 needs[other.name] = draw(terms)
         single = [item.name for item in found if item.scale is None]
-        check = draw(st.none() | st.just(Healthcheck(test=("probe",), interval=1, timeout=2, retries=2)))
+        check = draw(
+            st.none()
+            | st.sampled_from(
+                [
+                    Healthcheck(test=("probe",), interval=1, timeout=2, retries=2),
+                    Healthcheck(tcp=Tcp(port=1), interval=1, retries=2),
+                ]
+            )
+        )
         hooks = st.sampled_from([(), (Hook(command=("hook",)),)])
         found.append(
             service(
@@ -480,7 +491,8 @@ def projects(draw: st.DrawFn) -> Project:
                 network_mode=draw(st.sampled_from(["none", *(f"service:{other}" for other in single)])),
                 healthcheck=check,
                 on_unhealthy=draw(st.sampled_from(["none", "restart", "stop"])) if check else "none",
-                ready_log=draw(st.sampled_from([None, "ready"])),
+                **draw(ready),
+                watchdog=draw(st.sampled_from([None, None, 2.0])),
                 post_start=draw(hooks),
                 pre_stop=draw(hooks),
             )

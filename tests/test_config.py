@@ -22,11 +22,14 @@ from tinyvisor.spec import (
     Dependency,
     Healthcheck,
     Hook,
+    Http,
+    Logging,
     Project,
     RestartPolicy,
     Schedule,
     Service,
     Spec,
+    Tcp,
     Tmpfs,
     Ulimit,
     Volume,
@@ -294,7 +297,28 @@ BAD = [
     ("command: x\nbackoff: {intial: 2s}", '2:11: backoff.intial: there is no such key (did you mean "initial"?)'),
     ("command: x\nstart_limit: {burst: -1}", "2:1: start_limit: expected 0 or more"),
     ("command: x\nsuccess_exit_codes: [256]", "2:1: success_exit_codes: expected exit codes from 0 to 255"),
-    ("command: x\nlogging: {driver: syslog}", '2:11: logging.driver: "syslog" is not supported; expected "file"'),
+    (
+        "command: x\nlogging: {driver: fluentd}",
+        '2:11: logging.driver: expected local, json-file, syslog, journald or none, got "fluentd"',
+    ),
+    (
+        "command: x\nlogging: {driver: none, options: {compress: true}}",
+        '2:35: logging.options.compress: is for the driver local or json-file, and this one is "none"',
+    ),
+    (
+        "command: x\nlogging: {driver: syslog, options: {syslog-address: 'tcp://localhost'}}",
+        '2:37: logging.options.syslog-address: "tcp://localhost" is not supported; expected unixgram:///PATH or udp://IP[:PORT]',
+    ),
+    ("command: x\nlogging: {options: {max-age: 0}}", "2:21: logging.options.max-age: must be more than 0"),
+    ("command: x\nlogging: {options: {max-file: 0}}", "2:21: logging.options.max-file: must be more than 0"),
+    (
+        "command: x\nlogging: {options: {max-sise: 1}}",
+        '2:21: logging.options.max-sise: there is no such key (did you mean "max-size"?)',
+    ),
+    (
+        "command: x\nlogging: {driver: syslog, options: {tag: 'a b'}}",
+        "2:37: logging.options.tag: expected up to 48 printable ASCII characters without blank, colon and brackets",
+    ),
     ("command: x\nlogging: {options: {max-size: 0}}", "2:21: logging.options.max-size: must be more than 0"),
     ("command: x\ncpus: 1\ndeploy: {resources: {limits: {cpus: 2}}}", '3:31: deploy.resources.limits.cpus: differs from "cpus"'),
     ("command: x\ndeploy: {resources: {limits: {cpus: -2}}}", "2:31: deploy.resources.limits.cpus: must be more than 0"),
@@ -468,8 +492,7 @@ def test_every_key(tmp_path: Path) -> None:
             start_limit_interval=60,
         ),
         labels={"a": "b"},
-        log_max_size=1 << 20,
-        log_max_files=2,
+        logging=Logging(max_size=1 << 20, max_files=2),
     )
 
 
@@ -711,7 +734,7 @@ FULL_KEYS = [line.split(":")[0] for line in FULL.strip().splitlines() if not lin
 # --- There and back ---
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8)
-NAMES = st.from_regex(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,10}", fullmatch=True)
+NAMES = st.from_regex(r"(?!x-)[a-zA-Z0-9][a-zA-Z0-9_.-]{0,10}", fullmatch=True)
 PATHS = st.lists(st.text("ab:$ é", min_size=1, max_size=3), min_size=1, max_size=3).map(lambda parts: "/" + "/".join(parts))
 POSITIVE = st.integers(1, 1 << 40)
 SECONDS = st.floats(0, 1e6)
@@ -807,9 +830,20 @@ DEPENDENCIES = st.builds(
 )
 
 
+PROBES = st.one_of(
+    st.lists(TEXT, max_size=2).map(lambda rest: {"test": ("x$y", *rest)}),
+    st.builds(Tcp, port=st.integers(1, 65535), host=st.sampled_from(["127.0.0.1", "::1"])).map(lambda tcp: {"tcp": tcp}),
+    st.builds(
+        Http,
+        port=st.integers(1, 65535),
+        path=st.sampled_from(["/", "/$a?b=${c}"]),
+        headers=st.dictionaries(st.sampled_from(["A$", "b"]), st.sampled_from(["", "$x y"])),
+        status=st.frozensets(st.integers(200, 599), max_size=2),
+    ).map(lambda http: {"http": http}),
+)
 HEALTHCHECKS = st.builds(
-    Healthcheck,
-    test=st.lists(TEXT, max_size=2).map(lambda rest: ("x$y", *rest)),
+    lambda probe, **more: Healthcheck(**probe, **more),
+    PROBES,
     interval=st.floats(1e-6, 100),
     timeout=st.floats(1e-6, 100),
     retries=POSITIVE,
@@ -828,13 +862,40 @@ HOOKS = st.lists(
 ).map(tuple)
 
 
+LOG_RATES: st.SearchStrategy[int | None] = st.none() | POSITIVE
+LOGGINGS = st.one_of(
+    st.just(Logging(driver="none")),
+    st.builds(
+        Logging,
+        driver=st.sampled_from(["local", "json-file"]),
+        max_size=POSITIVE,
+        max_files=st.integers(1, 9),
+        max_age=st.none() | st.floats(1e-6, 1e6),
+        compress=st.booleans(),
+        max_rate=LOG_RATES,
+    ),
+    st.builds(
+        Logging,
+        driver=st.just("syslog"),
+        max_rate=LOG_RATES,
+        syslog_address=st.sampled_from(["unixgram:///dev/$log", "udp://[::1]:99"]),
+        syslog_format=st.sampled_from([None, "rfc3164", "rfc5424"]),
+        syslog_facility=st.sampled_from(["user", "local7"]),
+        tag=st.sampled_from(["", "a$b"]),
+    ),
+)
+
+
 @st.composite
 def supervision(draw: st.DrawFn) -> dict[str, Any]:
     check = draw(st.none() | HEALTHCHECKS)
     return {
         "healthcheck": check,
         "on_unhealthy": draw(st.sampled_from(["none", "restart", "stop"])) if check else "none",
-        "ready_log": draw(st.sampled_from([None, "ready$", "port \\d+"])),
+        **draw(
+            st.sampled_from([{}, {"ready_log": "ready$"}, {"ready_log": "port \\d+"}, {"ready_notify": True}, {"ready_fd": 9}])
+        ),
+        "watchdog": draw(st.none() | st.floats(0.001, 100)),
         "post_start": draw(HOOKS),
         "pre_stop": draw(HOOKS),
         "scale": draw(st.none() | st.integers(0, 3)),
@@ -855,8 +916,7 @@ def projects(draw: st.DrawFn) -> Project:
             restart=draw(POLICIES),
             depends_on=draw(st.dictionaries(st.sampled_from(sorted(services)), DEPENDENCIES)) if services else {},
             **draw(supervision()),
-            log_max_size=draw(POSITIVE),
-            log_max_files=draw(st.integers(1, 9)),
+            logging=draw(LOGGINGS),
         )
     return Project(name=draw(NAMES), services=services)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 
 from tests.test_config import problems, service, write
 from tinyvisor import config
+from tinyvisor.config import load, normalised, to_json, to_yaml
 from tinyvisor.errors import ConfigError
-from tinyvisor.spec import Dependency, Healthcheck, Hook, Project, Schedule
+from tinyvisor.spec import Dependency, Healthcheck, Hook, Http, Project, Schedule, Secret, Tcp
 
 
 def one(directory: Path, text: str, environ: dict[str, str] | None = None) -> Any:
@@ -37,6 +39,85 @@ def one(directory: Path, text: str, environ: dict[str, str] | None = None) -> An
 )
 def test_healthcheck(tmp_path: Path, text: str, check: Healthcheck | None) -> None:
     assert one(tmp_path, text).healthcheck == check
+
+
+def test_probes(tmp_path: Path) -> None:
+    for text, http in (
+        ("http://localhost", Http(port=80)),
+        ("http://LocalHost:8080/health?a=b", Http(port=8080, path="/health?a=b")),
+        ("http://[::1]:8080/", Http(port=8080, host="::1")),
+        ("http://10.1.2.3/x", Http(port=80, host="10.1.2.3", path="/x")),
+    ):
+        assert one(tmp_path, f'healthcheck: {{http: "{text}", retries: 1}}').healthcheck == Healthcheck(http=http, retries=1)
+    text = "healthcheck: {http: {port: 80, headers: [A=b, C=], status: [200, 204]}}"
+    http = Http(port=80, headers={"A": "b", "C": ""}, status=frozenset({200, 204}))
+    assert one(tmp_path, text.replace("C=", "C=d")).healthcheck == Healthcheck(http=replace(http, headers={"A": "b", "C": "d"}))
+    for text, tcp in (
+        ("5432", Tcp(port=5432)),
+        ("'127.0.0.2:5432'", Tcp(port=5432, host="127.0.0.2")),
+        ("'[::1]:80'", Tcp(port=80, host="::1")),
+        ("{port: 80, host: localhost}", Tcp(port=80)),
+    ):
+        assert one(tmp_path, f"healthcheck: {{tcp: {text}}}").healthcheck == Healthcheck(tcp=tcp)
+
+
+def test_readiness_gives_the_container_its_means(tmp_path: Path) -> None:
+    found = one(tmp_path, "ready_notify: true\nwatchdog: 1m30s")
+    assert (found.ready_notify, found.watchdog, found.tells_health) == (True, 90, True)
+    assert (found.spec.notify_socket, found.spec.watchdog, found.spec.notification_fd) == (True, 90, None)
+    found = one(tmp_path, "ready_fd: 3")
+    assert (found.ready_fd, found.tells_health, found.spec.notification_fd, found.spec.notify_socket) == (3, True, 3, False)
+    found = one(tmp_path, "watchdog: 5s")
+    assert (found.tells_health, found.spec.notify_socket) == (False, True)
+
+
+def test_secrets(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("-")
+    text = """
+services:
+  a: {command: x, secrets: [key, word]}
+  b:
+    command: x
+    secrets:
+    - {source: word, target: /run/secrets/password, uid: 5, gid: "6", mode: 0400}
+    - {file: ./key.pem}
+    - {environment: WORD, target: other}
+secrets: {key: {file: key.pem}}
+"""
+    more = "services: {c: {command: x, secrets: [key]}}\nsecrets: {word: {environment: WORD}, key: {file: ./key.pem}}"
+    paths = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    paths[0].write_text(text)
+    paths[1].write_text(more)
+    project = load(paths, environ={"WORD": "pa$$w\udcff"}, name="p")
+    key = Secret(target="key", file=tmp_path / "key.pem")
+    word = Secret(target="word", content=b"pa$$w\xff", environment="WORD")
+    assert project.services["a"].spec.secrets == (key, word)
+    assert project.services["b"].spec.secrets == (
+        replace(word, target="password", uid=5, gid=6, mode=0o400), replace(key, target="key.pem"), replace(word, target="other"),
+    )  # fmt: skip
+    assert project.services["c"].spec.secrets == (key,)
+    for shown in (to_yaml(project), to_json(project), repr(project), str(normalised(project))):
+        assert "pa$" not in shown
+    again = tmp_path / "again.yaml"
+    again.write_text(to_yaml(project))
+    assert load([again], environ={"WORD": "pa$$w\udcff"}, name="p").services == project.services
+
+
+def test_secrets_of_the_project_that_are_nowhere(tmp_path: Path) -> None:
+    text = "services: {a: {command: x, secrets: [one, three, foru]}}\nsecrets:\n  one: {file: none}\n  two: {}\n"
+    text += "  three: {external: true, environment: PATH}\n  four: {file: a, environment: b}\n  five: {environment: NONE}\n"
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load([path], environ={"PATH": "x"})
+    assert [str(problem).removeprefix(f"{path}:") for problem in caught.value.problems] == [
+        '1:50: services.a.secrets[2]: there is no secret "foru" (did you mean "four"?)',
+        f'3:3: secrets.one: there is no "{tmp_path}/none"',
+        "4:3: secrets.two: expected either file or environment",
+        '5:11: secrets.three.external: not supported: there is nothing outside to keep secrets; use "file" or "environment"',
+        "6:3: secrets.four: expected either file or environment",
+        '7:3: secrets.five: the variable "NONE" is not set',
+    ]
 
 
 def test_health(tmp_path: Path) -> None:
@@ -107,8 +188,8 @@ services:
 # ---- refused ----
 
 BAD = [
-    ("healthcheck: {}", "2:1: healthcheck.test: is required"),
-    ("healthcheck: {interval: 1s}", "2:1: healthcheck.test: is required"),
+    ("healthcheck: {}", '2:1: healthcheck.test: is required, or "http" or "tcp"'),
+    ("healthcheck: {interval: 1s}", '2:1: healthcheck.test: is required, or "http" or "tcp"'),
     (
         "healthcheck: {test: [curl, x]}",
         '2:15: healthcheck.test: expected NONE, CMD and a program, or CMD-SHELL and one line, got "curl x"',
@@ -135,11 +216,49 @@ BAD = [
     ),
     (
         "healthcheck: {http: /health}",
-        '2:15: healthcheck.http: not supported yet; use "test" with a program of the container, such as curl',
+        '2:15: healthcheck.http: expected http://HOST[:PORT][/PATH], got "/health"',
     ),
     (
-        "healthcheck: {tcp: 80}",
-        '2:15: healthcheck.tcp: not supported yet; use "test" with a program of the container, such as nc',
+        'healthcheck: {http: "https://localhost/"}',
+        '2:15: healthcheck.http: TLS is not spoken here; use "test" with a program of the container, or "tcp"',
+    ),
+    (
+        'healthcheck: {http: "http://db/x"}',
+        "2:15: healthcheck.http: expected an IP address, got 'db'; names are not looked up",
+    ),
+    ('healthcheck: {http: "http://[::1/x"}', '2:15: healthcheck.http: expected http://HOST[:PORT][/PATH], got "http://[::1/x"'),
+    (
+        "healthcheck: {http: {port: 80, path: health}}",
+        "2:32: healthcheck.http.path: expected a path such as /health, got 'health'",
+    ),
+    ('healthcheck: {http: {port: 80, path: "/a b"}}', "2:32: healthcheck.http.path: expected a path such as /health, got '/a b'"),
+    ('healthcheck: {http: {port: 80, headers: {A: "x\\ny"}}}', "2:32: healthcheck.http.headers: 'A' can't be sent"),
+    ("healthcheck: {http: {port: 80, status: 100}}", "2:32: healthcheck.http.status: expected codes from 200 to 599"),
+    ("healthcheck: {http: {path: /}}", "2:15: healthcheck.http.port: is required"),
+    ("healthcheck: {tcp: 0}", "2:15: healthcheck.tcp: expected a port from 1 to 65535, got 0"),
+    ("healthcheck: {tcp: {port: 65536}}", "2:21: healthcheck.tcp.port: expected a port from 1 to 65535, got 65536"),
+    ("healthcheck: {tcp: 'db:5432'}", "2:15: healthcheck.tcp: expected an IP address, got 'db'; names are not looked up"),
+    ("healthcheck: {tcp: a b}", '2:15: healthcheck.tcp: expected a port or HOST:PORT, got "a b"'),
+    ("healthcheck: {tcp: 80, test: x}", "2:1: healthcheck: expected one of test, http and tcp"),
+    ("healthcheck: {tcp: 80, http: {port: 80}}", "2:1: healthcheck: expected one of test, http and tcp"),
+    ("ready_fd: 2", "2:1: ready_fd: expected an fd from 3 to 255"),
+    ("ready_notify: true\nready_fd: 3", "3:1: ready_fd: is one way to be ready, ready_notify another"),
+    ("ready_log: x\nready_notify: true", "3:1: ready_notify: is one way to be ready, ready_log another"),
+    ("watchdog: 0", "2:1: watchdog: expected 1 ms or more"),
+    ("ready_notify: true\nvolumes: ['/tmp:/run/notify/x']", '3:1: volumes: "/run/notify/x" is where NOTIFY_SOCKET is'),
+    ("secrets: [a]", '2:11: secrets[0]: there is no secret "a"'),
+    ("secrets: [{source: a, file: b}]", "2:11: secrets[0]: expected one of source, file and environment"),
+    ("secrets: [{target: a}]", "2:11: secrets[0]: expected one of source, file and environment"),
+    ("secrets: [{environment: NONE}]", '2:11: secrets[0]: the variable "NONE" is not set'),
+    ("secrets: [{file: /etc/passwd, target: /etc/x}]", '2:11: secrets[0]: "/etc/x" is not the name of a file in /run/secrets'),
+    ("secrets: [{file: /etc/passwd, mode: 1777}]", "2:11: secrets[0]: expected a mode from 0 to 0o777"),
+    (
+        "secrets: [{file: /etc/passwd}, {file: /etc/passwd}]",
+        '2:1: secrets: there are two called "passwd"',
+    ),
+    (
+        "secrets: [{file: /etc/passwd}]\ntmpfs: [/run/secrets]",
+        '3:1: tmpfs: "/run/secrets" is where the secrets are',
     ),
     ("on_unhealthy: restart", "2:1: on_unhealthy: needs a healthcheck"),
     (
@@ -197,7 +316,6 @@ BAD = [
         "2:12: profiles[0]: 'a b' is not a profile's name; expected letters, digits, dots, dashes or underscores",
     ),
     ("labels: 5", '2:1: labels: expected keys and values, got "5"'),
-    ("secrets: [a]", '2:1: secrets: not supported yet; mount a file by "volumes" with read_only'),
 ]
 
 
@@ -221,11 +339,11 @@ def test_every_key_is_in_the_schema() -> None:
     schema = config.json_schema()["$defs"]
     keys = {
         "healthcheck", "on_unhealthy", "ready_log", "restart_prevent_exit_codes", "restart_force_exit_codes", "schedule",
-        "post_start", "pre_stop", "scale", "profiles", "labels",
+        "post_start", "pre_stop", "scale", "profiles", "labels", "ready_notify", "ready_fd", "watchdog", "secrets",
     }  # fmt: skip
     assert keys <= schema["_Service"]["properties"].keys()
     assert schema["_Healthcheck"]["properties"].keys() == {
-        "test", "interval", "timeout", "retries", "start_period", "start_interval", "disable",
+        "test", "http", "tcp", "interval", "timeout", "retries", "start_period", "start_interval", "disable",
     }  # fmt: skip
     assert schema["_Schedule"]["properties"].keys() == {"cron", "interval", "timezone", "overlap"}
 

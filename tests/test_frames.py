@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tinyvisor.cluster import frames
 from tinyvisor.cluster.node import Store
+from tinyvisor.errors import SpecError
 from tinyvisor.job import Job
-from tinyvisor.spec import Blkio, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import Blkio, Secret, Spec, Tmpfs, Ulimit, Volume
 from tinyvisor.state import Result
 
 FULL = Spec(
@@ -26,7 +27,7 @@ FULL = Spec(
     cpuset=frozenset({0, 2}), blkio=Blkio(weight=100, read_bps=(("/dev/sda", 5),)), ulimits={"nofile": Ulimit(5, -1)},
     shm_size=4096, capabilities=frozenset({"CHOWN"}), no_new_privs=False, seccomp=Path("/p.json"), masked_paths=("/proc/x",),
     readonly_paths=(), umask=0o77, oom_score_adj=5, stop_signal=2, stop_grace_period=1.5, orphan_grace_period=0.5,
-    signal_group=True, timeout=2.5, cpu_time=1.25, output_limit=77,
+    signal_group=True, timeout=2.5, cpu_time=1.25, output_limit=77, notify_socket=True, watchdog=0.5, notification_fd=5,
 )  # fmt: skip
 
 
@@ -36,9 +37,14 @@ def nowhere(digest: str) -> Path:
 
 def test_a_spec_arrives_as_it_was() -> None:
     plain = {item.name for item in fields(Spec) if getattr(FULL, item.name) == getattr(Spec(command=("x",)), item.name)}
-    assert plain == {"tty", "stdin_open"}, "a field that the test does not know"
+    assert plain == {"tty", "stdin_open", "secrets"}, "a field that the test does not know"
     for spec in (FULL, Spec(command=("true",)), FULL.with_(seccomp="unconfined")):
         assert frames.decode_spec(frames.encode_spec(spec)).with_(command=spec.command) == spec
+
+
+def test_secrets_stay_here() -> None:
+    with pytest.raises(SpecError, match="not sent to other nodes"):
+        frames.encode_spec(FULL.with_(secrets=(Secret(target="x", content=b"word"),)))
 
 
 def test_alike_specs_are_one_text_and_one_object() -> None:

@@ -89,9 +89,9 @@ def test_the_start_interval_ends_with_the_start_period_or_the_first_success() ->
 def test_line_and_probe_are_both_needed() -> None:
     state = Health(status="starting", passed=False, ready=False)
     assert succeed(state).status == "starting"
-    assert health.saw_line(state).status == "starting"
-    assert health.saw_line(succeed(state)).status == "healthy"
-    assert succeed(health.saw_line(state)).status == "healthy"
+    assert health.became_ready(state).status == "starting"
+    assert health.became_ready(succeed(state)).status == "healthy"
+    assert succeed(health.became_ready(state)).status == "healthy"
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 50))))

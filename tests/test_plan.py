@@ -26,12 +26,14 @@ from tinyvisor.runtime.plan import (
     dev_template,
     exec_plan,
     exec_step,
+    made_fds,
     plan,
+    socket_steps,
 )
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
-from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Secret, Spec, Tmpfs, Ulimit, Volume
 
 BASE = 1 << 20
 OF_THE_HOST = Around()
@@ -526,3 +528,44 @@ def test_plans_are_equal_but_for_the_name() -> None:
 
     assert encoded(one) != encoded(other)
     assert encoded(one).replace(b"aaaa", b"bbbb") == encoded(other)
+
+
+# ---- what is made for one container ----
+
+
+def test_what_is_made_for_a_container_comes_behind_the_trees_and_before_the_ids() -> None:
+    found = planned(
+        rootfs=Path("/roots/a"), volumes=(Volume(Path("/data"), "/data"),), notification_fd=3, notify_socket=True, watchdog=2.5,
+        secrets=(Secret(target="a", content=b"word"), Secret(target="b", file=Path("/b"))), tmpfs=(Tmpfs("/run"),),
+    )  # fmt: skip
+    assert len(found.trees) == 2
+    first = s.FIRST_TREE + 2
+    steps = [step for step in found.init if isinstance(step, s.Bind)]
+    attributes = RDONLY | NOSUID | NODEV | NOEXEC
+    assert steps[1:] == [
+        s.Bind(first, "/run/secrets", attributes, "secrets (a, b)"),
+        s.Bind(first + 1, "/run/notify", attributes, "the notify socket's directory"),
+    ]
+    # Over what the user mounts there, and before any right is given up.
+    kinds = [type(step) for step in found.init]
+    assert kinds.index(s.Mount, kinds.index(s.Bind)) < found.init.index(steps[1]) < kinds.index(s.PivotRoot)
+    dev = next(step for step in found.init if isinstance(step, s.BindTemplate))
+    assert dev.ids == first + 3
+    at = found.workload.index(s.PassFd(first + 2, 3))
+    assert isinstance(found.workload[at + 1], s.CloseFds)
+    assert dict(found.workload[-1].environment)["NOTIFY_SOCKET"] == "/run/notify/socket"  # type: ignore[attr-defined]
+    assert dict(found.workload[-1].environment)["WATCHDOG_USEC"] == "2500000"  # type: ignore[attr-defined]
+    assert "bind secrets (a, b) on /run/secrets" in found.describe()
+    assert "word" not in found.describe()
+
+
+def test_without_them_nothing_is_there_of_them() -> None:
+    found = planned()
+    assert not any(isinstance(step, s.PassFd) for step in found.workload)
+    assert "NOTIFY_SOCKET" not in found.describe()
+    assert made_fds(Spec(command=("x",))) == ()
+
+
+def test_a_socket_is_made_in_one_network_namespace_and_by_no_other_step() -> None:
+    steps = socket_steps(Spec(command=("x",)), "web", 2, 1)
+    assert steps == (s.Join(NAMESPACE_FLAGS["net"], "web"), s.Socket(2, 1))

@@ -17,6 +17,8 @@ from tinyvisor.spec import (
     Blkio,
     Limits,
     RestartPolicy,
+    Secret,
+    Service,
     Spec,
     Tmpfs,
     Ulimit,
@@ -294,3 +296,47 @@ def test_limits_are_spec_fields() -> None:
     }  # fmt: skip
     assert Limits().spec_fields() == {}
     Spec(command=("true",)).with_(**limits.spec_fields())
+
+
+# ---- secrets ----
+
+
+def test_a_secret_is_shown_nowhere_and_compared_all_the_same() -> None:
+    secret = Secret(target="key", content=b"pass-word")
+    assert "pass-word" not in repr(secret)
+    assert secret.digest not in repr(secret)
+    assert secret == Secret(target="key", content=b"pass-word")
+    assert secret != Secret(target="key", content=b"other")
+    assert replace(secret, content=b"other") == Secret(target="key", content=b"other")
+    assert "pass-word" not in repr(Service(spec=Spec(command=("x",), secrets=(secret,))))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target": "a/b", "content": b""}, {"target": "..", "content": b""}, {"target": "", "content": b""},
+        {"target": "a\0", "content": b""}, {"target": "x" * 256, "content": b""}, {"target": "a"},
+        {"target": "a", "content": b"", "file": Path("/x")}, {"target": "a", "file": Path("x")},
+        {"target": "a", "content": "text"},
+        {"target": "a", "content": b"x" * 512_001}, {"target": "a", "content": b"", "uid": -1},
+        {"target": "a", "content": b"", "mode": 0o1777}, {"target": "a", "content": b"", "gid": True},
+    ],
+)  # fmt: skip
+def test_what_is_no_secret(fields: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        Secret(**fields)
+
+
+def test_what_a_container_has_for_itself_can_t_be_mounted_over() -> None:
+    secrets = (Secret(target="key", content=b""),)
+    for target in ("/run/secrets", "/run/./secrets/", "/run//secrets/key"):
+        with pytest.raises(SpecError, match="where the secrets are"):
+            Spec(command=("x",), secrets=secrets, tmpfs=(Tmpfs(target),))
+    with pytest.raises(SpecError, match="where NOTIFY_SOCKET is"):
+        Spec(command=("x",), notify_socket=True, volumes=(Volume(Path("/x"), "/run/notify"),))
+    Spec(command=("x",), tmpfs=(Tmpfs("/run/secrets"), Tmpfs("/run")))
+    Spec(command=("x",), secrets=secrets, tmpfs=(Tmpfs("/run"), Tmpfs("/run/secret")))
+    with pytest.raises(SpecError, match="needs notify_socket"):
+        Spec(command=("x",), watchdog=2)
+    with pytest.raises(SpecError, match="from 3 to 255"):
+        Spec(command=("x",), notification_fd=2)

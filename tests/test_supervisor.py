@@ -18,7 +18,7 @@ from tests.bench import ALWAYS, Bench, bench, service
 from tests.fake_runtime import OK, FakeContainer, FakeRuntime, Script, failure
 from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, LaunchError, SpecError
 from tinyvisor.runtime.logfile import MAX_PIECE, Stream
-from tinyvisor.spec import Backoff, Project, RestartPolicy, Service, Spec
+from tinyvisor.spec import Backoff, Logging, Project, RestartPolicy, Service, Spec
 from tinyvisor.state import (
     Event,
     Exit,
@@ -681,7 +681,7 @@ async def test_a_full_disk_is_an_event_and_no_more(tmp_path: Path, monkeypatch: 
 
 async def test_logs_are_rotated_as_the_service_says(tmp_path: Path) -> None:
     output = tuple((number, "stdout", b"%d\n" % number) for number in range(6))
-    item = Service(spec=Spec(command=("x",), name="a"), log_max_size=80, log_max_files=2)
+    item = Service(spec=Spec(command=("x",), name="a"), logging=Logging(max_size=80, max_files=2))
     await bench(item, scripts={"a": [Script(seconds=9, output=output)]}, log_dir=tmp_path).run()
     assert sorted(os.listdir(tmp_path)) == ["a.log", "a.log.1"]
 

@@ -38,11 +38,15 @@ from tinyvisor.spec import (
     Dependency,
     Healthcheck,
     Hook,
+    Http,
+    Logging,
     Project,
     RestartPolicy,
     Schedule,
+    Secret,
     Service,
     Spec,
+    Tcp,
     Tmpfs,
     Ulimit,
     Volume,
@@ -76,7 +80,7 @@ _UNSUPPORTED: Mapping[str, str] = {
     "devices": _LATER,
     "device_cgroup_rules": _LATER,
     "gpus": _LATER,
-    "secrets": f'{_LATER}; mount a file by "volumes" with read_only',
+    "secrets": "are for services only",
     "configs": f'{_LATER}; mount a file by "volumes" with read_only',
     "volumes_from": f'{_LATER}; repeat the "volumes"',
     "extends": f'{_LATER}; use a YAML anchor and "<<"',
@@ -114,8 +118,6 @@ _UNSUPPORTED: Mapping[str, str] = {
     "rollback_config": _LATER,
     "weight_device": _LATER,
     "bind": _LATER,
-    "http": f'{_LATER}; use "test" with a program of the container, such as curl',
-    "tcp": f'{_LATER}; use "test" with a program of the container, such as nc',
     "masked_paths": "can't be set in a file",
     "readonly_paths": "can't be set in a file",
 }
@@ -282,10 +284,11 @@ def _init(value: Any) -> bool:
     return True
 
 
+_DRIVERS = get_args(words.LogDriver)
+
+
 def _driver(value: Any) -> str:
-    if value != "file":
-        raise ValueError(f'{shown(value)} is not supported; expected "file"')
-    return "file"
+    return "local" if value == "file" else _choice(*_DRIVERS)(value)
 
 
 def _security(value: Any) -> tuple[str, Any]:
@@ -487,16 +490,96 @@ class _Dependency(_Model):
     required: Flag = True
 
 
+def _host_of(text: str) -> str:
+    host = text.removeprefix("[").removesuffix("]") if text.startswith("[") else text
+    return "127.0.0.1" if host.lower() == "localhost" else host
+
+
+_ENDPOINT = r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[^:/\[\]?#@]+))"
+
+
+def _url(value: Any) -> Any:
+    """``"http://HOST[:PORT][/PATH]"`` made long."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("https:"):
+        raise ValueError('TLS is not spoken here; use "test" with a program of the container, or "tcp"')
+    match = re.fullmatch(rf"http://{_ENDPOINT}(?::(?P<port>[0-9]{{1,5}}))?(?P<path>/[^#]*)?", value)
+    if match is None:
+        raise ValueError(f"expected http://HOST[:PORT][/PATH], got {shown(value)}")
+    return {"host": match["host"], "port": match["port"] or "80", "path": match["path"] or "/"}
+
+
+def _host_and_port(value: Any) -> Any:
+    """``"5432"`` and ``"HOST:5432"`` made long."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(rf"(?:{_ENDPOINT}:)?(?P<port>[0-9]{{1,5}})", value)
+    if match is None:
+        raise ValueError(f"expected a port or HOST:PORT, got {shown(value)}")
+    return {"port": match["port"], **({"host": match["host"]} if match["host"] else {})}
+
+
+class _Tcp(_Model):
+    port: Whole
+    host: Annotated[str, PlainValidator(lambda value: _host_of(_text(value))), WithJsonSchema(_STRING)] | None = Field(
+        None, description="an IP address or localhost, in the container's network; default: 127.0.0.1"
+    )
+
+
+class _Http(_Tcp):
+    path: Text | None = None
+    headers: Annotated[dict[str, Text], Short(_pairs, _STRINGS)] | None = None
+    status: Annotated[tuple[Whole, ...], Short(_listed, {"type": "integer"})] | None = Field(
+        None, description="good answers; default: 200 to 399. Redirects are not followed"
+    )
+
+
 class _Healthcheck(_Model):
     test: Annotated[tuple[Text, ...], Short(lambda value: ["CMD-SHELL", value] if isinstance(value, str) else value, _STRING)] | (
         None
     ) = Field(None, description="CMD and a program with arguments, CMD-SHELL and a line for /bin/sh (as text, too), or NONE")
+    http: Annotated[_Http, Short(_url, _STRING)] | None = Field(
+        None, description="instead of test: a GET in the container's network; as text http://HOST[:PORT][/PATH]"
+    )
+    tcp: Annotated[_Tcp, Short(_host_and_port, {"type": ["integer", "string"]})] | None = Field(
+        None, description="instead of test: a connection in the container's network; as text PORT or HOST:PORT"
+    )
     interval: Duration | None = None
     timeout: Duration | None = None
     retries: Whole | None = None
     start_period: Duration | None = None
     start_interval: Duration | None = None
     disable: Flag = False
+
+
+class _SecretSource(_Model):
+    """Where a secret comes from."""
+
+    file: Text | None = Field(None, description="relative to this file; read at each start")
+    environment: Text | None = Field(None, description="a variable's name")
+    name: Annotated[Any, WithJsonSchema({})] = None
+    external: Annotated[bool, PlainValidator(lambda value: _not_external(value)), WithJsonSchema({"const": False})] = False
+
+
+def _not_external(value: Any) -> bool:
+    if _flag(value):
+        raise ValueError('not supported: there is nothing outside to keep secrets; use "file" or "environment"')
+    return False
+
+
+def _secret_form(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+class _SecretUse(_Model):
+    source: Text | None = Field(None, description="the name of one of the project's")
+    file: Text | None = Field(None, description="instead of source: relative to this file; read at each start")
+    environment: Text | None = Field(None, description="instead of source: a variable's name")
+    target: Text | None = Field(None, description="the file's name in /run/secrets; default: that of the source")
+    uid: Whole | None = Field(None, description="default: the container's user")
+    gid: Whole | None = None
+    mode: Mode | None = Field(None, description="octal; default: 0444")
 
 
 class _Hook(_Model):
@@ -516,12 +599,19 @@ class _Schedule(_Model):
 
 
 class _LogOptions(_Model):
-    max_size: Size | None = Field(None, alias="max-size")
-    max_file: Whole | None = Field(None, alias="max-file")
+    max_size: Size | None = Field(None, alias="max-size", description="of a file, which is rotated then")
+    max_file: Whole | None = Field(None, alias="max-file", description="files, the current one included")
+    max_age: Duration | None = Field(None, alias="max-age", description="of a file's first line; the file is rotated then")
+    compress: Flag | None = Field(None, description="rotated files, by gzip")
+    max_rate: Size | None = Field(None, alias="max-rate", description="bytes a second; what is more is counted and not kept")
+    syslog_address: Text | None = Field(None, alias="syslog-address", description="unixgram:///PATH or udp://IP[:PORT]")
+    syslog_format: Text | None = Field(None, alias="syslog-format", description="rfc3164 or rfc5424")
+    syslog_facility: Text | None = Field(None, alias="syslog-facility")
+    tag: Text | None = Field(None, description="how it is called in syslog and journal; default: its name")
 
 
 class _Logging(_Model):
-    driver: Annotated[str, PlainValidator(_driver), WithJsonSchema({"const": "file"})] = "file"
+    driver: Annotated[str, PlainValidator(_driver), WithJsonSchema({"enum": [*_DRIVERS, "file"]})] = "local"
     options: _LogOptions | None = None
 
 
@@ -644,6 +734,14 @@ class _Service(ContainerModel):
         None, description="none, restart (with backoff and limits) or stop"
     )
     ready_log: Text | None = Field(None, description="a regular expression for the line of output that says it is ready")
+    ready_notify: Flag | None = Field(None, description="it says that it is ready by READY=1 on its NOTIFY_SOCKET (sd_notify)")
+    ready_fd: Whole | None = Field(None, description="it says that it is ready by a newline on this fd, 3 to 255 (s6)")
+    watchdog: Duration | None = Field(
+        None, description="more time than this without WATCHDOG=1 on its NOTIFY_SOCKET ends it, as a failure"
+    )
+    secrets: tuple[Annotated[_SecretUse, Short(_secret_form, _STRING)], ...] | None = Field(
+        None, description="files in /run/secrets, in memory only"
+    )
     post_start: tuple[_Hook, ...] | None = Field(None, description="commands run inside once it has started")
     pre_stop: tuple[_Hook, ...] | None = Field(None, description="commands run inside before it is stopped")
     scale: Whole | None = Field(None, description="copies, called NAME-1 to NAME-N")
@@ -665,6 +763,7 @@ class _ServicesFile(_Model):
 
     services: dict[str, _Service]
     name: Text | None = Field(None, description="the project's name")
+    secrets: dict[str, _SecretSource] | None = Field(None, description="by name, for the services of all files")
     version: Annotated[Any, WithJsonSchema({})] = None
 
 
@@ -1143,13 +1242,53 @@ class SpecBuilder:
         return found
 
 
+def _secret_values(source: _SecretSource, file: SourceFile) -> dict[str, Any]:
+    """Where a `Secret` comes from.
+
+    Raises:
+        ValueError: it is nowhere.
+    """
+    if (source.file is None) == (source.environment is None):
+        raise ValueError("expected either file or environment")
+    if source.file is not None:
+        path = _resolve(source.file, file.base_dir)
+        if not path.is_file():
+            raise ValueError(f'"{path}" is not a file' if path.exists() else f'there is no "{path}"')
+        return {"file": path}
+    value = file.environ.get(source.environment or "")
+    if value is None:
+        raise ValueError(f'the variable "{source.environment}" is not set')
+    return {"content": os.fsencode(value), "environment": source.environment}
+
+
+_FILES, _SYSLOG = ("local", "json-file"), ("syslog",)
+_LOG_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "max_size": _FILES, "max_file": _FILES, "max_age": _FILES, "compress": _FILES,
+    "syslog_address": _SYSLOG, "syslog_format": _SYSLOG, "syslog_facility": _SYSLOG, "tag": ("syslog", "journald"),
+    "max_rate": ("local", "json-file", "syslog", "journald"),
+}  # fmt: skip
+"""Which drivers an option is for."""
+
+
 class _ServiceBuilder(SpecBuilder):
     """Makes a `Service`."""
 
     _model: _Service
 
+    def __init__(
+        self,
+        file: SourceFile,
+        path: Path_,
+        model: _Service,
+        name: str,
+        bad: frozenset[Step],
+        secrets: Mapping[str, dict[str, Any]],
+    ) -> None:
+        super().__init__(file, path, model, name, bad)
+        self._known_secrets = secrets
+
     def service(self) -> Service | None:
-        spec = self.checked(Spec, self.spec_fields())
+        spec = self.checked(Spec, self.spec_fields() | {"secrets": self._secrets()})
         logs = self._logs()
         restart = self._restart()
         rest = self._supervision()
@@ -1167,6 +1306,9 @@ class _ServiceBuilder(SpecBuilder):
         found = {
             "healthcheck": self._healthcheck(),
             "ready_log": model.ready_log,
+            "ready_notify": model.ready_notify,
+            "ready_fd": model.ready_fd,
+            "watchdog": model.watchdog,
             "on_unhealthy": model.on_unhealthy,
             "post_start": self._hooks("post_start", model.post_start or ()),
             "pre_stop": self._hooks("pre_stop", model.pre_stop or ()),
@@ -1179,9 +1321,16 @@ class _ServiceBuilder(SpecBuilder):
         model = self._model.healthcheck
         if model is None or model.disable or model.test == ("NONE",) or "healthcheck" in self._bad:
             return None
+        probes = {"http": self._http(model.http), "tcp": self._tcp(model.tcp)}
+        values = model.model_dump(exclude_none=True, exclude={"test", "disable", "http", "tcp"})
+        values |= {name: probe for name, probe in probes.items() if probe is not None}
         kind, *rest = model.test or ("",)
+        if model.test is None and (model.http is not None or model.tcp is not None):
+            if (model.http is None or probes["http"]) and (model.tcp is None or probes["tcp"]):
+                return cast(Healthcheck | None, self.checked(Healthcheck, values))
+            return None
         if not model.test:
-            self._file.report_at((*self._path, "healthcheck", "test"), "is required")
+            self._file.report_at((*self._path, "healthcheck", "test"), 'is required, or "http" or "tcp"')
             return None
         if kind == "CMD-SHELL" and len(rest) == 1:
             rest = ["/bin/sh", "-c", rest[0]]
@@ -1189,8 +1338,39 @@ class _ServiceBuilder(SpecBuilder):
             what = f"expected NONE, CMD and a program, or CMD-SHELL and one line, got {shown(' '.join(model.test))}"
             self._file.report_at((*self._path, "healthcheck", "test"), what)
             return None
-        values = model.model_dump(exclude_none=True, exclude={"test", "disable"})
         return cast(Healthcheck | None, self.checked(Healthcheck, {"test": tuple(rest), **values}))
+
+    def _tcp(self, model: _Tcp | None) -> Tcp | None:
+        if model is not None:
+            with self._at_field():
+                return Tcp(**model.model_dump(exclude_none=True))
+        return None
+
+    def _http(self, model: _Http | None) -> Http | None:
+        if model is not None:
+            with self._at_field():
+                return Http(**model.model_dump(exclude_none=True))
+        return None
+
+    def _secrets(self) -> tuple[Secret, ...]:
+        found: list[Secret] = []
+        for index, model in enumerate(self._model.secrets or ()):
+            with self._at("secrets", index):
+                found.append(self._secret(model))
+        return tuple(found)
+
+    def _secret(self, model: _SecretUse) -> Secret:
+        if (model.source is not None) + (model.file is not None) + (model.environment is not None) != 1:
+            raise ValueError("expected one of source, file and environment")
+        if model.source is None:
+            values = _secret_values(_SecretSource(file=model.file, environment=model.environment), self._file)
+        elif (known := self._known_secrets.get(model.source)) is None:
+            raise ValueError(f'there is no secret "{model.source}"{near(model.source, self._known_secrets)}')
+        else:
+            values = known
+        name = model.target or model.source or model.environment or Path(model.file or "").name
+        owner = model.model_dump(exclude_none=True, include={"uid", "gid", "mode"})
+        return Secret(target=name.removeprefix(f"{words.SECRETS}/"), **values, **owner)
 
     def _hooks(self, key: str, models: Iterable[_Hook]) -> tuple[Hook, ...]:
         found: list[Hook] = []
@@ -1209,17 +1389,19 @@ class _ServiceBuilder(SpecBuilder):
         return dict(sorted(needs.items()))
 
     def _logs(self) -> dict[str, Any]:
-        options = (self._model.logging and self._model.logging.options) or _LogOptions.model_construct()
-        found: dict[str, Any] = {}
-        for name, key, value in (
-            ("log_max_size", "max-size", options.max_size),
-            ("log_max_files", "max-file", options.max_file),
-        ):
-            if value is not None and value < 1:
-                self._file.report_at((*self._path, "logging", "options", key), "must be more than 0")
-            elif value is not None:
-                found[name] = value
-        return found
+        model = self._model.logging
+        if model is None:
+            return {}
+        found = {"driver": model.driver} | (model.options.model_dump(exclude_none=True) if model.options else {})
+        for name in found.keys() & _LOG_OPTIONS.keys():
+            if model.driver not in _LOG_OPTIONS[name]:
+                where = (*self._path, "logging", "options", name.replace("_", "-"))
+                self._file.report_at(where, f'is for the driver {_either(_LOG_OPTIONS[name])}, and this one is "{model.driver}"')
+        if "max_file" in found:
+            found["max_files"] = found.pop("max_file")
+        with self._at_field():
+            return {"logging": Logging(**found)}
+        return {}
 
     def _restart(self) -> RestartPolicy | None:
         model = self._model
@@ -1252,7 +1434,9 @@ def _blkio_fields(model: _Blkio) -> dict[str, Any]:
     return found
 
 
-def _build(file: SourceFile, path: Path_, name: str, data: Any, kind: type[_Service]) -> _Entry | None:
+def _build(
+    file: SourceFile, path: Path_, name: str, data: Any, kind: type[_Service], secrets: Mapping[str, dict[str, Any]]
+) -> _Entry | None:
     model, bad = validate(file, path, data, kind)
     if model is None:
         return None
@@ -1264,7 +1448,7 @@ def _build(file: SourceFile, path: Path_, name: str, data: Any, kind: type[_Serv
     if not words.NAME.fullmatch(name):
         file.report_at(where, f"{name!r} is not a name; expected 1 to 63 letters, digits, dots, dashes or underscores")
     valid = len(file.problems) == before
-    service = _ServiceBuilder(file, path, model, name if valid else "invalid", bad).service()
+    service = _ServiceBuilder(file, path, model, name if valid else "invalid", bad, secrets).service()
     return _Entry(file, path, name, model, service if valid and not bad else None)
 
 
@@ -1285,6 +1469,9 @@ class _Loader:
         """Whether every file could be read, so that a service not found is a service not there."""
         self.name: str | None = None
         self._named_at = ""
+        self._secrets: dict[str, dict[str, Any]] = {}
+        self._secrets_at: dict[str, str] = {}
+        self._unbuilt: list[tuple[SourceFile, Path_, str, Any, type[_Service]]] = []
 
     def add(self, path: Path) -> None:
         """A file or a directory."""
@@ -1310,19 +1497,37 @@ class _Loader:
             return
         data = file.root.plain()
         if "services" not in data:
-            self._add_entry(_build(file, (), path.stem, data, _ServiceFile))
+            self._unbuilt.append((file, (), path.stem, data, _ServiceFile))
             return
         services = data["services"]
         top, _ = validate(file, (), {**data, "services": {}}, _ServicesFile)
         if top is not None and top.name is not None:
             self._set_name(file, top.name)
+        for name, source in ((top and top.secrets) or {}).items():
+            self._add_secret(file, name, source)
         if not isinstance(services, dict) or not services:
             self.complete = False
             file.report_at(("services",), "expected at least one service, by name")
             return
         for name, service in services.items():
             if not name.startswith("x-"):
-                self._add_entry(_build(file, ("services", name), name, service, _Service))
+                self._unbuilt.append((file, ("services", name), name, service, _Service))
+
+    def build(self) -> None:
+        """The services, once all files have said what they share."""
+        for one in self._unbuilt:
+            self._add_entry(_build(*one, self._secrets))
+
+    def _add_secret(self, file: SourceFile, name: str, source: _SecretSource) -> None:
+        where: Path_ = ("secrets", name)
+        try:
+            values = _secret_values(source, file)
+        except ValueError as error:
+            file.report_at(where, str(error))
+            values = {"content": b""}  # that it is there is not to be doubted, too
+        if self._secrets.setdefault(name, values) != values:
+            file.report_at(where, f'another secret "{name}" is in {self._secrets_at[name]}')
+        self._secrets_at.setdefault(name, file.place(where))
 
     def _variables(self, directory: Path) -> Mapping[str, str]:
         """The environment, and below it the ``.env`` of `directory`."""
@@ -1484,6 +1689,7 @@ def load(
     loader = _Loader(environ, warn)
     for path in paths:
         loader.add(Path(path))
+    loader.build()
     loader.set_profiles(profiles)
     loader.check_dependencies()
     loader.check_instances()
@@ -1638,17 +1844,20 @@ def _normal_policy(service: Service, found: dict[str, Any]) -> None:
         "schedule": _normal_schedule(policy.schedule),
         "depends_on": _normal_dependencies(service),
         "healthcheck": _normal_healthcheck(service.healthcheck),
+        "secrets": [_normal_secret(secret) for secret in service.spec.secrets],
         "post_start": [_normal_hook(hook) for hook in service.post_start],
         "pre_stop": [_normal_hook(hook) for hook in service.pre_stop],
         "labels": dict(service.labels),
     }
     if service.scale is not None:
         parts["deploy"] = {**found.get("deploy", {}), "replicas": service.scale}
-    parts |= _changed(service, Service(spec=service.spec), {"ready_log": "ready_log", "on_unhealthy": "on_unhealthy"})
+    own = ("ready_log", "ready_notify", "ready_fd", "watchdog", "on_unhealthy")
+    parts |= _changed(service, Service(spec=service.spec), {name: name for name in own})
     found |= {key: value for key, value in parts.items() if value}
-    options = _changed(service, Service(spec=service.spec), {"max-size": "log_max_size", "max-file": "log_max_files"})
-    if options:
-        found["logging"] = {"driver": "file", "options": options}
+    names = {item.name.replace("_", "-"): item.name for item in fields(Logging) if item.name not in ("driver", "max_files")}
+    options = _changed(service.logging, Logging(), names | {"max-file": "max_files"})
+    if service.logging != Logging():
+        found["logging"] = {"driver": service.logging.driver, "options": options}
 
 
 def _normal_schedule(schedule: Schedule | None) -> dict[str, Any]:
@@ -1661,8 +1870,27 @@ def _normal_schedule(schedule: Schedule | None) -> dict[str, Any]:
 def _normal_healthcheck(check: Healthcheck | None) -> dict[str, Any]:
     if check is None:
         return {}
-    names = {item.name: item.name for item in fields(Healthcheck) if item.name != "test"}
-    return {"test": ["CMD", *check.test], **_changed(check, Healthcheck(test=check.test), names)}
+    names = {item.name: item.name for item in fields(Healthcheck) if item.name not in ("test", "http", "tcp")}
+    return _normal_test(check) | _changed(check, Healthcheck(test=("-",)), names)
+
+
+def _normal_test(check: Healthcheck) -> dict[str, Any]:
+    if check.tcp is not None:
+        return {"tcp": {"port": check.tcp.port, "host": check.tcp.host}}
+    if check.http is not None:
+        found = {"port": check.http.port, "host": check.http.host, "path": check.http.path}
+        more = {"headers": dict(check.http.headers), "status": sorted(check.http.status)}
+        return {"http": found | {key: value for key, value in more.items() if value}}
+    return {"test": ["CMD", *check.test]}
+
+
+def _normal_secret(secret: Secret) -> dict[str, Any]:
+    """Where it is, and not what."""
+    source = {"file": str(secret.file)} if secret.file is not None else {"environment": secret.environment}
+    plain = Secret(target="-", content=b"")
+    owner = _changed(secret, plain, {"uid": "uid", "gid": "gid"})
+    mode = {} if secret.mode == plain.mode else {"mode": f"{secret.mode:04o}"}
+    return {**source, "target": secret.target, **owner, **mode}
 
 
 def _normal_hook(hook: Hook) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Health:
         status: see `Status`.
         failures: probes failed in a row that count.
         passed: a probe has succeeded, or there are none.
-        ready: the line has been seen, or there is none to be seen.
+        ready: it has said so (by a line of output, a message, a newline on an fd), or need not.
         reason: in ``unhealthy``: why, one line.
     """
 
@@ -45,16 +45,23 @@ def at_start(service: Service) -> Health:
     """The health of a container that has just started."""
     if not service.tells_health:
         return UNKNOWN
-    return Health(status="starting", passed=service.healthcheck is None, ready=service.ready_log is None)
+    return Health(status="starting", passed=service.healthcheck is None, ready=not service.tells_ready)
 
 
-def saw_line(health: Health) -> Health:
-    """After the line that says it is ready."""
-    return _settled(replace(health, ready=True))
+def became_ready(health: Health) -> Health:
+    """After it has said so."""
+    after = replace(health, ready=True)
+    return _settled(after) if health.status == "starting" else after
+
+
+def withdrew(health: Health) -> Health:
+    """After it has said that it is stopping: nobody is to start because of it any more."""
+    after = replace(health, ready=False)
+    return _settled(after) if health.status == "healthy" else after
 
 
 def gave_up_looking(health: Health, reason: str) -> Health:
-    """The line will not be looked for any more."""
+    """It will not be listened for any more."""
     return replace(health, status="unhealthy", reason=reason)
 
 

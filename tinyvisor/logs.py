@@ -5,14 +5,16 @@ The file is the buffer: a reader that is slow holds up nobody, and loses what ro
 
 from __future__ import annotations
 
-import os
-import stat
+import errno
+import json
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from heapq import merge
-from itertools import count
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from tinyvisor.runtime import rotation
 
 CHUNK: Final = 64 << 10
 MAX_TAIL: Final = 10_000
@@ -40,11 +42,24 @@ class Record(NamedTuple):
 
 
 def parse(name: str, line: bytes) -> Record | None:
-    """A line of a log file; None where it is none of ours, such as one torn by a full disk."""
+    """A line of a log file, in either format; None where it is none of ours, such as one torn by a full disk."""
+    if line.startswith(b"{"):
+        return _parse_json(name, line)
     parts = line.split(b" ", 3)
     if len(parts) != 4 or parts[1] not in (b"stdout", b"stderr") or parts[2] not in (b"F", b"P") or not parts[0].isascii():
         return None
     return Record(parts[0].decode(), name, parts[1].decode(), parts[2] == b"F", parts[3])
+
+
+def _parse_json(name: str, line: bytes) -> Record | None:
+    try:
+        found = json.loads(line)
+        text, stream, time = found["log"], found["stream"], found["time"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if not (isinstance(text, str) and isinstance(time, str) and time.isascii() and stream in ("stdout", "stderr")):
+        return None
+    return Record(time, name, stream, text.endswith("\n"), text.removesuffix("\n").encode("utf-8", "surrogatepass"))
 
 
 class LogReader:
@@ -53,13 +68,14 @@ class LogReader:
     def __init__(self, path: Path) -> None:
         self._name = path.name.removesuffix(".log")
         self._path = path
-        self._fd = -1
+        self._file: rotation.Readable | None = None
+        self._inode = -1
         self._rest = b""
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def read(self) -> list[Record]:
         """What comes next, some `CHUNK` bytes; empty when there is nothing yet.
@@ -67,8 +83,8 @@ class LogReader:
         Raises:
             OSError: a file can't be read.
         """
-        while self._fd >= 0 or self._open_next():
-            data = os.read(self._fd, CHUNK)
+        while self._file is not None or self._open_next():
+            data = self._read_file()
             if not data:
                 if not self._open_next():
                     return []
@@ -79,44 +95,27 @@ class LogReader:
                 return found
         return []
 
+    def _read_file(self) -> bytes:
+        assert self._file is not None
+        try:
+            return self._file.read(CHUNK) or b""
+        except (EOFError, zlib.error) as error:  # not ours, or damaged
+            raise OSError(errno.EIO, f"{self._path.name}.*.gz can't be unpacked: {error}") from None
+
     def _open_next(self) -> bool:
         """The file after the one that we have read; False where that is the current one."""
-        files = self._files()
-        if not files:
-            return False
-        own = None if self._fd < 0 else os.fstat(self._fd).st_ino
+        files = list(rotation.files(self._path))
         inodes = [inode for inode, _ in files]
-        index = inodes.index(own) if own in inodes else len(files)
+        index = inodes.index(self._inode) if self._file is not None and self._inode in inodes else len(files)
         if index == 0:
             return False
-        fd = _open(files[index - 1][1])
-        if fd < 0:  # rotated away under us: the next look finds it under its new name
+        inode, path = files[index - 1]
+        file = rotation.open_log(path)
+        if file is None:  # rotated away under us: the next look finds it under its new name
             return False
         self.close()
-        self._fd, self._rest = fd, b""
+        self._file, self._inode, self._rest = file, inode, b""
         return True
-
-    def _files(self) -> list[tuple[int, Path]]:
-        """Those that there are, the current one first."""
-        found: list[tuple[int, Path]] = []
-        for number in count():
-            path = self._path if not number else self._path.with_name(f"{self._path.name}.{number}")
-            try:
-                status = os.lstat(path)
-            except FileNotFoundError:
-                if number:
-                    return found
-                continue
-            if stat.S_ISREG(status.st_mode):
-                found.append((status.st_ino, path))
-        raise AssertionError("unreachable")
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return -1
 
 
 def so_far(readers: Iterable[LogReader], *, since: str = "", tail: int | None = None) -> Iterator[Record]:

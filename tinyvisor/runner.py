@@ -10,6 +10,7 @@ import errno
 import math
 import os
 import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -25,6 +26,8 @@ from tinyvisor import cron, health, pattern, resume, stored
 from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, NotLaunched, SpecError, TinyvisorError
 from tinyvisor.health import Health
 from tinyvisor.inside import Executor, explain, run_inside
+from tinyvisor.listener import Listener, Messages, Pipe, Told
+from tinyvisor.logtarget import Log, open_log
 from tinyvisor.policy import (
     NEW,
     Action,
@@ -45,9 +48,10 @@ from tinyvisor.policy import (
     is_lost,
     is_met,
 )
+from tinyvisor.probe import run_probe
 from tinyvisor.resume import WITH_CONTAINER, Standing
 from tinyvisor.runtime import PIPE
-from tinyvisor.runtime.logfile import Lines, LogFile, Lost, Piece, Stream
+from tinyvisor.runtime.logfile import Lines, Lost, Piece, Stream
 from tinyvisor.runtime.records import Records
 from tinyvisor.runtime.stage import Place, Stage
 from tinyvisor.runtime.stdio import ReceivePipe
@@ -59,6 +63,7 @@ from tinyvisor.state import (
     HealthChanged,
     HookFailed,
     LogLost,
+    NotifyRefused,
     Probe,
     ServiceAdopted,
     ServiceBackoff,
@@ -77,6 +82,12 @@ from tinyvisor.turns import Turn, Turns
 
 DRAIN_PATIENCE: Final = 2.0
 NEWS_PATIENCE: Final = 0.1
+
+FLUSH_INTERVAL: Final = 0.05
+"""Seconds between two tries to get rid of what a log's socket did not take."""
+
+FLUSH_PATIENCE: Final = 0.5
+"""Seconds that it has for the last of it."""
 
 CHUNK: Final = 16 << 10
 """Bytes read from a pipe at once."""
@@ -147,6 +158,14 @@ class Container(Executor, Protocol):
     async def stats(self) -> Stats: ...
 
     def processes(self) -> tuple[str, ...]: ...
+
+    @property
+    def notify(self) -> Messages | None: ...
+
+    @property
+    def notification(self) -> Pipe | None: ...
+
+    async def open_socket(self, domain: int = ..., /) -> socket.socket: ...
 
     def kill(self) -> None: ...
 
@@ -254,13 +273,15 @@ class Runner:
         self._dependents: tuple[Runner, ...] = ()
         self._holders: list[Runner] = []
         self._seen: dict[Runner, int] = {}  # the generations of what we depend on when our launch began
-        self._log: LogFile | None = None
+        self._log: Log | None = None
+        self._unflushed = trio.Event()
         self._woken = trio.Event()
         self._launching = trio.CancelScope()
         self._watching = trio.CancelScope()
         self._container: Container | None = None
         self._pumps: trio.Nursery | None = None
         self._looking: _Looking | None = None
+        self._listener: Listener | None = None
         self._armed_at = 0.0  # the wall clock when it last began to wait for its time
         self._fired_at: float | None = None  # and when that last came
         self._totals = _Totals()
@@ -435,22 +456,15 @@ class Runner:
 
     # ---- its log ----
 
-    def make_log(self, service: Service) -> LogFile | None:
+    def make_log(self, service: Service) -> Log | None:
         """A log as `service` says.
 
         Raises:
             HostError: it can't be written.
         """
-        if self._around.log_dir is None:
-            return None
-        path = self._around.log_dir / f"{self.name}.log"
-        try:
-            return LogFile(path, max_size=service.log_max_size, max_files=service.log_max_files)
-        except OSError as error:
-            problem = f"a log file at {path} ({error.strerror or error})"
-            raise HostError(problem, "make the directory writable or choose another") from error
+        return open_log(service.logging, self.name, self._around.log_dir)
 
-    def use_log(self, log: LogFile | None) -> None:
+    def use_log(self, log: Log | None) -> None:
         """Writes to `log` from now on."""
         self.close_log()
         self._log = log
@@ -476,6 +490,7 @@ class Runner:
             health=self.health.status,
             reason=self.state.reason if self.state.phase == "failed" else "",
             service=self.group if self.group != self.name else "",
+            status=self._listener.status if self._listener is not None else "",
         )
 
     def _act(self, action: Action) -> None:
@@ -646,6 +661,9 @@ class Runner:
         self._looking = None if service.ready_log is None or found else _Looking(service.ready_log)
         self.probes.clear()
         async with trio.open_nursery() as pumps:
+            ended, flushing = trio.Event(), trio.CancelScope()
+            if self._log is not None and self._log.waits:
+                pumps.start_soon(self._keep_flushing, ended, flushing)
             for stream, source in _sources(container):
                 pumps.start_soon(self._pump, stream, source)
             self._container, self._pumps = container, pumps
@@ -659,7 +677,10 @@ class Runner:
             finally:
                 self._container = self._pumps = None
                 self.health = health.UNKNOWN
+                ended.set()
+                self._unflushed.set()
             pumps.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
+            flushing.deadline = trio.current_time() + FLUSH_PATIENCE
         return exit
 
     async def _wait_end(self, service: Service, container: Container) -> Exit:
@@ -675,6 +696,7 @@ class Runner:
             async with trio.open_nursery() as company:
                 if service.post_start and not self._greeted:
                     company.start_soon(self._greet, service.post_start, container)
+                self._hear(service, container, company)
                 if service.healthcheck is not None:
                     company.start_soon(self._keep_probing, service, service.healthcheck, container)
                 with self._watching:
@@ -733,11 +755,40 @@ class Runner:
         while True:
             await trio.sleep(health.delay(check, self.health, elapsed=trio.current_time() - start))
             begun, time_of_day = trio.current_time(), self._around.wall()
-            exit, output = await run_inside(container, check.test, timeout=check.timeout)
+            exit, output = await self._probe(check, container)
             now = trio.current_time()
             self.probes.append(Probe(time_of_day, now - begun, exit, output))
             passed, why = exit.status == "ok", explain(exit, output)
             self._set_health(service, health.judge(check, self.health, passed=passed, why=why, elapsed=now - start))
+
+    async def _probe(self, check: Healthcheck, container: Container) -> tuple[Exit, bytes]:
+        if check.test:
+            return await run_inside(container, check.test, timeout=check.timeout)
+        return await run_probe(container, check), b""
+
+    def _hear(self, service: Service, container: Container, company: trio.Nursery) -> None:
+        """What it says of itself, by other ways than its output."""
+
+        def set_health(change: Callable[[Health], Health]) -> Callable[[], None]:
+            return lambda: self._set_health(service, change(self.health))
+
+        told = Told(
+            ready=set_health(health.became_ready) if service.tells_ready else lambda: None,
+            stopping=set_health(health.withdrew) if service.tells_ready else lambda: None,
+            mute=lambda reason: self._set_health(service, health.gave_up_looking(self.health, reason)),
+            hangs=lambda reason: self._condemn(Unfit(reason)),
+            refused=lambda what, why: self._around.events.emit([NotifyRefused(self.name, what, why)]),
+        )
+        is_ready = self.health.ready  # which it may have told the supervisor before us
+        self._listener = listener = Listener(
+            told, watchdog=service.watchdog, waits_for_ready=service.ready_notify and not is_ready
+        )
+        if container.notify is not None:
+            company.start_soon(listener.listen, container.notify)
+        if container.notification is not None and not is_ready:
+            company.start_soon(listener.await_newline, container.notification)
+        if service.watchdog is not None and container.notify is not None:  # who can't be heard is not judged by it
+            company.start_soon(listener.watch)
 
     def _set_health(self, service: Service, after: Health) -> None:
         before, self.health = self.health, after
@@ -765,7 +816,7 @@ class Runner:
                 return
             if looking.found_in(piece.data):
                 self._looking = None
-                self._set_health(self.service, health.saw_line(self.health))
+                self._set_health(self.service, health.became_ready(self.health))
                 return
 
     # ---- output ----
@@ -799,10 +850,21 @@ class Runner:
             self._tell_lost(self._log.write(stream, pieces))
         if stage is not None and pieces:
             stage.settle()
+        if self._log is not None and self._log.waits and self._log.flush():
+            self._unflushed.set()
         for piece in pieces:
             self._around.on_output(self.name, stream, piece.data)
         if self._looking is not None:
             self._look(pieces)
+
+    async def _keep_flushing(self, ended: trio.Event, scope: trio.CancelScope) -> None:
+        """For a log that takes its time. It gets some for the last lines, too."""
+        with scope:
+            while not ended.is_set():
+                await self._unflushed.wait()
+                while self._log is not None and self._log.flush():  # noqa: ASYNC110 - a socket that may be replaced meanwhile
+                    await trio.sleep(FLUSH_INTERVAL)
+                self._unflushed = trio.Event()
 
     def _tell_lost(self, lost: Lost | None) -> None:
         if lost is not None:

@@ -12,6 +12,8 @@ import re
 import signal as signals
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from hashlib import sha256
+from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
@@ -27,6 +29,7 @@ RestartCondition = Literal["no", "always", "on-failure", "unless-stopped"]
 Condition = Literal["service_started", "service_healthy", "service_completed_successfully"]
 OnUnhealthy = Literal["none", "restart", "stop"]
 Overlap = Literal["skip", "queue"]
+LogDriver = Literal["local", "json-file", "syslog", "journald", "none"]
 UsernsMode = Literal["auto", "host", "keep-id"]
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -148,6 +151,62 @@ class Tmpfs:
             raise SpecError("tmpfs", "expected a mode from 0 to 0o7777")
 
 
+SECRETS = "/run/secrets"
+"""Where a container has its secrets, each a file."""
+
+NOTIFY_DIRECTORY = "/run/notify"
+NOTIFY_SOCKET = f"{NOTIFY_DIRECTORY}/socket"
+
+MAX_SECRET = 512_000
+"""Bytes of one secret, as in Docker's swarm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """A file below `SECRETS`, on a tmpfs of the container's own that is read-only and, where the kernel can, never swapped.
+
+    Attributes:
+        target: the file's name there.
+        file: absolute host path that it is read from at each start; must be a regular file of `MAX_SECRET` bytes at most.
+        content: what it is, where there is no `file`; shown nowhere, and not to be stored (``metadata["stored"]``).
+        environment: the variable that `content` came from. With that, `content` may be unknown, and it can't be had then.
+        digest: stands in for `content` where two are compared; made of it.
+        uid, gid: its owner, inside; None: the container's user.
+        mode: permission bits.
+    """
+
+    target: str
+    file: Path | None = None
+    content: bytes | None = field(default=None, repr=False, compare=False, metadata={"stored": False})
+    environment: str | None = None
+    digest: str = field(default="", repr=False)
+    uid: int | None = None
+    gid: int | None = None
+    mode: int = 0o444
+
+    def __post_init__(self) -> None:
+        _no_nul("secrets", self.target)
+        if not self.target or "/" in self.target or self.target in (".", "..") or len(os.fsencode(self.target)) > 255:
+            raise SpecError("secrets", f'"{self.target}" is not the name of a file in {SECRETS}')
+        if (self.file is None) == (self.content is None and self.environment is None):
+            raise SpecError("secrets", "expected either a file or a content")
+        if self.file is not None:
+            if not Path(self.file).is_absolute():
+                raise SpecError("secrets", f'"{self.file}" must be an absolute path')
+            _no_nul("secrets", str(self.file))
+            object.__setattr__(self, "file", Path(self.file))
+        if self.content is not None:
+            if not isinstance(self.content, bytes) or len(self.content) > MAX_SECRET:
+                raise SpecError("secrets", f"expected {MAX_SECRET} bytes at most")
+            object.__setattr__(self, "digest", sha256(self.content).hexdigest())
+        for name in ("uid", "gid"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32):
+                raise SpecError("secrets", f"expected a {name} of 0 or more, got {value!r}")
+        if isinstance(self.mode, bool) or not isinstance(self.mode, int) or not 0 <= self.mode <= 0o777:
+            raise SpecError("secrets", "expected a mode from 0 to 0o777")
+
+
 @dataclass(frozen=True, slots=True)
 class Ulimit:
     """A resource limit pair; -1 is unlimited. Units are setrlimit(2)'s."""
@@ -207,6 +266,10 @@ class Spec:
         read_only: no writable layer: the root is read-only, /tmp, /run, /dev/shm stay writable tmpfs.
         storage_size, storage_inodes: bound of the writable layer, bytes and inodes.
         volumes, tmpfs: mounted in the order of their depth.
+        secrets: files in `SECRETS`.
+        notify_socket: there is a socket in ``/run/notify`` for the messages of sd_notify(3), and NOTIFY_SOCKET says so.
+        watchdog: seconds within which it is to send ``WATCHDOG=1`` there, as WATCHDOG_USEC says, >= 0.001; None: never.
+        notification_fd: 3..255: a pipe's write end, to say by a newline that it is ready; None: none.
         namespaces: those to make new; ``pid`` and ``mount`` can't be left out (nothing could be cleaned up for sure).
         userns_mode: which ids of the host the container's are. ``"auto"``: 0 to 65535 are a range of its own, and its root is
             nobody outside; ``"host"``: the same, without a user namespace; ``"keep-id"``: as auto, but the user who started us
@@ -253,6 +316,10 @@ class Spec:
     storage_inodes: int = 65536
     volumes: tuple[Volume, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+    notify_socket: bool = False
+    watchdog: float | None = None
+    notification_fd: int | None = None
     namespaces: frozenset[str] = DEFAULT_NAMESPACES
     userns_mode: str | None = None
     network_mode: str = "none"
@@ -282,7 +349,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         _check_kinds(self)
-        _tuples(self, ("command", "group_add", "volumes", "tmpfs", "masked_paths", "readonly_paths"))
+        _tuples(self, ("command", "group_add", "volumes", "tmpfs", "secrets", "masked_paths", "readonly_paths"))
         for name in ("namespaces", "cpuset", "capabilities"):
             object.__setattr__(self, name, frozenset(getattr(self, name)))
         if self.rootfs is not None:
@@ -356,11 +423,18 @@ class Spec:
         _positive("storage_opt.size", self.storage_size)
         _positive("storage_opt.inodes", self.storage_inodes)
         _positive("shm_size", self.shm_size)
-        for name, kind in (("volumes", Volume), ("tmpfs", Tmpfs)):
+        for name, kind in (("volumes", Volume), ("tmpfs", Tmpfs), ("secrets", Secret)):
             for item in getattr(self, name):
                 if not isinstance(item, kind):
                     raise SpecError(name, f"expected {kind.__name__} objects, got {item!r}")
         targets = [volume.target for volume in self.volumes] + [tmpfs.target for tmpfs in self.tmpfs]
+        names = [secret.target for secret in self.secrets]
+        if len(set(names)) < len(names):
+            raise SpecError("secrets", f'there are two called "{next(name for name in names if names.count(name) > 1)}"')
+        for there, own in ((self.secrets, SECRETS), (self.notify_socket, NOTIFY_DIRECTORY)):
+            taken = next((target for target in targets if _is_at_or_below(target, own)), None)
+            if there and taken is not None:
+                raise SpecError("volumes", f'"{taken}" is where {"the secrets are" if own == SECRETS else "NOTIFY_SOCKET is"}')
         for target in targets:
             if targets.count(target) > 1:
                 raise SpecError("volumes", f'"{target}" is mounted twice')
@@ -370,6 +444,10 @@ class Spec:
                 _absolute(name, path)
 
     def _check_limits(self) -> None:
+        if self.watchdog is not None and not (self.notify_socket and 0.001 <= self.watchdog < 1e9):
+            raise SpecError("watchdog", "expected 1 ms or more" if self.notify_socket else "needs notify_socket")
+        if self.notification_fd is not None and not 3 <= self.notification_fd <= 255:
+            raise SpecError("notification_fd", "expected an fd from 3 to 255")
         for name in ("pids_limit", "mem_limit", "cpus", "timeout", "cpu_time", "output_limit"):
             value = getattr(self, name)
             if value is not None:
@@ -629,12 +707,82 @@ class Dependency:
             raise SpecError("depends_on", f"expected {', '.join(get_args(Condition))}")
 
 
+_LOOPBACK = "127.0.0.1"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Healthcheck:
-    """A command that is run inside the container again and again; exit code 0 says that all is well.
+class Tcp:
+    """A port that takes connections, in the container's network.
 
     Attributes:
-        test: the program and its arguments.
+        port: 1..65535.
+        host: an IP address.
+    """
+
+    port: int
+    host: str = _LOOPBACK
+
+    def __post_init__(self) -> None:
+        _check_endpoint("healthcheck.tcp", self.host, self.port)
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    """A GET in the container's network, by HTTP/1.1 without TLS; redirects are an answer like others.
+
+    Attributes:
+        port: 1..65535.
+        host: an IP address.
+        path: with the query, in ASCII.
+        headers: by name; ``Host`` is filled in.
+        status: the codes of a good answer; empty: 200 to 399.
+    """
+
+    port: int
+    host: str = _LOOPBACK
+    path: str = "/"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        _check_endpoint("healthcheck.http", self.host, self.port)
+        if not re.fullmatch(r"/[!-~]*", self.path):
+            raise SpecError("healthcheck.http.path", f"expected a path such as /health, got {self.path!r:.100}")
+        for name, value in self.headers.items():
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"([!-~]([ -~]*[!-~])?)?", value):
+                raise SpecError("healthcheck.http.headers", f"{name!r:.100} can't be sent")
+        object.__setattr__(self, "status", frozenset(self.status))
+        for code in self.status:
+            if isinstance(code, bool) or not isinstance(code, int) or not 200 <= code <= 599:
+                raise SpecError("healthcheck.http.status", "expected codes from 200 to 599")
+
+    def __str__(self) -> str:
+        return f"http://{Tcp(port=self.port, host=self.host)}{self.path}"
+
+    def is_good(self, status: int) -> bool:
+        return status in self.status if self.status else 200 <= status <= 399
+
+
+def _check_endpoint(where: str, host: str, port: int) -> None:
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise SpecError(f"{where}.port", f"expected a port from 1 to 65535, got {port!r}")
+    try:
+        ip_address(host)
+    except ValueError:
+        raise SpecError(f"{where}.host", f"expected an IP address, got {host!r:.100}; names are not looked up") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Healthcheck:
+    """What is asked again and again whether all is well: a command inside the container, or a port of its. One of the three.
+
+    Attributes:
+        test: a program and its arguments; exit code 0 says yes.
+        http: a good answer says yes.
+        tcp: a connection says yes.
         interval: seconds from the end of one run to the start of the next, > 0.
         timeout: seconds after which a run is killed and has failed, > 0.
         retries: failures in a row that make the container unhealthy, >= 1.
@@ -642,7 +790,9 @@ class Healthcheck:
         start_interval: `interval` until then, > 0.
     """
 
-    test: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    http: Http | None = None
+    tcp: Tcp | None = None
     interval: float = 30.0
     timeout: float = 30.0
     retries: int = 3
@@ -650,7 +800,10 @@ class Healthcheck:
     start_interval: float = 5.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "test", _command("healthcheck.test", self.test))
+        if self.test or (self.http is None and self.tcp is None):
+            object.__setattr__(self, "test", _command("healthcheck.test", self.test))
+        if bool(self.test) + (self.http is not None) + (self.tcp is not None) != 1:
+            raise SpecError("healthcheck", "expected one of test, http and tcp")
         for name in ("interval", "timeout", "start_interval"):
             _positive(f"healthcheck.{name}", getattr(self, name))
         if self.retries < 1:
@@ -682,6 +835,82 @@ class Hook:
         _check_environment(self.environment)
 
 
+SYSLOG_FACILITIES: tuple[str, ...] = (
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp",
+    "", "", "", "", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
+)  # fmt: skip
+"""Facilities at their numbers (syslog(3), RFC 5424 6.2.1); empty: not to be used."""
+
+
+def parse_syslog_address(text: str) -> str | tuple[str, int]:
+    """A socket's path, or an IP address and a port.
+
+    Raises:
+        ValueError: neither.
+    """
+    if text.startswith("unixgram:///") and "\0" not in text and len(os.fsencode(text)) < 12 + 100:
+        return text.removeprefix("unixgram://")
+    match = re.fullmatch(r"udp://(\[[0-9a-fA-F:.]+\]|[0-9.]+)(?::([0-9]{1,5}))?", text)
+    if match is not None and 0 < int(match[2] or "514") < 65536:
+        try:
+            return str(ip_address(match[1].strip("[]"))), int(match[2] or "514")
+        except ValueError:
+            pass
+    raise ValueError(f'"{text:.100}" is not supported; expected unixgram:///PATH or udp://IP[:PORT]')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logging:
+    """Where a service's output goes, in compose's words.
+
+    Attributes:
+        driver: ``local``: a file of the CRI's records, the bytes as they came behind time and stream; ``json-file``: one of
+            JSON lines; ``syslog``; ``journald``; ``none``.
+        max_size: bytes after which a file is rotated, > 0.
+        max_files: files kept, the current one included, >= 1.
+        max_age: seconds after its first record after which a file is rotated, > 0; None: never for that.
+        compress: rotated files by gzip.
+        max_rate: bytes of output a second, > 0; what is more is counted and not kept; None: all of it is.
+        syslog_address: ``unixgram:///PATH`` or ``udp://IP:PORT``.
+        syslog_format: ``rfc3164`` or ``rfc5424``; None: the first to a path, the second by UDP.
+        syslog_facility: as in syslog(3), ``daemon`` or ``local0``.
+        tag: how it is called there; empty: the instance's name.
+    """
+
+    driver: LogDriver = "local"
+    max_size: int = 10 << 20
+    max_files: int = 5
+    max_age: float | None = None
+    compress: bool = False
+    max_rate: int | None = None
+    syslog_address: str = "unixgram:///dev/log"
+    syslog_format: str | None = None
+    syslog_facility: str = "daemon"
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        if self.driver not in get_args(LogDriver):
+            raise SpecError("logging.driver", f"expected {', '.join(get_args(LogDriver))}")
+        for name, key in (("max_size", "max-size"), ("max_age", "max-age"), ("max_rate", "max-rate")):
+            if getattr(self, name) is not None:
+                _positive(f"logging.options.{key}", getattr(self, name))
+        if self.max_files < 1:
+            raise SpecError("logging.options.max-file", "must be more than 0")
+        try:
+            parse_syslog_address(self.syslog_address)
+        except ValueError as error:
+            raise SpecError("logging.options.syslog-address", str(error)) from None
+        if self.syslog_format not in (None, "rfc3164", "rfc5424"):
+            raise SpecError("logging.options.syslog-format", "expected rfc3164 or rfc5424")
+        if not self.syslog_facility or self.syslog_facility not in SYSLOG_FACILITIES:
+            known = ", ".join(filter(None, SYSLOG_FACILITIES))
+            raise SpecError("logging.options.syslog-facility", f"expected one of {known}")
+        if not re.fullmatch(r"[!-9;-Z\\^-~]{0,48}", self.tag):
+            raise SpecError(
+                "logging.options.tag", "expected up to 48 printable ASCII characters without blank, colon and brackets"
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A container that is kept in the state its policy asks for.
@@ -690,17 +919,19 @@ class Service:
         spec: the container; ``spec.name`` is the service's name.
         restart: when to start it again.
         depends_on: what it needs before it is started, by name; a set of names needs them started.
-        healthcheck: says whether it is healthy; None: it is, once `ready_log` has been seen.
+        healthcheck: says whether it is healthy; None: it is, once it is ready. Of the three ways to be that, one at most.
         ready_log: a regular expression; it is not healthy before a line of its output (its first
             `pattern.LINE_LIMIT` bytes) has a match.
+        ready_notify: it is not healthy before it has sent ``READY=1`` to its NOTIFY_SOCKET.
+        ready_fd: 3..255; it is not healthy before it has written a newline to that fd.
+        watchdog: seconds; once it is ready, more than these without ``WATCHDOG=1`` on its NOTIFY_SOCKET end it, as a failure.
         on_unhealthy: what becomes of it then. ``restart``: as after a failure, with the same delay and limits, whatever
             ``restart.condition``; ``stop``: it has failed.
         post_start: run one after another once it has started; one that fails ends the container, as a failure.
         pre_stop: run one after another before it is sent its stop signal, within ``spec.stop_grace_period``.
         scale: copies, >= 0, called NAME-1 to NAME-N; None: one, called NAME.
         labels: for others to read.
-        log_max_size: bytes after which its log file is rotated, > 0.
-        log_max_files: log files kept, the current one included, >= 1.
+        logging: where its output goes.
     """
 
     spec: Spec
@@ -708,13 +939,15 @@ class Service:
     depends_on: Mapping[str, Dependency] = field(default_factory=dict)
     healthcheck: Healthcheck | None = None
     ready_log: str | None = None
+    ready_notify: bool = False
+    ready_fd: int | None = None
+    watchdog: float | None = None
     on_unhealthy: OnUnhealthy = "none"
     post_start: tuple[Hook, ...] = ()
     pre_stop: tuple[Hook, ...] = ()
     scale: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    log_max_size: int = 10 << 20
-    log_max_files: int = 5
+    logging: Logging = field(default_factory=Logging)
 
     def __post_init__(self) -> None:
         if not isinstance(self.depends_on, Mapping):
@@ -725,11 +958,30 @@ class Service:
             raise SpecError("on_unhealthy", "needs a healthcheck")
         if self.scale is not None and not 0 <= self.scale <= MAX_SCALE:
             raise SpecError("scale", f"expected 0 to {MAX_SCALE}")
+        self._check_readiness()
         if self.ready_log is not None:
             try:
                 compile_line(self.ready_log)
             except ValueError as error:
                 raise SpecError("ready_log", str(error)) from None
+
+    def _check_readiness(self) -> None:
+        """And gives the container what it needs to say that it is ready, or alive."""
+        ways = {"ready_log": self.ready_log is not None, "ready_notify": self.ready_notify, "ready_fd": self.ready_fd is not None}
+        given = [name for name, is_given in ways.items() if is_given]
+        if len(given) > 1:
+            raise SpecError(given[1], f"is one way to be ready, {given[0]} another")
+        if self.ready_fd is not None and not 3 <= self.ready_fd <= 255:
+            raise SpecError("ready_fd", "expected an fd from 3 to 255")
+        if self.watchdog is not None and not 0.001 <= self.watchdog < 1e9:
+            raise SpecError("watchdog", "expected 1 ms or more")
+        means = {
+            "notify_socket": self.ready_notify or self.watchdog is not None,
+            "watchdog": self.watchdog,
+            "notification_fd": self.ready_fd,
+        }
+        if any(getattr(self.spec, name) != value for name, value in means.items()):
+            object.__setattr__(self, "spec", self.spec.with_(**means))
 
     @property
     def name(self) -> str:
@@ -749,7 +1001,11 @@ class Service:
 
     @property
     def tells_health(self) -> bool:
-        return self.healthcheck is not None or self.ready_log is not None
+        return self.healthcheck is not None or self.tells_ready
+
+    @property
+    def tells_ready(self) -> bool:
+        return self.ready_log is not None or self.ready_notify or self.ready_fd is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -855,6 +1111,12 @@ def _absolute(where: str, path: str) -> None:
     _no_nul(where, path)
     if not path.startswith("/") or ".." in path.split("/"):
         raise SpecError(where, f'"{path}" must be an absolute path without ".."')
+
+
+def _is_at_or_below(path: str, directory: str) -> bool:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    own = directory.strip("/").split("/")
+    return parts[: len(own)] == own
 
 
 def _no_nul(where: str, text: str) -> None:

@@ -254,6 +254,15 @@ class HookFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class NotifyRefused:
+    """A service has asked for something on its NOTIFY_SOCKET that is not done: `what`, because of `reason`. Told once of each."""
+
+    name: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogLost:
     """So much of a service's output could not be written to its log file, because of `reason` (e.g. a full disk)."""
 
@@ -277,6 +286,7 @@ Event = (
     | HealthChanged
     | DependencyMissing
     | HookFailed
+    | NotifyRefused
     | LogLost
 )
 """What a supervisor tells its one consumer, in the order in which it happened."""
@@ -296,6 +306,7 @@ class ServiceSummary:
         held_up_by: what outlived the grace period of its last stop, as ``"comm[pid]"``.
         health: of what runs: ``starting``, ``healthy`` or ``unhealthy``; empty where it does not say.
         reason: why it failed, one line; empty otherwise.
+        status: what it last said of itself (sd_notify's STATUS=), one line.
     """
 
     name: str
@@ -309,6 +320,7 @@ class ServiceSummary:
     health: str = ""
     reason: str = ""
     service: str = ""
+    status: str = ""
 
 
 @dataclass(frozen=True, slots=True)

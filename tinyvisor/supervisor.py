@@ -57,7 +57,7 @@ MAX_LAUNCHES: Final = 16
 
 Until = Literal["down", "running", "healthy"]
 
-_IN_PLACE: Final = frozenset({"restart", "depends_on", "on_unhealthy", "scale", "labels", "log_max_size", "log_max_files"})
+_IN_PLACE: Final = frozenset({"restart", "depends_on", "on_unhealthy", "scale", "labels", "logging"})
 """What of a `Service` can change under a running container."""
 
 
@@ -400,7 +400,7 @@ class Supervisor:
         logs = {}
         try:
             for name, runner in runners.items():
-                if name not in self._runners or _log_of(runner.service) != _log_of(wanted[name][1]):
+                if name not in self._runners or runner.service.logging != wanted[name][1].logging:
                     logs[name] = runner.make_log(wanted[name][1])
         except TinyvisorError:
             self._services, self._counts = before
@@ -584,10 +584,6 @@ def _signalled(runner: Runner, signal: int) -> CommandResult:
     if runner.signal(signal):
         return CommandResult(runner.name, "signal", phase, phase)
     return CommandResult(runner.name, "nothing", phase, phase, "nothing runs")
-
-
-def _log_of(service: Service) -> tuple[int, int]:
-    return service.log_max_size, service.log_max_files
 
 
 def _scale(service: Service | None) -> int | None:

@@ -29,6 +29,7 @@ from tinyvisor.state import (
     HealthChanged,
     HookFailed,
     LogLost,
+    NotifyRefused,
     ServiceAdopted,
     ServiceBackoff,
     ServiceExited,
@@ -45,7 +46,7 @@ from tinyvisor.units import format_duration
 LIMIT: Final = 256 << 10
 """Bytes that wait for the terminal at most, and as many again of events and of what is just being written."""
 
-_TOLD_APART: Final = (StopHeldUp, LogLost, HealthChanged, HookFailed, DependencyMissing)
+_TOLD_APART: Final = (StopHeldUp, LogLost, HealthChanged, HookFailed, NotifyRefused, DependencyMissing)
 """What may come between an exit and its consequence."""
 
 _LINE_COST: Final = 64  # what a waiting line takes besides its text, roughly
@@ -118,6 +119,8 @@ def describe_event(event: Event, last: Exit | None = None) -> str | None:
             return f"{name} starts all the same: {reason}"
         case HookFailed(_, hook, reason):
             return f"{name}: a {hook} command failed: {reason}"
+        case NotifyRefused(_, what, reason):
+            return f"{name}: {what} on its NOTIFY_SOCKET is passed over: {reason}"
         case LogLost(_, lines, size, reason):
             return f"{name}: {lines:,} lines ({size:,} bytes) are missing in its log: {reason}"
 

@@ -30,7 +30,7 @@ from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.steps import Step
 from tinyvisor.runtime.syscall_numbers import NUMBERS
-from tinyvisor.spec import DEFAULT_NAMESPACES, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import DEFAULT_NAMESPACES, Secret, Spec, Tmpfs, Ulimit, Volume
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
 
@@ -58,7 +58,7 @@ def rich(directory: Path) -> Spec:
         tmpfs=(Tmpfs("/scratch"), Tmpfs("/scratch/below", executable=True)), user="12:34", group_add=("56",),
         ulimits={"nofile": Ulimit(100, 200), "core": Ulimit(0, 0)}, pids_limit=20, mem_limit=64 << 20, cpus=1.5,
         cpuset=frozenset({0}), oom_score_adj=100, capabilities=frozenset({"CHOWN"}), cpu_time=60, timeout=60,
-        environment={"A": "b"},
+        environment={"A": "b"}, secrets=(Secret(target="key", content=b"word"),), notify_socket=True, notification_fd=7,
         masked_paths=("/proc/acpi", "/proc/kcore", "/proc/none"), readonly_paths=("/proc/sys", "/proc/none"),
     )  # fmt: skip
 
@@ -117,7 +117,7 @@ WRONG: dict[type[Step], dict[str, Any]] = {
     s.OomScoreAdj: {"score": 5000},
     s.Affinity: {"cpus": frozenset({8191})}, s.SetIdentity: {"groups": (0,) * 1025},
     s.Capabilities: {"mask": 1 << 21}, s.Seccomp: {"program": b"1234567"}, s.WorkingDir: {"path": LONG},
-    s.Exec: {"command": (LONG,)},
+    s.Exec: {"command": (LONG,)}, s.PassFd: {"number": 2},
 }  # fmt: skip
 """What each step is told that can't be done."""
 
@@ -131,8 +131,9 @@ NEVER = {
 
 def test_every_step_can_be_made_to_fail_or_is_known_not_to() -> None:
     steps = {value for value in vars(s).values() if isinstance(value, type) and issubclass(value, Step) and value is not Step}
-    of_the_launcher = {s.Node, s.IdMap, s.Unmount, s.Read, s.Remove, s.Join}
-    assert steps == {*WRONG, *NEVER, *of_the_launcher}
+    of_the_launcher = {s.Node, s.IdMap, s.Unmount, s.Read, s.Remove}
+    of_an_exec = {s.Join, s.Socket}
+    assert steps == {*WRONG, *NEVER, *of_the_launcher, *of_an_exec}
 
 
 @pytest.mark.parametrize("kind", ["rich", "host view"])

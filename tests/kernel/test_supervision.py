@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -171,3 +172,56 @@ def test_a_prevented_restart_and_a_forced_one(tmp_path: Path) -> None:
     assert (rows["forced"][0], rows["forced"][2]) == ("exited", "2")
     assert (rows["prevented"][0], rows["prevented"][2]) == ("failed", "0")
     assert os.path.exists(tmp_path / "forced")
+
+
+# ---- probes without a program, and what a container says itself ----
+
+NOTIFY = "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ['NOTIFY_SOCKET']); "
+
+
+def program(code: str, *more: str) -> str:
+    return "\n".join((f"command: [python3, -u, -c, {json.dumps(code)}]", "stop_grace_period: 1s", *more))
+
+
+def test_ports_are_probed_from_outside_and_in_the_container_s_network(tmp_path: Path) -> None:
+    """Two servers on one port, which nobody could reach from here; what they answer is their own."""
+    serve = (
+        "import http.server as h; h.BaseHTTPRequestHandler.do_GET = lambda self: (self.send_response({0}), self.end_headers()); "
+        'h.HTTPServer(("127.0.0.1", 8080), h.BaseHTTPRequestHandler).serve_forever()'
+    )
+    fast = "interval: 50ms, retries: 1, start_interval: 50ms"
+    early = f"{fast}, start_period: 1m"
+    web = program(serve.format(204), f'healthcheck: {{http: "http://localhost:8080/health", {early}}}', "pids_limit: 5")
+    # Until it listens it is not well either; then by its answer.
+    ill = program(serve.format(503), f"healthcheck: {{http: {{port: 8080, status: 204}}, {fast}}}")
+    tcp = shell(WAIT, "network_mode: service:web", f"healthcheck: {{tcp: 8080, {early}}}")
+    app = shell(WAIT, "depends_on: {web: {condition: service_healthy}, tcp: {condition: service_healthy}}")
+    with Running(write(tmp_path, web=web, ill=ill, tcp=tcp, app=app)) as running:
+        running.expect_all(r"^app \| ready", r"^ill is unhealthy: its healthcheck failed once: http://127.0.0.1:8080/: ")
+        stop(running)
+
+
+def test_readiness_by_a_message_by_a_newline_and_a_watchdog_that_runs_out(tmp_path: Path) -> None:
+    web = program(NOTIFY + "s.send(b'STATUS=soon'); s.send(b'READY=1\\nMAINPID=1'); time.sleep(1000)", "ready_notify: true")
+    db = program("import os, time; os.write(3, b'\\n'); time.sleep(1000)", "ready_fd: 3", "user: '1234'", "read_only: true")
+    more = ("watchdog: 300ms", "ready_notify: true", "restart: on-failure:1", "userns_mode: host")
+    hung = program(NOTIFY + "s.send(b'READY=1'); time.sleep(1000)", *more)
+    app = shell(WAIT, "depends_on: {web: {condition: service_healthy}, db: {condition: service_healthy}}")
+    with Running(write(tmp_path, web=web, db=db, hung=hung, app=app)) as running:
+        running.expect_all(r"^app +\| ready", r"^hung failed: ", r"^web: MAINPID on its NOTIFY_SOCKET is passed over")
+        rows = stop(running)
+    assert (rows["hung"][0], rows["hung"][2]) == ("failed", "1")
+    assert "it has sent no WATCHDOG=1 for 300ms" in rows["hung"][-1]
+
+
+def test_a_secret_is_in_the_container_and_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("of-a-file")
+    script = "cat /run/secrets/*; env; cat /proc/self/mountinfo"
+    more = ("secrets: [{environment: WORD, target: a}, {file: ../key}]", "logging: {driver: json-file}")
+    words = write(tmp_path, one=shell(script, *more))
+    env = {"WORD": "of-a-variable"}
+    ended = tinyvisor(*words, env=env)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("of-a-variableof-a-file") == 1
+    assert ended.stdout.count("of-a-") == 2
+    assert '"log": "of-a-variableof-a-file' in (tmp_path / "logs" / "one.log").read_text()

@@ -14,6 +14,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
+from tinyvisor.errors import SpecError
 from tinyvisor.job import Job
 from tinyvisor.spec import Blkio, Spec, Tmpfs, Ulimit, Volume
 from tinyvisor.state import Result
@@ -96,8 +97,14 @@ _TUPLES: Final = ("group_add", "masked_paths", "readonly_paths")
 
 
 def encode_spec(spec: Spec) -> str:
-    """All that `spec` says but its command, as JSON."""
+    """All that `spec` says but its command, as JSON.
+
+    Raises:
+        SpecError: it has secrets, which stay here.
+    """
     found: dict[str, Any] = {}
+    if spec.secrets:
+        raise SpecError("secrets", "are not sent to other nodes")
     for name, default in _DEFAULTS:
         value = getattr(spec, name)
         if value is default or value == default:

@@ -24,6 +24,7 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
 from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
+from tinyvisor.runtime.provisions import NotifySocket, Provisions
 from tinyvisor.runtime.stage import Stage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
@@ -42,6 +43,9 @@ MAX_PROCESSES = 1000
 _NO_PAGE = 125 << 8
 """Wait status of an init that had no place to say more: init_main in launcher/init.c."""
 
+_NOT_AN_EXECS = {"secrets": (), "notify_socket": False, "watchdog": None, "notification_fd": None}
+"""What the container's own process has to itself, or its mounts are there for already."""
+
 _OF_AN_EXEC = frozenset(
     ("user", "group_add", "working_dir", "tty", "timeout", "umask", "ulimits", "stop_signal", "stop_grace_period")
 )
@@ -58,6 +62,8 @@ class Host(Protocol):
 
     def stats(self, container: Container, /) -> Stats: ...
 
+    async def open_socket(self, container: Container, domain: int, /) -> socket.socket: ...
+
 
 class Container:
     """A container between its start and its end. Made by `Runtime.start` only.
@@ -72,6 +78,9 @@ class Container:
         ids: what its ids are on the host; None: the same.
         execs: what was exec'ed in it and has not ended.
         terminal_stage: in live mode, for who reads the terminal; who takes it closes it.
+        notify: what receives the messages to its NOTIFY_SOCKET, where ``spec.notify_socket``.
+        notification: the read end of its ``spec.notification_fd``.
+        socket: an fd that a process made for `open_socket` alone has answered with.
     """
 
     def __init__(
@@ -112,6 +121,10 @@ class Container:
         self.execs: set[Container] = set()
         self.terminal_stage: Stage | None = None
         self._before_event: Callable[[wire.Event, list[int]], None] | None = None
+        self.notify: NotifySocket | None = None
+        self.notification: ReceivePipe | None = None
+        self.socket: int | None = None
+        self._provisions: Provisions | None = None
         self._when_gone: list[Callable[[], None]] = []
 
     @property
@@ -249,9 +262,24 @@ class Container:
         if unknown:
             raise SpecError(min(unknown), "an exec can't change that of a container")
         merged = {**self.spec.environment, **(environment or {})}
-        spec = self.spec.with_(**{"timeout": None, "cpu_time": None, "tty": False, **changes})
+        spec = self.spec.with_(**{"timeout": None, "cpu_time": None, "tty": False, **_NOT_AN_EXECS, **changes})
         spec = spec.with_(command=tuple(command), environment=merged)
         return self._host.exec(self, spec, stdin, stdout, stderr, terminal)
+
+    async def open_socket(self, domain: int = socket.AF_INET) -> socket.socket:
+        """A stream socket in the container's network that is not connected yet, nonblocking: connect it to an address of the
+        container's, such as 127.0.0.1. Nothing of the container is run for it. It is the caller's to close, and keeps that
+        network alive as long as it is open.
+
+        Args:
+            domain: ``AF_INET`` or ``AF_INET6``.
+
+        Raises:
+            ContainerError: the container has ended.
+            LaunchError: the kernel has none.
+        Cancellation: nothing is left open.
+        """
+        return await self._host.open_socket(self, domain)
 
     @contextlib.asynccontextmanager
     async def trace(self, *, filter: str = "all", string_limit: int = STRING_LIMIT) -> AsyncIterator[Events]:
@@ -408,11 +436,10 @@ class Container:
                     return
                 if event.type == wire.PARKED:
                     self.pid = event.a
-                if event.type == wire.PTY and fds and self.terminal is None:
-                    self.terminal = fds.pop()
-                elif event.type == wire.PTY and self.terminal is None:  # the kernel dropped what we had no number for
-                    self._error = LaunchError(self.name, "receive its terminal", errno.EMFILE)
-                    self.kill()
+                if event.type == wire.PTY and self.terminal is None:
+                    self.terminal = self._received(fds, "its terminal")
+                if event.type == wire.SOCKET and self.socket is None:
+                    self.socket = self._received(fds, "a socket")
                 for fd in fds:
                     os.close(fd)
                 received = self._receive_event()
@@ -433,6 +460,14 @@ class Container:
     def event_socket(self) -> int:
         """Our end; -1 where it has none."""
         return self._events.fileno() if self._events is not None else -1
+
+    def _received(self, fds: list[int], what: str) -> int | None:
+        if fds:
+            return fds.pop()
+        # The kernel dropped what we had no number for.
+        self._error = LaunchError(self.name, f"receive {what}", errno.EMFILE)
+        self.kill()
+        return None
 
     def finish(self, gone: wire.Gone, usage: Usage) -> None:
         """The launcher has reaped init: nothing of the container is left."""
@@ -506,11 +541,31 @@ class Container:
         if self._init_end is not None:
             self._init_end.close()
         self._streams.close_given()
+        if self._provisions is not None:
+            self._provisions.close_given()
+
+    def take_socket(self) -> socket.socket:
+        """What `socket` is, which is not this container's any more."""
+        assert self.socket is not None
+        fd, self.socket = self.socket, None
+        taken = socket.socket(fileno=fd)
+        taken.setblocking(False)  # it is that; Python does not look
+        return taken
+
+    def provide(self, provisions: Provisions) -> None:
+        """What was made for it is its to close."""
+        self._provisions = provisions
+        self.notify, self.notification = provisions.notify, provisions.notification
 
     def close(self) -> None:
         """Gives back the fds: ours, those meant for init, the terminal."""
         self.close_given()
         self._streams.close()
+        if self._provisions is not None:
+            self._provisions.close()
+        if self.socket is not None:
+            os.close(self.socket)
+            self.socket = None
         if self.terminal is not None:
             os.close(self.terminal)
             self.terminal = None

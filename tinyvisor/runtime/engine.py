@@ -59,7 +59,9 @@ from tinyvisor.runtime.launcher import LauncherProcess, Section, shielded
 from tinyvisor.runtime.leases import Ids, Leases, read_mapped, read_ranges
 from tinyvisor.runtime.live import Live
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
+from tinyvisor.runtime.plan import made_fds
 from tinyvisor.runtime.pool import Pool, WarmRuns
+from tinyvisor.runtime.provisions import Provisions
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
 from tinyvisor.runtime.seccomp import Filter
@@ -802,6 +804,7 @@ class Runtime:
             raise SpecError("name", "several containers can't have it at once; leave it out")
         if spec.network_mode.startswith("service:"):
             raise SpecError("network_mode", "a container made ahead can't join another's network")
+        self._check_made_ahead(spec)
         pool = self._pool(spec, size, workspace=False)
         async with beside(pool.keep_full):
             yield WarmRuns(self._run, spec, pool)
@@ -813,6 +816,8 @@ class Runtime:
         """The pool of the run's shape; made when a shape comes twice in a row."""
         spec = run.spec
         if run.directory is not None or run.files or spec.name != DEFAULT_NAME or spec.network_mode != "none":
+            return None
+        if made_fds(spec):  # each container's own
             return None
         key = (run.needs_workspace, shape_of(spec), *spec.ulimits.items())
         if key == self._warm_key:
@@ -963,11 +968,20 @@ class Runtime:
             raise SpecError("working_directory", "has been left, or is another runtime's")
         other = self._provider(spec)
         seccomp = filter_for(spec)
+        if park:
+            self._check_made_ahead(spec)
         with _as_launch_error(spec), contextlib.ExitStack() as stack:
             if workspace is not None and workspace.template and ids is not None:
                 self._check_tmpfs_idmap("working_directory")
             trees = [self._open_tree(spec, tree, stack, ids) for tree in self._trees(spec)]
             identity = self._identity(spec, trees[0] if spec.rootfs else None)
+            provisions = None
+            if made_fds(spec):
+                provisions = Provisions(spec, ids, identity)
+                trees += provisions.fds
+                kept = stack.enter_context(contextlib.ExitStack())
+                kept.callback(provisions.close)
+                kept.callback(provisions.close_given)
             if workspace is not None and not workspace.template:
                 trees.append(workspace.fd)
             if ids is not None:
@@ -978,6 +992,9 @@ class Runtime:
             describe = functools.partial(self._describe, spec, view, identity, seccomp, template, ids, watch)
             container = self._container(spec, name, id_, streams, shape, describe, events)
             container.ids = ids
+            if provisions is not None:
+                kept.pop_all()
+                container.provide(provisions)
             _own_pipes(streams, ids, identity)
             if park:
 
@@ -993,6 +1010,11 @@ class Runtime:
                 live.hold(container, streams)
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
+
+    @staticmethod
+    def _check_made_ahead(spec: Spec) -> None:
+        if made := made_fds(spec):
+            raise SpecError(made[0], "can't be had by a container that is made ahead, or traced from its start")
 
     def _container(
         self,
@@ -1094,6 +1116,31 @@ class Runtime:
         finally:
             await self.end(process)
 
+    async def open_socket(self, container: Container, domain: int) -> socket.socket:
+        """See `Container.open_socket`."""
+        self._check_open()
+        await container.wait_started()
+        if container.gone or not container.pid:
+            raise ContainerError(container.name, "is not running")
+        if not planning.joins_network(container.spec):
+            with _as_launch_error(container.spec):
+                return socket.socket(domain, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        steps = planning.socket_steps(container.spec, container.name, domain, socket.SOCK_STREAM)
+        streams = Streams(None, None, None, self.null)
+        shape = Shape(wire.encode(steps), wire.EMPTY, wire.EMPTY, wire.EMPTY, (), ())
+        with _as_launch_error(container.spec):
+            process = self._container(
+                container.spec, container.name, next(self._ids), streams, shape, lambda section, step: _step_in(steps, step), True
+            )
+        self._send(process, (wire.EMPTY, shape.init, wire.EMPTY), [], container, wire.EXEC)
+        process.close_given()
+        self.containers[process.id] = process
+        try:
+            await process.wait()
+            return process.take_socket()
+        finally:
+            await self.end(process)
+
     async def _exec_identity(self, spec: Spec) -> Identity:
         spec = await self._with_directory(spec)
         with contextlib.ExitStack() as stack:
@@ -1184,7 +1231,8 @@ class Runtime:
         if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program or watch is not None:
             return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch))
         # The program, too: a profile's file may have changed.
-        key = (len(name), identity, terminal, workspace, early, program, shape_of(spec), *spec.ulimits.items())
+        secret = bool(spec.secrets)
+        key = (len(name), identity, terminal, workspace, early, program, secret, shape_of(spec), *spec.ulimits.items())
         shape = self._shapes.get(key)
         if shape is None:
             if len(self._shapes) >= 256:

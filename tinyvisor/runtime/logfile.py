@@ -1,11 +1,13 @@
-"""A service's log file: append, rotate by size, survive a full disk.
+"""A service's log file: append, rotate by size and age, survive a full disk.
 
-The format is the CRI's, one record a line, so that the tools that read Kubernetes' logs read these::
+The format is the CRI's, one record a line, so that the tools that read Kubernetes' logs read these (`as_json` is another, of
+Docker's)::
 
     2026-01-02T03:04:05.678901Z stdout F a whole line
     2026-01-02T03:04:05.678901Z stderr P a piece; no newline follows it
 
-The workload's bytes are kept as they came: what a stream wrote is its records' contents, with a newline after each F.
+The workload's bytes are kept as they came: what a stream wrote is its records' contents, with a newline after each F. The time
+is that of the reading.
 
 Writes are synchronous: one write(2) to the page cache for each piece of output, and never an fsync. A workload that
 makes dirty pages faster than the disk takes them is slowed by the kernel, and the caller with it; a thread per write
@@ -16,17 +18,21 @@ Source: kubernetes design-proposals-archive node/kubelet-cri-logging.md; cri-api
 
 from __future__ import annotations
 
+import calendar
 import errno
+import json
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeAlias
 
+from tinyvisor.runtime import rotation
 from tinyvisor.runtime.stage import Place
 
 Stream = Literal["stdout", "stderr"]
@@ -48,6 +54,21 @@ class Piece(NamedTuple):
 
     data: bytes
     full: bool
+
+
+Encoder: TypeAlias = Callable[[bytes, Stream, Piece], bytes]
+"""A record of a time, as `timestamp` makes it, a stream and a piece; one line."""
+
+
+def as_cri(time: bytes, stream: Stream, piece: Piece) -> bytes:
+    """``2026-01-02T03:04:05.678901Z stdout F a whole line``"""
+    return b"%s %s %c %s\n" % (time, stream.encode(), b"F" if piece.full else b"P", piece.data)
+
+
+def as_json(time: bytes, stream: Stream, piece: Piece) -> bytes:
+    """Docker's json-file: bytes that are no UTF-8 are replaced, a whole line has its newline."""
+    text = piece.data.decode("utf-8", "replace") + ("\n" if piece.full else "")
+    return json.dumps({"log": text, "stream": stream, "time": time.decode()}).encode() + b"\n"
 
 
 class Lines:
@@ -97,9 +118,17 @@ class Lost:
     bytes: int
     reason: str
 
+    @classmethod
+    def of(cls, pieces: Iterable[Piece], reason: str) -> Lost:
+        """These, with their newlines."""
+        sizes = [len(piece.data) + piece.full for piece in pieces]
+        return cls(len(sizes), sum(sizes), reason)
+
 
 class LogFile:
     """`path`, `path`.1 … `path`.N, the newest without a number. Not shared: one writer at a time.
+
+    With `compress`, the rotated ones become `path`.1.gz … by and by, in a thread; see `rotation`.
 
     A record is never torn over two files. A file is at most `max_size` bytes long, or one record where that is longer;
     a line of more than `MAX_PIECE` is several records, and a rotation may come between them.
@@ -111,34 +140,55 @@ class LogFile:
         path: its directory is made (0750) where missing.
         max_size: bytes, > 0.
         max_files: the current one included, >= 1.
+        max_age: seconds, > 0; a file whose first record is older is rotated before the next one. None: not for that.
+        compress: the rotated ones.
+        encode: how a record is written.
         clock: nanoseconds since the epoch.
 
     Raises:
         OSError: it can't be opened, is a symbolic link (ELOOP), or is not a regular file.
     """
 
-    def __init__(self, path: Path, *, max_size: int, max_files: int, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_size: int,
+        max_files: int,
+        max_age: float | None = None,
+        compress: bool = False,
+        encode: Encoder = as_cri,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
         self.path = path
         self._max_size = max_size
         self._max_files = max_files
+        self._max_age = None if max_age is None else round(max_age * 1e9)
+        self._compress = compress
+        self._encode = encode
         self._clock = clock
         self._fd = -1
         self._size = 0
         self._inode = 0
+        self._born: int | None = None
         self._lost: Lost | None = None
         _make_directory(path.parent)
         self._open()
+        if compress:
+            rotation.compress_soon(path)  # what an earlier end has left
 
     def write(self, stream: Stream, pieces: Iterable[Piece]) -> Lost | None:
         """Appends `pieces`, all with the time of now. Returns what was lost before, once it works again."""
-        tag = timestamp(self._clock()) + b" " + stream.encode()
+        now = self._clock()
+        time = timestamp(now)
         batch = list(pieces)
-        records = [b"%s %c %s\n" % (tag, b"F" if piece.full else b"P", piece.data) for piece in batch]
+        records = [self._encode(time, stream, piece) for piece in batch]
         if not records:
             return None
         recovered = self._lost
         if recovered is not None:
-            records.insert(0, _notice(self._clock(), recovered))
+            records.insert(0, self._encode(time, "stderr", notice(recovered)))
+        self._age(now)
         done, problem = self._append(records)
         if recovered is not None and done:
             self._lost, done = None, done - 1
@@ -176,6 +226,11 @@ class LogFile:
         if os.fstat(fd).st_size > size:
             os.ftruncate(fd, size)
 
+    def lose(self, lost: Lost) -> None:
+        """Counts what somebody else threw away before it came here."""
+        before = self._lost or Lost(0, 0, lost.reason)
+        self._lost = Lost(before.lines + lost.lines, before.bytes + lost.bytes, before.reason)
+
     def close(self) -> Lost | None:
         """Closes the file. Returns what was lost and not yet told."""
         if self._fd >= 0:
@@ -183,6 +238,16 @@ class LogFile:
             os.close(fd)
         lost, self._lost = self._lost, None
         return lost
+
+    def _age(self, now: int) -> None:
+        """Rotates what is too old. Where that fails, `_append` finds the file closed, and says why."""
+        if self._max_age is None:
+            return
+        if self._size and self._born is not None and now - self._born >= self._max_age:
+            with suppress(OSError):
+                self._rotate()
+        if not self._size or self._born is None:
+            self._born = now
 
     def _append(self, records: list[bytes]) -> tuple[int, OSError | None]:
         """Writes as much as it can in as few writes as rotation allows. Returns how many records are whole in a file."""
@@ -233,6 +298,7 @@ class LogFile:
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file", str(self.path))
         self._fd, self._size, self._inode = fd, status.st_size, status.st_ino
+        self._born = _first_time(self.path) if self._size and self._max_age is not None else None
 
     def _rotate(self) -> None:
         """Renames the files one number up; those above `max_files`, also of an earlier and larger setting, go first.
@@ -242,20 +308,13 @@ class LogFile:
         """
         os.close(self._fd)
         self._fd = -1
-        names = [self.path] + [self.path.with_name(f"{self.path.name}.{number}") for number in range(1, self._max_files)]
-        extra = self._max_files
-        while _unlink(self.path.with_name(f"{self.path.name}.{extra}")):
-            extra += 1
-        _unlink(names[-1])
-        for old, new in reversed(list(pairwise(names))):
-            with suppress(FileNotFoundError):
-                os.rename(old, new)
+        rotation.shift(self.path, self._max_files)
         self._open()
+        if self._compress:
+            rotation.compress_soon(self.path)
 
     def _lose(self, pieces: list[Piece], problem: OSError) -> None:
-        before = self._lost or Lost(0, 0, problem.strerror or str(problem))
-        size = sum(len(piece.data) + piece.full for piece in pieces)
-        self._lost = Lost(before.lines + len(pieces), before.bytes + size, before.reason)
+        self.lose(Lost.of(pieces, problem.strerror or str(problem)))
 
 
 def timestamp(nanoseconds: int) -> bytes:
@@ -264,9 +323,23 @@ def timestamp(nanoseconds: int) -> bytes:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).encode() + b".%06dZ" % (rest // 1000)
 
 
-def _notice(now: int, lost: Lost) -> bytes:
-    text = f"tinyvisor: {lost.lines} lines ({lost.bytes} bytes) are missing here: {lost.reason}"
-    return b"%s stderr F %s\n" % (timestamp(now), text.encode())
+def notice(lost: Lost) -> Piece:
+    """A line for where they are missing."""
+    return Piece(f"tinyvisor: {lost.lines} lines ({lost.bytes} bytes) are missing here: {lost.reason}".encode(), True)
+
+
+_TIME: Final = re.compile(rb'(?:^|"time": ?")(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)')
+
+
+def _first_time(path: Path) -> int | None:
+    """Of its first record, in nanoseconds since the epoch; None where it has none."""
+    with suppress(OSError, ValueError):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb") as file:
+            found = _TIME.search(file.readline(8 * MAX_PIECE))
+        if found is not None:
+            return calendar.timegm(time.strptime(found[1].decode(), "%Y-%m-%dT%H:%M:%S")) * 1_000_000_000
+    return None
 
 
 def _make_directory(path: Path) -> None:
@@ -274,11 +347,3 @@ def _make_directory(path: Path) -> None:
         _make_directory(path.parent)
         with suppress(FileExistsError):  # by somebody else, just now; if it is a file, open() says so
             os.mkdir(path, 0o750)
-
-
-def _unlink(path: Path) -> bool:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True

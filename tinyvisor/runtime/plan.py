@@ -21,7 +21,17 @@ from tinyvisor.runtime.idmap import TTY_GROUP, IdMap, map_text
 from tinyvisor.runtime.rootfs import HostView, hosts_file
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
-from tinyvisor.spec import CAPABILITIES, DEFAULT_PATH, ULIMITS, Spec, Tmpfs, Volume
+from tinyvisor.spec import (
+    CAPABILITIES,
+    DEFAULT_PATH,
+    NOTIFY_DIRECTORY,
+    NOTIFY_SOCKET,
+    SECRETS,
+    ULIMITS,
+    Spec,
+    Tmpfs,
+    Volume,
+)
 
 ROOT_USER = Identity(uid=0, gid=0, groups=(), home="/root")
 
@@ -165,7 +175,9 @@ def plan(
     name = name if name is not None else spec.name
     trees = [Tree(spec.rootfs, recursive=False)] if spec.rootfs else []
     trees += [Tree(volume.source, volume.read_only) for volume in spec.volumes]
-    maps = _Maps(s.FIRST_TREE + len(trees) + (workspace == ""), idmapped) if ids else _Maps()
+    made = s.FIRST_TREE + len(trees)
+    last = made + len(made_fds(spec))
+    maps = _Maps(last + (workspace == ""), idmapped) if ids else _Maps()
     # Cgroups prove that it is empty; a host directory in it would still be mounted for a moment, and could not be unmounted.
     early = early and bool(limits.used()) and spec.rootfs is None and not spec.volumes
     init = [
@@ -175,7 +187,8 @@ def plan(
         *([s.Owner(root=True)] if ids else []),
         *_root(spec, view, name, resolv_conf, maps, around),
         *_mounts(spec),
-        *_workspace(spec, workspace, s.FIRST_TREE + len(trees), maps),
+        *_own_files(spec, made),
+        *_workspace(spec, workspace, last, maps),
         *(s.Mask(path) for path in spec.masked_paths),
         *(s.ReadOnly(path) for path in spec.readonly_paths),
         *(_working_directory(spec, identity) if workspace is None else ()),
@@ -191,7 +204,7 @@ def plan(
         _init(spec, name, early=early, watched=watch is not None),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
-    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around)
+    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around, made)
     return Plan(tuple(init), tuple(workload), tuple(cleanup), tuple(trees))
 
 
@@ -200,6 +213,10 @@ def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
     environment = {"PATH": DEFAULT_PATH, "HOME": identity.home, "HOSTNAME": spec.hostname or name}
     if spec.tty:
         environment["TERM"] = "xterm"
+    if spec.notify_socket:
+        environment["NOTIFY_SOCKET"] = NOTIFY_SOCKET
+    if spec.watchdog is not None:
+        environment["WATCHDOG_USEC"] = str(round(spec.watchdog * 1e6))
     environment.update(spec.environment)
     return s.Exec(spec.command, tuple(environment.items()))
 
@@ -352,6 +369,22 @@ def _mounts(spec: Spec) -> Iterator[Step]:
             yield s.Bind(slot, mount.target, attributes, str(mount.source), maps_volumes(spec))
 
 
+def made_fds(spec: Spec) -> tuple[str, ...]:
+    """What comes behind the trees, in order, each an fd: what the runtime makes for this one container."""
+    wanted = (("secrets", spec.secrets), ("notify_socket", spec.notify_socket), ("notification_fd", spec.notification_fd))
+    return tuple(name for name, value in wanted if value)
+
+
+def _own_files(spec: Spec, first: int) -> Iterator[Step]:
+    attributes = RDONLY | NOSUID | NODEV | NOEXEC
+    made = made_fds(spec)
+    if spec.secrets:
+        names = ", ".join(secret.target for secret in spec.secrets)
+        yield s.Bind(first + made.index("secrets"), SECRETS, attributes, f"secrets ({names})")
+    if spec.notify_socket:
+        yield s.Bind(first + made.index("notify_socket"), NOTIFY_DIRECTORY, attributes, "the notify socket's directory")
+
+
 def maps_volumes(spec: Spec) -> bool:
     """Whether a file's owner is the same number in a volume and on the host. With ``keep-id``, as with Podman's, volumes are as
     they are: only the kept user's files are somebody's inside."""
@@ -467,6 +500,17 @@ def exec_plan(
     return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp, None, around)), (), ())
 
 
+def socket_steps(spec: Spec, name: str, domain: int, type: int) -> tuple[Step, ...]:
+    """A socket in the network of the running container `name`, which is one of its own or another container's."""
+    assert joins_network(spec)
+    return s.Join(NAMESPACE_FLAGS["net"], name), s.Socket(domain, type)
+
+
+def joins_network(spec: Spec) -> bool:
+    """Whether the container's network is another one than ours."""
+    return "net" in _own_namespaces(spec) or spec.network_mode.startswith("service:")
+
+
 # ---- workload ----
 
 
@@ -476,7 +520,14 @@ def capability_mask(names: Iterable[str]) -> int:
 
 
 def _workload(
-    spec: Spec, limits: Limits, name: str, identity: Identity, seccomp: Filter | None, stops: Filter | None, around: Around
+    spec: Spec,
+    limits: Limits,
+    name: str,
+    identity: Identity,
+    seccomp: Filter | None,
+    stops: Filter | None,
+    around: Around,
+    made: int = 0,
 ) -> Iterator[Step]:
     assert (seccomp is None) == (spec.seccomp == "unconfined")
     for index, hierarchy in limits.used():
@@ -498,6 +549,8 @@ def _workload(
     yield s.Umask(spec.umask)
     kept = capability_mask(spec.capabilities)
     yield s.BoundingSet(kept)
+    if spec.notification_fd is not None:
+        yield s.PassFd(made + made_fds(spec).index("notification_fd"), spec.notification_fd)
     yield s.CloseFds()
     if seccomp and not spec.no_new_privs:
         yield _seccomp(spec, seccomp)  # while there is CAP_SYS_ADMIN; what follows is `seccomp.NEEDED`

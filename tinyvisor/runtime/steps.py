@@ -422,6 +422,21 @@ class Pty(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Socket(Step):
+    """A socket in the network that was joined; its fd is the answer."""
+
+    op = 26
+    domain: int
+    type: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.domain, self.type
+
+    def describe(self) -> str:
+        return "make a socket"
+
+
+@dataclass(frozen=True, slots=True)
 class Devpts(Step):
     """Pseudo-terminals of the container's own; `gid` is inside."""
 
@@ -654,6 +669,21 @@ class Affinity(Step):
 
     def describe(self) -> str:
         return f"run on CPUs {','.join(map(str, sorted(self.cpus)))}"
+
+
+@dataclass(frozen=True, slots=True)
+class PassFd(Step):
+    """Right before `CloseFds`, which leaves it open: what has that number by then is closed."""
+
+    op = 56
+    slot: int
+    number: int
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.slot, self.number
+
+    def describe(self) -> str:
+        return f"give it the notification fd {self.number}"
 
 
 @dataclass(frozen=True, slots=True)

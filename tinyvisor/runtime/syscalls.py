@@ -37,6 +37,7 @@ MOVE_MOUNT_T_EMPTY_PATH: Final = 0x40
 
 FSOPEN_CLOEXEC: Final = 1
 FSMOUNT_CLOEXEC: Final = 1
+FSCONFIG_SET_FLAG: Final = 0
 FSCONFIG_SET_STRING: Final = 1
 FSCONFIG_CMD_CREATE: Final = 6
 
@@ -153,13 +154,14 @@ def open_tree(path: str | os.PathLike[str], *, recursive: bool, read_only: bool)
     return fd
 
 
-def new_tmpfs(*, size: int, inodes: int, mode: int = 0o755) -> int:
+def new_tmpfs(*, size: int, inodes: int, mode: int = 0o755, noswap: bool = False) -> int:
     """A new tmpfs that is mounted nowhere, nosuid and nodev, as a close-on-exec fd; it goes with its last user.
 
     Args:
         size: bytes.
         inodes: files and directories at most.
         mode: of its root directory.
+        noswap: its pages are never swapped out; Linux 6.4, EINVAL before and in a user namespace.
 
     Raises:
         OSError: the kernel's answer; no fd is left open.
@@ -172,6 +174,8 @@ def new_tmpfs(*, size: int, inodes: int, mode: int = 0o755) -> int:
         for key, value in options:
             if _fsconfig(NR_FSCONFIG, context, FSCONFIG_SET_STRING, key, value, 0) < 0:
                 raise _failed(b"tmpfs")
+        if noswap and _fsconfig(NR_FSCONFIG, context, FSCONFIG_SET_FLAG, b"noswap", None, 0) < 0:
+            raise _failed(b"tmpfs")
         if _fsconfig(NR_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0) < 0:
             raise _failed(b"tmpfs")
         fd: int = _fsmount(NR_FSMOUNT, context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)

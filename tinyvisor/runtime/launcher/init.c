@@ -571,6 +571,10 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	error = run_steps(context, plan->section[SECTION_INIT], plan->count[SECTION_INIT], &own_step);
 	if (error)
 		give_up(-error);
+	if (context->exec && !plan->count[SECTION_WORKLOAD]) { /* the steps were all that was wanted of it */
+		report->flags = GONE_EXITED;
+		_exit(0);
+	}
 	show_as(context->exec ? "tinyvisor-exec" : "tinyvisor-init", context->name);
 	init.signals = open_signals();
 	if (init.signals < 0)

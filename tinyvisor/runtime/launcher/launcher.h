@@ -49,6 +49,7 @@
 #define PAGE 4096
 #define MAX_ARGUMENTS 32768
 #define MAX_INTS 6
+#define MAX_PASSED 255 /* number of the workload's fd beside stdio */
 #define MAPPED (~0u) /* as an owner: the workload's user, see step_ids */
 #define MAX_STRINGS 3
 #define KEPT 0x100 /* a slot number with this bit names a kept fd, else one that came with the request */
@@ -94,6 +95,7 @@ enum event_type {
 	EVENT_REFUSED,     /* a: errno, b: byte offset; nothing was done */
 	EVENT_PREPARED,    /* a: 0 or errno, b: the step that failed */
 	EVENT_PARKED,      /* a: host pid of init, whose only child waits for REQUEST_RUN; on the container's socket */
+	EVENT_SOCKET,      /* carries a new socket's fd; on the process's socket */
 };
 
 struct event {
@@ -199,6 +201,7 @@ struct context {
 	int cpu_usage;       /* fd of the cgroup file that counts CPU time, or -1 */
 	uint64_t cpu_ms, cpus; /* the limit, and how many can be used at once */
 	bool park, exec;
+	unsigned passed; /* an fd of the workload's beside stdio, or 0 */
 	char name[65];
 };
 
@@ -256,7 +259,7 @@ int open_proc(bool nested);
 int open_in_root(const struct context *context, const char *path, int flags);
 
 /* workload.c */
-step_function step_cgroup_join, step_session, step_rlimit, step_oom_score, step_affinity, step_close_fds, step_umask,
+step_function step_cgroup_join, step_session, step_pass_fd, step_rlimit, step_oom_score, step_affinity, step_close_fds, step_umask,
 	step_bounding, step_identity, step_capabilities, step_no_new_privs, step_working_dir, step_exec, step_enter_user,
 	step_seccomp;
 

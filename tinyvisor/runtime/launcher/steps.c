@@ -76,6 +76,20 @@ static int step_loopback_up(struct context *context, const struct step *step)
 	return error;
 }
 
+/* Numbers: domain and type. What it is used for is the supervisor's to know; the network that it is in stays the one that we are
+ * in now. */
+static int step_socket(struct context *context, const struct step *step)
+{
+	struct event event = {.type = EVENT_SOCKET, .id = context->id};
+	int error, fd = socket((int)step->number[0], (int)step->number[1] | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return -errno;
+	error = send_event(context->event, &event, NULL, 0, fd);
+	close(fd);
+	return error;
+}
+
 static int step_cgroup_make(struct context *context, const struct step *step)
 {
 	return result(mkdirat(slot_fd(context, step->number[0]), step->string[0], 0755));
@@ -150,6 +164,7 @@ static const struct step_kind kinds[] = {
 	[23] = {"pty",               5, 0, I,     0, step_pty},
 	[24] = {"user_namespace",    1, 0, I,     0, step_user_namespace},
 	[25] = {"init",              4, 1, I,     0, step_init},
+	[26] = {"socket",            2, 0, I,     0, step_socket},
 	[30] = {"cpu_time",          3, 1, I,     1, step_cpu_time},
 	[31] = {"unmount",           0, 1, L,     0, step_unmount},
 	[32] = {"enter",             0, 1, I,     0, step_enter},
@@ -173,6 +188,7 @@ static const struct step_kind kinds[] = {
 	[53] = {"enter_user",        0, 0, W,     0, step_enter_user},
 	/* 54 is landlock's place, before seccomp. */
 	[55] = {"seccomp",           1, 1, W,     0, step_seccomp},
+	[56] = {"pass_fd",           2, 0, W,     1, step_pass_fd},
 	[OP_READ] = {"read",              1, 1, C,     1, NULL},
 	[OP_REMOVE] = {"remove",            2, 1, C,     1, NULL},
 };

@@ -76,12 +76,29 @@ int step_affinity(struct context *context, const struct step *step)
 	return result(syscall(SYS_sched_setaffinity, 0, (size_t)step->size[0], step->string[0]));
 }
 
+/* Numbers: a slot, and the number that it gets. What else has that number is about to be closed: this stands right before
+ * close_fds, which leaves it open. */
+int step_pass_fd(struct context *context, const struct step *step)
+{
+	int fd = slot_fd(context, step->number[0]);
+
+	if (step->number[1] < 3 || step->number[1] > MAX_PASSED)
+		return -EINVAL;
+	context->passed = (unsigned)step->number[1];
+	if (fd == (int)context->passed) /* dup2 would leave its close-on-exec flag */
+		return result(fcntl(fd, F_SETFD, 0));
+	return result(dup2(fd, (int)context->passed));
+}
+
 /* Before the working directory is entered: a host directory still open here would be a way out (CVE-2024-21626). */
 int step_close_fds(struct context *context, const struct step *step)
 {
-	(void)context;
+	const unsigned passed = context->passed;
+
 	(void)step;
-	return result(syscall(NR_close_range, 3u, ~0u, 0));
+	if (passed > 3 && syscall(NR_close_range, 3u, passed - 1, 0) < 0)
+		return -errno;
+	return result(syscall(NR_close_range, passed ? passed + 1 : 3u, ~0u, 0));
 }
 
 int step_umask(struct context *context, const struct step *step)

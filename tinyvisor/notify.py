@@ -1,0 +1,90 @@
+"""What a service says of itself on its NOTIFY_SOCKET. Pure.
+
+The words are sd_notify(3)'s. They come from inside a container, so nothing of a message is more than that service's own word:
+which process speaks does not matter, none is looked for, and no file descriptor is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
+
+MAX_STATUS: Final = 200
+"""Characters of a status that are kept."""
+
+REFUSED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "MAINPID": "the main process is the one that was started, whatever a process inside says",
+        "MAINPIDFD": "the main process is the one that was started, whatever a process inside says",
+        "FDSTORE": "file descriptors of a container's are not kept",
+        "EXTEND_TIMEOUT_USEC": "a start has no time limit here, and the one of a stop is stop_grace_period",
+    }
+)
+"""What is not done, and why."""
+
+NOT_FOR_US: Final = "not UTF-8 without NUL"
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One message.
+
+    Attributes:
+        ready, stopping: ``READY=1``, ``STOPPING=1``.
+        status: what ``STATUS=`` says, one line; None: nothing.
+        alive: ``WATCHDOG=1``.
+        failed: ``WATCHDOG=trigger``: it says itself that it hangs.
+        watchdog: seconds, as ``WATCHDOG_USEC=`` says; None: nothing.
+        refused: keys that were in it and that are in `REFUSED`.
+        problem: it can't be read, because of this; empty: it can.
+    """
+
+    ready: bool = False
+    stopping: bool = False
+    status: str | None = None
+    alive: bool = False
+    failed: bool = False
+    watchdog: float | None = None
+    refused: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def parse(message: bytes) -> Notification:
+    """What a message says; unknown keys and lines that make no sense are passed over, as systemd does."""
+    try:
+        text = message.decode()
+    except UnicodeDecodeError:
+        return Notification(problem=NOT_FOR_US)
+    if "\0" in text:
+        return Notification(problem=NOT_FOR_US)
+    found = Notification()
+    for line in text.split("\n"):
+        key, _, value = line.partition("=")
+        found = _with(found, key, value)
+    return found
+
+
+def _with(found: Notification, key: str, value: str) -> Notification:
+    match key, value:
+        case "READY", "1":
+            return replace(found, ready=True)
+        case "STOPPING", "1":
+            return replace(found, stopping=True)
+        case "STATUS", _:
+            return replace(found, status=one_line(value))
+        case "WATCHDOG", "1":
+            return replace(found, alive=True)
+        case "WATCHDOG", "trigger":
+            return replace(found, failed=True)
+        case "WATCHDOG_USEC", _ if value.isascii() and value.isdigit() and 1000 <= int(value[:19]) < 10**15:
+            return replace(found, watchdog=int(value[:19]) / 1e6)
+        case _ if key in REFUSED and key not in found.refused:
+            return replace(found, refused=(*found.refused, key))
+    return found
+
+
+def one_line(text: str) -> str:
+    """`text` without what could move a terminal's cursor, `MAX_STATUS` characters at most."""
+    return "".join(char if char.isprintable() else "?" for char in text[:MAX_STATUS])

@@ -1,0 +1,224 @@
+"""What the runtime makes for one container: the tmpfs with its secrets, its notify socket, its notification pipe.
+
+All three are made before there is a container, and reach it as fds: a tree that is mounted nowhere, and a pipe. No path of the
+container's is looked at, and what it is given it can't change: the trees are read-only to it, and not its own to mount anew.
+Written on anyio alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.lowlevel
+
+from tinyvisor.errors import LaunchError, SpecError
+from tinyvisor.runtime.identity import Identity
+from tinyvisor.runtime.leases import Ids
+from tinyvisor.runtime.stdio import ReceivePipe
+from tinyvisor.runtime.syscalls import new_tmpfs
+from tinyvisor.runtime.waited import Waited
+from tinyvisor.spec import MAX_SECRET, NOTIFY_SOCKET, Secret, Spec
+
+MAX_DATAGRAM: Final = 4096
+"""Bytes of a notification; a longer one is cut. systemd's own bound."""
+
+_PAGE: Final = 4096
+
+
+class NotifySocket:
+    """The supervisor's end of a container's NOTIFY_SOCKET.
+
+    Only the container can send: nobody else has a path to it. So what comes is the container's word, whoever in it says it, and
+    no sender's pid is asked for. What waits here is the sender's memory (SO_SNDBUF, net.unix.max_dgram_qlen): who sends faster
+    than is read, waits. File descriptors that are sent along (FDSTORE=1) are never taken in: the kernel closes them.
+    """
+
+    def __init__(self, directory: int) -> None:
+        """Bound in a directory, given as an fd."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._waited = Waited(self._socket, self._socket.close)
+        self._closed = False
+        try:
+            self._socket.bind(f"/proc/self/fd/{directory}/{os.path.basename(NOTIFY_SOCKET)}")
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def again(cls, fd: int) -> NotifySocket:
+        """One that is bound already, of a container that is taken over."""
+        self = cls.__new__(cls)
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self._waited = Waited(self._socket, self._socket.close)
+        self._closed = False
+        return self
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    async def receive(self) -> bytes:
+        """The next message, its first `MAX_DATAGRAM` bytes.
+
+        Raises:
+            anyio.ClosedResourceError: after `close`.
+        Cancellation: nothing was read.
+        """
+        await anyio.lowlevel.checkpoint()
+        while not self._closed:
+            try:
+                return self._socket.recv(MAX_DATAGRAM)  # nothing in between: should we be killed, it is the next one's to hear
+            except BlockingIOError:
+                await self._waited.readable()
+        raise anyio.ClosedResourceError
+
+    def close(self) -> None:
+        """More than once is as once."""
+        self._closed = True
+        self._waited.close()
+
+
+class Provisions:
+    """As `plan.made_fds` wants them.
+
+    Attributes:
+        fds: to be sent to the launcher, in order; `close_given` closes them.
+        notify, notification: our ends, which `close` closes.
+    """
+
+    def __init__(self, spec: Spec, ids: Ids | None, identity: Identity) -> None:
+        """
+        Raises:
+            LaunchError: a secret can't be read, or the kernel has nothing left.
+            SpecError: a secret's owner is none of the container's ids.
+        """
+        self.notify: NotifySocket | None = None
+        self.notification: ReceivePipe | None = None
+        self.fds: list[int] = []
+        try:
+            if spec.secrets:
+                self.fds.append(_secrets(spec, ids, identity))
+            if spec.notify_socket:
+                self.fds.append(self._open_notify(ids))
+            if spec.notification_fd is not None:
+                reading, writing = os.pipe2(os.O_CLOEXEC)
+                self.fds.append(writing)
+                self.notification = ReceivePipe(reading)
+        except BaseException:
+            self.close_given()
+            self.close()
+            raise
+
+    @classmethod
+    def again(cls, notify: int, notification: int) -> Provisions:
+        """Our ends of a container that is taken over; -1: it has none."""
+        self = cls.__new__(cls)
+        self.notify = NotifySocket.again(notify) if notify >= 0 else None
+        self.notification = ReceivePipe(notification) if notification >= 0 else None
+        self.fds = []
+        return self
+
+    def _open_notify(self, ids: Ids | None) -> int:
+        directory = new_tmpfs(size=_PAGE, inodes=4)
+        try:
+            self.notify = NotifySocket(directory)
+            # Whoever it is inside may send. That is asked of the inode, however the mount is.
+            os.chmod(os.path.basename(NOTIFY_SOCKET), 0o666, dir_fd=directory)
+            _own(directory, os.path.basename(NOTIFY_SOCKET), *_root(ids))
+            os.chown(f"/proc/self/fd/{directory}", *_root(ids))
+        except BaseException:
+            os.close(directory)
+            raise
+        return directory
+
+    def close_given(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def close(self) -> None:
+        if self.notify is not None:
+            self.notify.close()
+        if self.notification is not None:
+            self.notification.close()
+
+
+def _secrets(spec: Spec, ids: Ids | None, identity: Identity) -> int:
+    contents = [(secret, _content(spec, secret)) for secret in spec.secrets]
+    size = sum(-(-len(content) // _PAGE) * _PAGE for _, content in contents) + _PAGE
+    tree = _unswappable_tmpfs(size, len(contents) + 4)
+    try:
+        for secret, content in contents:
+            _write(tree, secret.target, content)
+            uid = identity.uid if secret.uid is None else secret.uid
+            gid = identity.gid if secret.gid is None else secret.gid
+            _own(tree, secret.target, *((ids.map.uid(uid), ids.map.gid(gid)) if ids else (uid, gid)))
+            os.chmod(secret.target, secret.mode, dir_fd=tree)
+        os.chown(f"/proc/self/fd/{tree}", *_root(ids))
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def _content(spec: Spec, secret: Secret) -> bytes:
+    if secret.file is None:
+        if secret.content is None:
+            raise SpecError("secrets", f'what the variable "{secret.environment}" was is not known any more; reload the project')
+        return secret.content
+    try:
+        return _read(secret.file)
+    except OSError as exc:
+        raise LaunchError(spec.name, f"read the secret {secret.target} from {secret.file}", exc.errno or 0) from None
+
+
+def _read(path: Path) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it might never end
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file")
+    with open(fd, "rb", buffering=0) as file:
+        content = bytearray()
+        while len(content) <= MAX_SECRET and (more := file.read(MAX_SECRET + 1 - len(content))):
+            content += more
+    if len(content) > MAX_SECRET:
+        raise OSError(errno.EFBIG, "too large")
+    return bytes(content)
+
+
+def _write(directory: int, name: str, content: bytes) -> None:
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    with open(fd, "wb", buffering=0) as file:
+        view = memoryview(content)
+        while view:
+            view = view[file.write(view) :]
+
+
+def _own(directory: int, name: str, uid: int, gid: int) -> None:
+    os.chown(name, uid, gid, dir_fd=directory, follow_symlinks=False)
+
+
+def _root(ids: Ids | None) -> tuple[int, int]:
+    return (ids.map.uid(0), ids.map.gid(0)) if ids else (0, 0)
+
+
+def _unswappable_tmpfs(size: int, inodes: int) -> int:
+    if _knows_noswap():
+        return new_tmpfs(size=size, inodes=inodes, noswap=True)
+    return new_tmpfs(size=size, inodes=inodes)
+
+
+@functools.cache
+def _knows_noswap() -> bool:
+    """Linux 6.4; not in a user namespace (EINVAL): swapping is the host's then, as for all memory of ours."""
+    with contextlib.suppress(OSError):
+        os.close(new_tmpfs(size=_PAGE, inodes=1, noswap=True))
+        return True
+    return False

@@ -1,0 +1,194 @@
+"""Names of rotated log files, and their compression.
+
+`path`.1 is the newest of them, and has been `path` before. A thread of its own makes `path`.N.gz of `path`.N and renames it into
+its place in one step, so that a reader finds one of both. The file's inode number is in the header of the .gz (FNAME, RFC 1952):
+a reader that had got so far in `path`.N knows by it where to go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Final, Protocol
+
+_CHUNK: Final = 256 << 10
+_LEVEL: Final = 6
+_HEADER: Final = 10 + 21
+_FNAME: Final = 8
+
+_names = threading.Lock()
+"""Held while names change: a file that is compressed meanwhile may get another one."""
+
+_lock = threading.Lock()
+_pending: dict[Path, Future[None]] = {}
+_executor: ThreadPoolExecutor | None = None
+
+
+def numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}")
+
+
+def compressed(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}.{number}.gz")
+
+
+def shift(path: Path, max_files: int) -> None:
+    """Gives every file the next number; those that come to `max_files`, also of an earlier and larger setting, go first.
+
+    Raises:
+        OSError: a rename failed; no file is lost.
+    """
+    with _names:
+        last = max(1, max_files - 1)
+        for number in count(last):
+            if not _unlink(numbered(path, number)) + _unlink(compressed(path, number)) and number > last:
+                break
+        if max_files == 1:
+            _unlink(path)
+            return
+        for number in range(last - 1, 0, -1):
+            for name in (numbered, compressed):
+                with suppress(FileNotFoundError):
+                    os.rename(name(path, number), name(path, number + 1))
+        with suppress(FileNotFoundError):
+            os.rename(path, numbered(path, 1))
+
+
+def compress_soon(path: Path) -> None:
+    """Compresses what there is of `path`.N, one file after another, in a thread: never more than one task for a path waits."""
+    global _executor
+    with _lock:
+        if path in _pending and not _pending[path].running():
+            return
+        if _executor is None:
+            _executor = ThreadPoolExecutor(1, thread_name_prefix="tinyvisor-log")
+        task = _pending[path] = _executor.submit(_compress_all, path)
+    task.add_done_callback(lambda done: _forget(path, done))
+
+
+def wait_compressed(path: Path) -> None:
+    """Until nothing waits to be compressed of what had been rotated before."""
+    task = _pending.get(path)
+    if task is not None:
+        task.result()
+
+
+def _forget(path: Path, task: Future[None]) -> None:
+    with _lock:
+        if _pending.get(path) is task:
+            del _pending[path]
+
+
+def _compress_all(path: Path) -> None:
+    partial = path.with_name(f"{path.name}.gz.partial")
+    for number in count(1):
+        if not (numbered(path, number).exists() or compressed(path, number).exists()):
+            return
+        try:
+            _compress(path, number, partial)
+        except FileNotFoundError:
+            continue  # it is compressed already, or has just got another number, or is gone
+        except OSError:
+            _unlink(partial)  # e.g. a full disk: what is there stays as it is, until the next rotation
+            return
+
+
+def _compress(path: Path, number: int, partial: Path) -> None:
+    fd = os.open(numbered(path, number), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as source:
+        inode = os.fstat(fd).st_ino
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        with open(os.open(partial, flags, 0o640), "wb") as target, gzip.GzipFile(str(inode), "wb", _LEVEL, target) as packed:
+            while chunk := source.read(_CHUNK):
+                packed.write(chunk)
+        with _names:
+            for now in count(1):
+                found = _inode(numbered(path, now))
+                if found == inode:
+                    os.rename(partial, compressed(path, now))
+                    os.unlink(numbered(path, now))
+                    return
+                if found is None and _inode(compressed(path, now)) is None:
+                    os.unlink(partial)
+                    raise FileNotFoundError(errno.ENOENT, "rotated away", str(path))
+
+
+# ---- reading ----
+
+
+def files(path: Path) -> Iterator[tuple[int, Path]]:
+    """Of a log, the newest first: which file it is, or was before it was compressed, and its name now."""
+    for number in count():
+        name = numbered(path, number) if number else path
+        inode = _inode(name)
+        if inode is None and number:
+            name = compressed(path, number)
+            inode = _origin(name)
+        if inode is not None:
+            yield inode, name
+        elif number:
+            return
+
+
+class _Unpacked(gzip.GzipFile):
+    """One that closes what it reads."""
+
+    def __init__(self, fd: int) -> None:
+        self._packed = os.fdopen(fd, "rb")
+        super().__init__(fileobj=self._packed, mode="rb")
+
+    def close(self) -> None:
+        super().close()
+        self._packed.close()
+
+
+class Readable(Protocol):
+    """A file to be read from its start."""
+
+    def read(self, size: int, /) -> bytes | None: ...
+
+    def close(self) -> None: ...
+
+
+def open_log(path: Path) -> Readable | None:
+    """What is in it, unpacked; None where it has just got another name."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    return _Unpacked(fd) if path.suffix == ".gz" else os.fdopen(fd, "rb", buffering=0)
+
+
+def _inode(path: Path) -> int | None:
+    """Of a regular file."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ino if path.is_file() and not path.is_symlink() else None
+
+
+def _origin(path: Path) -> int | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        header = file.read(_HEADER)
+    name = header[10:].partition(b"\0")[0]
+    return int(name) if header[3:4] == bytes([_FNAME]) and name.isdigit() else os.lstat(path).st_ino
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
