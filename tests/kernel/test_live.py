@@ -9,6 +9,8 @@ import os
 import random
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ import trio
 from tests.kernel.command import environment
 from tests.kernel.helpers import BOUND, ON_TRIO, read_until, until
 from tests.kernel.test_daemon import Directory
+from tinyvisor.client import Client
 from tinyvisor.errors import LauncherDied, NotLaunched, TinyvisorError
 from tinyvisor.places import run_directory
 from tinyvisor.processes import is_alive
@@ -297,6 +300,28 @@ async def test_there_is_one_supervisor_and_others_can_not_even_ask(project: str)
 
 @ON_TRIO
 @pytest.mark.anyio
+async def test_who_talks_nonsense_to_the_keeper_is_let_go(project: str) -> None:
+    """Only we and root can; still it must not cost the containers."""
+    magic = (0x4C565954).to_bytes(4, sys.byteorder)
+    put = magic + struct.pack("=HHQII", 1, 1, 7, 0, 1)
+    with anyio.fail_after(BOUND):
+        async with crashed(project, spec("a", "exec sleep 1000")):
+            for message, fds in (
+                (b"", 0), (b"x" * 24, 0), (b"x" * 5000, 0), (put, 0), (put[:-1], 1), (put, 2), (put, 64),
+                (magic + struct.pack("=HHQII", 2, 1, 7, 0, 1), 1), (magic + struct.pack("=HHQII", 1, 99, 0, 0, 0), 1),
+            ):  # fmt: skip
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                    client.settimeout(BOUND)
+                    client.connect(str(keeper_path(run_directory(), project)))
+                    assert client.recv(100)[4:8] == struct.pack("=HH", 1, 5), "hello"
+                    socket.send_fds(client, [message], [0] * fds)
+                    assert client.recv(100) == b""
+            async with open_runtime(name=project, live=True) as runtime, runtime.adopt("a") as container:
+                assert (await container.exec(["true"])).status == "ok"
+
+
+@ON_TRIO
+@pytest.mark.anyio
 async def test_records_of_another_version_are_left_alone_and_so_are_containers(project: str) -> None:
     with anyio.fail_after(BOUND):
         async with crashed(project, spec("a", "sleep 1000")) as (pid,):
@@ -333,7 +358,8 @@ WAIT = "trap 'exit {code}' USR1; while :; do sleep 1000 & wait; done"
 def directory(tmp_path: Path) -> Iterator[Directory]:
     found = Directory(tmp_path)
     yield found
-    found.run("down", "-p", found.name)
+    if list(run_directory().glob(f"{found.name}.*")):
+        found.run("down", "-p", found.name)
 
 
 def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> None:
@@ -341,18 +367,25 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
     directory.write("dies", WAIT.format(code=7))
     directory.write("comes-back", WAIT.format(code=3), "restart: always", "backoff: {initial: 10ms}")
     assert directory.up().returncode == 0
-    before = directory.ps()
+    client = Client(directory.name)
+
+    def ps() -> dict[str, Any]:
+        return {item["name"]: item for item in client.get("/v1/services")}
+
+    before = ps()
+    assert _open_files(before["count"]["pid"]) == _open_files(os.getpid()), "the daemon's own limit is not the containers'"
     _kill(directory.daemon())
-    told = directory.run("ps", "-p", directory.name).stderr
+    told = directory.run("up", "-p", directory.name, "--log-dir", str(directory.path / "logs")).stderr
     assert told.startswith(f'tinyvisor: the daemon of "{directory.name}" is dead, and its containers run on: ')
-    assert directory.run("up", "-p", directory.name, "--log-dir", str(directory.path / "logs")).stderr == told
+    with pytest.raises(TinyvisorError, match="is dead, and its containers run on"):
+        ps()
     for name in ("dies", "comes-back"):
         _end_workload(before[name]["pid"])
 
     assert directory.up().returncode in (0, 1), "1 where it knows by then that one has failed"
-    assert directory.run("wait", "dies").returncode == 1
-    while (after := directory.ps())["comes-back"]["state"] != "running":
-        pass
+    assert [item["state"] for item in client.get("/v1/wait", {"service": "dies"})] == ["failed"]
+    while (after := ps())["comes-back"]["state"] != "running":
+        client.get("/v1/wait", {"service": "comes-back", "until": "running"})
     assert after["count"]["pid"] == before["count"]["pid"]
     assert (after["dies"]["state"], after["dies"]["exit"]["exit_code"]) == ("failed", 7)
     assert (after["comes-back"]["restarts"], after["comes-back"]["exit"]["exit_code"]) == (1, 3)
@@ -360,7 +393,7 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
 
     daemon = directory.daemon()
     assert directory.run("upgrade", "-p", directory.name).stdout == f'"{directory.name}" goes on (pid {daemon})\n'
-    assert directory.ps()["count"]["pid"] == before["count"]["pid"]
+    assert ps()["count"]["pid"] == before["count"]["pid"]
     _kill(daemon)
     (directory.path / "configs" / "dies.yaml").write_text("nothing that makes sense\n")
     container = os.pidfd_open(before["count"]["pid"])
@@ -371,6 +404,12 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
         [b"F", b"line %d" % number] for number in range(1, len(records) + 1)
     ]
     assert [path.name for path in run_directory().glob(f"{directory.name}*")] == []
+
+
+def _open_files(pid: int) -> list[str]:
+    return next(
+        line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if line.startswith("Max open files")
+    ).split()
 
 
 def _kill(daemon: int) -> None:

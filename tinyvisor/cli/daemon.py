@@ -135,6 +135,7 @@ class _Daemon:
     async def run(self) -> None:
         import trio
 
+        from tinyvisor.client import is_abandoned
         from tinyvisor.control import Control, Feed, listening
         from tinyvisor.places import run_directory
         from tinyvisor.runner import Live
@@ -150,7 +151,10 @@ class _Daemon:
 
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            if is_abandoned(name):  # whose fds all come at once
+                _allow_many_files()
             async with open_runtime(name=name, live=self._live) as runtime:  # holds the project's lock
+                _allow_many_files()  # us; the launcher is there by now, whose limit is the containers'
                 live = None
                 if runtime.live is not None:
                     runtime.live.records.on_problem = self._say
@@ -238,6 +242,13 @@ class _Daemon:
         from tinyvisor.runtime.logfile import Piece
 
         self._log.write("stderr", [Piece(line.encode("utf-8", "replace"), True) for line in text.splitlines()])
+
+
+def _allow_many_files() -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
