@@ -260,7 +260,7 @@ BAD = [
         "secrets: [{file: /etc/passwd}]\ntmpfs: [/run/secrets]",
         '3:1: tmpfs: "/run/secrets" is where the secrets are',
     ),
-    ("on_unhealthy: restart", "2:1: on_unhealthy: needs a healthcheck"),
+    ("on_unhealthy: restart", "2:1: on_unhealthy: needs a healthcheck, or a way to say that it is ready"),
     (
         "healthcheck: {test: x}\non_unhealthy: kill",
         '3:1: on_unhealthy: expected none, restart or stop, got "kill"',

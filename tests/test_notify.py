@@ -115,6 +115,14 @@ async def test_ready_by_a_newline(newline: tuple[tuple[float, bytes], ...], read
     assert [event.health for event in b.of(HealthChanged)] == ["unhealthy" if ready is None else "healthy"]
 
 
+async def test_who_will_never_be_ready_may_be_started_again() -> None:
+    scripts = {"a": [Script(newline=((1, b""),)), Script(newline=((1, b"\n"),))]}
+    b = bench(service("a", ready_fd=3, on_unhealthy="restart"), scripts=scripts)
+    await b.run_until(10)
+    assert [event.reason for event in b.of(HealthChanged)] == ["it closed its ready_fd without a newline", ""]
+    assert len(b.runtime.times("launch", "a")) == 2
+
+
 # ---- the watchdog ----
 
 

@@ -19,6 +19,7 @@ from tinyvisor.state import (
     HealthChanged,
     HookFailed,
     LogLost,
+    NotifyRefused,
     ServiceBackoff,
     ServiceExited,
     ServiceFailed,
@@ -178,6 +179,7 @@ def test_events_are_lines_of_their_own(pipe: tuple[int, int]) -> None:
             DependencyMissing("crasher", "it depends on web, which is not there"),
             ServiceExited("web", CRASH),
             HookFailed("web", "pre_stop", "exit 3"),
+            NotifyRefused("web", "FDSTORE", "they are not kept"),
             ServiceFinished("web"),
         ):
             view.event(event)
@@ -204,6 +206,7 @@ def test_events_are_lines_of_their_own(pipe: tuple[int, int]) -> None:
         "crasher runs in 30.0s",
         "crasher starts all the same: it depends on web, which is not there",
         "web: a pre_stop command failed: exit 3",
+        "web: FDSTORE on its NOTIFY_SOCKET is passed over: they are not kept",
         "web exited with code 1",
     ]
 

@@ -12,15 +12,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import h11
 import trio
 
 from tinyvisor.errors import ContainerError, InternalError, LauncherDied, TinyvisorError
 from tinyvisor.spec import Healthcheck, Http, Tcp
 from tinyvisor.state import Exit
 from tinyvisor.units import format_duration
+
+if TYPE_CHECKING:
+    import h11
 
 MAX_ANSWER: Final = 32 << 10
 """Bytes of an answer's status lines and headers, informational ones included."""
@@ -72,6 +74,8 @@ async def _probe(container: Connectable, target: Http | Tcp) -> None:
 
 
 async def _get(sock: trio.socket.SocketType, target: Http) -> None:
+    import h11  # here, since few need it
+
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER)
     own = {name.lower() for name in target.headers}
     headers = list(target.headers.items())
@@ -97,6 +101,8 @@ async def _get(sock: trio.socket.SocketType, target: Http) -> None:
 
 
 async def _status(sock: trio.socket.SocketType, connection: h11.Connection) -> int:
+    import h11
+
     left = MAX_ANSWER
     while True:
         event = connection.next_event()

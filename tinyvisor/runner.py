@@ -768,13 +768,12 @@ class Runner:
 
     def _hear(self, service: Service, container: Container, company: trio.Nursery) -> None:
         """What it says of itself, by other ways than its output."""
-
-        def set_health(change: Callable[[Health], Health]) -> Callable[[], None]:
-            return lambda: self._set_health(service, change(self.health))
-
+        self._listener = None
+        if container.notify is None and container.notification is None:
+            return
         told = Told(
-            ready=set_health(health.became_ready) if service.tells_ready else lambda: None,
-            stopping=set_health(health.withdrew) if service.tells_ready else lambda: None,
+            ready=lambda: self._change_readiness(service, health.became_ready),
+            stopping=lambda: self._change_readiness(service, health.withdrew),
             mute=lambda reason: self._set_health(service, health.gave_up_looking(self.health, reason)),
             hangs=lambda reason: self._condemn(Unfit(reason)),
             refused=lambda what, why: self._around.events.emit([NotifyRefused(self.name, what, why)]),
@@ -785,10 +784,14 @@ class Runner:
         )
         if container.notify is not None:
             company.start_soon(listener.listen, container.notify)
+            if service.watchdog is not None:
+                company.start_soon(listener.watch)
         if container.notification is not None and not is_ready:
             company.start_soon(listener.await_newline, container.notification)
-        if service.watchdog is not None and container.notify is not None:  # who can't be heard is not judged by it
-            company.start_soon(listener.watch)
+
+    def _change_readiness(self, service: Service, change: Callable[[Health], Health]) -> None:
+        if service.tells_ready:
+            self._set_health(service, change(self.health))
 
     def _set_health(self, service: Service, after: Health) -> None:
         before, self.health = self.health, after

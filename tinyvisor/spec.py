@@ -12,8 +12,6 @@ import re
 import signal as signals
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from hashlib import sha256
-from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
@@ -198,6 +196,8 @@ class Secret:
         if self.content is not None:
             if not isinstance(self.content, bytes) or len(self.content) > MAX_SECRET:
                 raise SpecError("secrets", f"expected {MAX_SECRET} bytes at most")
+            from hashlib import sha256  # here, since few need it and it is slow to import
+
             object.__setattr__(self, "digest", sha256(self.content).hexdigest())
         for name in ("uid", "gid"):
             value = getattr(self, name)
@@ -769,6 +769,8 @@ class Http:
 def _check_endpoint(where: str, host: str, port: int) -> None:
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
         raise SpecError(f"{where}.port", f"expected a port from 1 to 65535, got {port!r}")
+    from ipaddress import ip_address  # here, since few need it and it is slow to import
+
     try:
         ip_address(host)
     except ValueError:
@@ -850,6 +852,8 @@ def parse_syslog_address(text: str) -> str | tuple[str, int]:
     """
     if text.startswith("unixgram:///") and "\0" not in text and len(os.fsencode(text)) < 12 + 100:
         return text.removeprefix("unixgram://")
+    from ipaddress import ip_address
+
     match = re.fullmatch(r"udp://(\[[0-9a-fA-F:.]+\]|[0-9.]+)(?::([0-9]{1,5}))?", text)
     if match is not None and 0 < int(match[2] or "514") < 65536:
         try:
@@ -954,8 +958,8 @@ class Service:
             object.__setattr__(self, "depends_on", {name: Dependency() for name in sorted(self.depends_on)})
         if self.on_unhealthy not in get_args(OnUnhealthy):
             raise SpecError("on_unhealthy", "expected none, restart or stop")
-        if self.on_unhealthy != "none" and self.healthcheck is None:
-            raise SpecError("on_unhealthy", "needs a healthcheck")
+        if self.on_unhealthy != "none" and not self.tells_health:
+            raise SpecError("on_unhealthy", "needs a healthcheck, or a way to say that it is ready")
         if self.scale is not None and not 0 <= self.scale <= MAX_SCALE:
             raise SpecError("scale", f"expected 0 to {MAX_SCALE}")
         self._check_readiness()

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from tests.kernel.helpers import BOUND, ON_TRIO, fds, shell
@@ -225,6 +226,27 @@ async def test_the_socket_of_a_joined_network_is_its_provider_s(shared: Runtime)
                     sock.setblocking(True)
                     sock.connect(("127.0.0.1", 8080))
                     assert sock.recv(100) == b"inside"
+
+
+async def test_a_socket_that_can_t_be_had_names_the_step_and_one_that_nobody_waits_for_is_closed(shared: Runtime) -> None:
+    with anyio.fail_after(BOUND):
+        async with shared.start(Spec(command=("sleep", "1000"), name="case")) as container:
+            before = fds()
+            with pytest.raises(LaunchError, match="make a socket: Address family not supported"):
+                await container.open_socket(99)
+
+            async def take() -> None:
+                (await container.open_socket()).close()
+
+            for checkpoints in range(6):
+                async with anyio.create_task_group() as group:
+                    group.start_soon(take)
+                    for _ in range(checkpoints):
+                        await anyio.lowlevel.checkpoint()
+                    group.cancel_scope.cancel()
+                assert list(shared.containers) == [container.id]
+            # What was made and not taken is the process's, and closed with it.
+            assert fds() == before
 
 
 async def test_a_socket_of_the_host_s_network_is_one_of_ours(shared: Runtime) -> None:

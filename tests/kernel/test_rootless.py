@@ -221,3 +221,27 @@ def test_what_holds_for_root_holds_here(user: User, module: str) -> None:
     pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={user.home}/pytest", "-k", "not asyncio"]
     ended = user.tinyvisor("unshare", *pytest_, str(REPOSITORY / "tests/kernel" / module), timeout=4 * BOUND)
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+
+
+@pytest.mark.parametrize("who", ["user", "poor"])
+def test_secrets_a_probe_and_readiness(who: str, request: pytest.FixtureRequest) -> None:
+    user: User = request.getfixturevalue(who)
+    serve = (
+        "import os, socket, time; server = socket.create_server(('127.0.0.1', 8080)); "
+        "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.sendto(b'READY=1', os.environ['NOTIFY_SOCKET']); time.sleep(99)"
+    )
+    services = {
+        "web": {
+            "command": ["python3", "-c", serve], "ready_notify": True, "stop_grace_period": "1s",
+            "healthcheck": {"tcp": 8080, "interval": "50ms", "start_interval": "50ms", "start_period": "1m"},
+        },
+        "app": {
+            "command": ["sh", "-c", "cat /run/secrets/*; stat -c %u /run/secrets/key"],
+            "depends_on": {"web": {"condition": "service_healthy"}}, "secrets": [{"environment": "KEY", "target": "key"}],
+        },
+    }  # fmt: skip
+    path = user.home / "project.yaml"
+    path.write_text(json.dumps({"services": services}))
+    ended = user.tinyvisor("up", str(path), "--exit-code-from", "app", timeout=BOUND, KEY="word\n")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.findall(r"^app \| (.*)$", ended.stdout, re.MULTILINE) == ["word", "0"]

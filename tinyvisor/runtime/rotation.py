@@ -12,11 +12,13 @@ import gzip
 import os
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _CHUNK: Final = 256 << 10
 _LEVEL: Final = 6
@@ -68,6 +70,8 @@ def compress_soon(path: Path) -> None:
         if path in _pending and not _pending[path].running():
             return
         if _executor is None:
+            from concurrent.futures import ThreadPoolExecutor  # here, since few need it
+
             _executor = ThreadPoolExecutor(1, thread_name_prefix="tinyvisor-log")
         task = _pending[path] = _executor.submit(_compress_all, path)
     task.add_done_callback(lambda done: _forget(path, done))
