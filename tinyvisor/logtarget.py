@@ -55,6 +55,14 @@ class Log(Protocol):
         """Counts what was thrown away before it came here."""
         ...
 
+    def place(self) -> Place:
+        """Where it ends, for `take_back`; zeros where it is no file."""
+        ...
+
+    def take_back(self, place: Place) -> None:
+        """As `LogFile.take_back`; nothing where it is no file."""
+        ...
+
     def flush(self) -> bool:
         """Tries again; whether something still waits for somebody who is there."""
         ...
@@ -171,6 +179,12 @@ class Limited:
     def lose(self, lost: Lost) -> None:
         self._log.lose(lost)
 
+    def place(self) -> Place:
+        return self._log.place()
+
+    def take_back(self, place: Place) -> None:
+        self._log.take_back(place)
+
     def flush(self) -> bool:
         return self._log.flush()
 
@@ -238,6 +252,12 @@ class SocketLog:
     def lose(self, lost: Lost) -> None:
         before = self._lost or Lost(0, 0, lost.reason)
         self._lost = Lost(before.lines + lost.lines, before.bytes + lost.bytes, before.reason)
+
+    def place(self) -> Place:
+        return Place()
+
+    def take_back(self, place: Place) -> None:
+        """What was sent is sent."""
 
     def flush(self) -> bool:
         while self._waiting and self._connect():

@@ -794,12 +794,15 @@ class Runner:
             hangs=lambda reason: self._condemn(Unfit(reason)),
             refused=lambda what, why: self._around.events.emit([NotifyRefused(self.name, what, why)]),
         )
-        self._listener = listener = Listener(told, watchdog=service.watchdog, waits_for_ready=service.ready_notify)
+        is_ready = self.health.ready  # which it may have told the supervisor before us
+        self._listener = listener = Listener(
+            told, watchdog=service.watchdog, waits_for_ready=service.ready_notify and not is_ready
+        )
         if container.notify is not None:
             company.start_soon(listener.listen, container.notify)
             if service.watchdog is not None:
                 company.start_soon(listener.watch)
-        if container.notification is not None:
+        if container.notification is not None and not is_ready:
             company.start_soon(listener.await_newline, container.notification)
 
     def _change_readiness(self, service: Service, change: Callable[[Health], Health]) -> None:
@@ -867,10 +870,10 @@ class Runner:
             stage.begin(size, self._log.place() if self._log is not None else Place())
         if self._log is not None:
             self._tell_lost(self._log.write(stream, pieces))
-            if self._log.waits and self._log.flush():
-                self._unflushed.set()
         if stage is not None and pieces:
             stage.settle()
+        if self._log is not None and self._log.waits and self._log.flush():
+            self._unflushed.set()
         for piece in pieces:
             self._around.on_output(self.name, stream, piece.data)
         if self._looking is not None:

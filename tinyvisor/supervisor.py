@@ -15,7 +15,7 @@ Bounds, each with what happens when it is reached:
   `runner.DRAIN_PATIENCE` and closed.
 - a `TinyvisorError` of one container (its launch failed, the host lacks a controller) is that service's failure. Any
   other exception, a callback's too, is a bug or the launcher's death: it cancels all services, whose containers are
-  killed, and comes out of `run` (in an `ExceptionGroup`).
+  killed (with `Live` they are left to the next supervisor), and comes out of `run` (in an `ExceptionGroup`).
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class Supervisor:
         Raises:
             HostError: the log directory can't be used. Nothing was started.
 
-        Cancellation: everything is killed, without grace.
+        Cancellation: everything is killed, without grace; with `live` what runs is left as it is.
         """
         try:
             standings = self._restore()

@@ -58,10 +58,15 @@ def rich(directory: Path) -> Spec:
         tmpfs=(Tmpfs("/scratch"), Tmpfs("/scratch/below", executable=True)), user="12:34", group_add=("56",),
         ulimits={"nofile": Ulimit(100, 200), "core": Ulimit(0, 0)}, pids_limit=20, mem_limit=64 << 20, cpus=1.5,
         cpuset=frozenset({0}), oom_score_adj=100, capabilities=frozenset({"CHOWN"}), cpu_time=60, timeout=60,
-        environment={"A": "b"}, secrets=(Secret(target="key", content=b"word"),), notify_socket=True, notification_fd=7,
+        environment={"A": "b"},
         masked_paths=("/proc/acpi", "/proc/kcore", "/proc/none"), readonly_paths=("/proc/sys", "/proc/none"),
     )  # fmt: skip
 
+
+PROVISIONS: dict[str, Any] = {
+    "secrets": (Secret(target="key", content=b"word"),), "notify_socket": True, "notification_fd": 7,
+}  # fmt: skip
+"""More steps, whose calls are those of other steps."""
 
 HOST_VIEW = Spec(
     command=("/bin/sh", "-c", LOOK), name="case", userns_mode="host", root_method="chroot", no_new_privs=False, read_only=True,
@@ -144,7 +149,7 @@ def test_every_step_can_be_made_to_fail_or_is_known_not_to() -> None:
 
 @pytest.mark.parametrize("kind", ["rich", "host view"])
 async def test_every_step_fails_by_what_it_is_told(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = rich(tmp_path) if kind == "rich" else HOST_VIEW
+    spec = rich(tmp_path).with_(**PROVISIONS) if kind == "rich" else HOST_VIEW
     real, at = planning.plan, 0
     broken: Step | None = None
 

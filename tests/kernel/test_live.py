@@ -36,6 +36,7 @@ from tinyvisor.runtime.live import keeper_path, records_path
 from tinyvisor.runtime.stdio import ReceivePipe
 from tinyvisor.spec import Spec
 
+SEND = "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ['NOTIFY_SOCKET']); "
 ROOT = Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("TINYVISOR_TEST_SEED", time.time_ns() % 10**9))
 LATEST = 0.15
@@ -170,6 +171,23 @@ async def test_all_there_is_to_a_container_is_taken_over(project: str, terminal:
                 assert (await container.stats()).memory
                 await container.signal("USR1")
                 assert (await container.wait()).exit_code == 9
+
+
+@ON_TRIO
+@pytest.mark.anyio
+async def test_what_it_says_of_itself_meanwhile_is_heard(project: str) -> None:
+    code = SEND + "s.send(b'ONE'); os.write(3, b'one'); input(); s.send(b'TWO'); os.write(3, b'two'); time.sleep(1000)"
+    one = Spec(command=("python3", "-c", code), name="web", notify_socket=True, notification_fd=3, stdin_open=True)
+    with anyio.fail_after(BOUND):
+        async with crashed(project, one), open_runtime(name=project, live=True) as runtime, runtime.adopt("web") as container:
+            assert container.notify is not None
+            assert container.notification is not None
+            assert container.stdin is not None
+            assert await container.notify.receive() == b"ONE"
+            assert await container.notification.receive() == b"one"
+            await container.stdin.send(b"\n")
+            assert await container.notify.receive() == b"TWO"
+            assert await container.notification.receive() == b"two"
 
 
 @ON_TRIO

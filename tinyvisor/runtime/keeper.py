@@ -40,6 +40,7 @@ class Kind(IntEnum):
     """What a kept fd is; below 16. The first three of the project (`PROJECT`) are the keeper's own."""
 
     CONTROL, LAUNCHER, KEEPER, LOCK, LEASES, EVENTS, STDIN, STDOUT, STDERR, TERMINAL, STAGED_OUT, STAGED_ERR = range(12)
+    NOTIFY, NOTIFICATION = 12, 13
 
 
 PROJECT: Final = 0

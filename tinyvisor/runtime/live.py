@@ -22,6 +22,7 @@ from tinyvisor.runtime.container import Container, Host
 from tinyvisor.runtime.idmap import IdMap
 from tinyvisor.runtime.keeper import PROJECT, Keeper, Kind, wait_ended
 from tinyvisor.runtime.leases import Ids, Leases
+from tinyvisor.runtime.provisions import Provisions
 from tinyvisor.runtime.records import RUNTIME, Records
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.stage import Stage
@@ -226,6 +227,7 @@ class Live:
             pair = (ours, theirs)
         container = make(spec, self._streams(id_, spec), pair, id_)
         container.ids = _ids(record["ids"], leases)
+        container.provide(Provisions.again(self.keeper.take(id_, Kind.NOTIFY), self.keeper.take(id_, Kind.NOTIFICATION)))
         if spec.tty:
             terminal, staged = self.keeper.take(id_, Kind.TERMINAL), self.keeper.take(id_, Kind.STAGED_OUT)
             container.terminal = terminal if terminal >= 0 else None
@@ -266,6 +268,10 @@ def _fds_of(container: Container, streams: Streams) -> dict[Kind, int]:
     fds = {Kind.EVENTS: container.event_socket}
     if streams.stdin is not None:
         fds[Kind.STDIN] = streams.stdin.fileno()
+    if container.notify is not None:
+        fds[Kind.NOTIFY] = container.notify.fileno()
+    if container.notification is not None:
+        fds[Kind.NOTIFICATION] = container.notification.fileno()
     if container.terminal_stage is not None:
         return {**fds, Kind.STAGED_OUT: container.terminal_stage.fd}
     outputs = ((streams.stdout, Kind.STDOUT, Kind.STAGED_OUT), (streams.stderr, Kind.STDERR, Kind.STAGED_ERR))

@@ -52,6 +52,19 @@ class NotifySocket:
             self.close()
             raise
 
+    @classmethod
+    def again(cls, fd: int) -> NotifySocket:
+        """One that is bound already, of a container that is taken over."""
+        self = cls.__new__(cls)
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self._waited = Waited(self._socket, self._socket.close)
+        self._closed = False
+        return self
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     async def receive(self) -> bytes:
         """The next message, its first `MAX_DATAGRAM` bytes.
 
@@ -59,15 +72,12 @@ class NotifySocket:
             anyio.ClosedResourceError: after `close`.
         Cancellation: nothing was read.
         """
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        await anyio.lowlevel.checkpoint()
         while not self._closed:
             try:
-                data = self._socket.recv(MAX_DATAGRAM)
+                return self._socket.recv(MAX_DATAGRAM)  # nothing in between: should we be killed, it is the next one's to hear
             except BlockingIOError:
                 await self._waited.readable()
-            else:
-                await anyio.lowlevel.cancel_shielded_checkpoint()
-                return data
         raise anyio.ClosedResourceError
 
     def close(self) -> None:
@@ -106,6 +116,15 @@ class Provisions:
             self.close_given()
             self.close()
             raise
+
+    @classmethod
+    def again(cls, notify: int, notification: int) -> Provisions:
+        """Our ends of a container that is taken over; -1: it has none."""
+        self = cls.__new__(cls)
+        self.notify = NotifySocket.again(notify) if notify >= 0 else None
+        self.notification = ReceivePipe(notification) if notification >= 0 else None
+        self.fds = []
+        return self
 
     def _open_notify(self, ids: Ids | None) -> int:
         directory = new_tmpfs(size=_PAGE, inodes=4)
