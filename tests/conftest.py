@@ -10,8 +10,10 @@ import ctypes
 import functools
 import os
 import re
+import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests import world
 from tinyvisor.places import in_user_namespace, run_directory
 from tinyvisor.runtime.cgroup import read_layout
 
@@ -90,15 +93,27 @@ def kernel_refusal() -> str | None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(specs: list[Any]) -> None:
+    """With `-n` each worker has a machine of its own, as far as tests look at it."""
+    if kernel_refusal() is None and world.possible():
+        for spec in specs:
+            spec.python = shlex.join([sys.executable, world.__file__, sys.executable])
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `-n` all kernel tests go to one process, one after the other, as they look at the whole machine; others by file."""
+    """With `-n` tests go to processes by file, those of the kernel first, as they take the longest. Where there can be no worlds,
+    all of those go to one process, one after the other, as they look at the whole machine."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class KernelAtOnePlace(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            return "kernel" if nodeid.startswith(OF_THE_KERNEL) else nodeid.partition("::")[0]
+    apart = kernel_refusal() is None and world.possible()
+    config.option.loadscopereorder = False  # tests/kernel is collected first
 
-    return KernelAtOnePlace(config, log)
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "kernel" if nodeid.startswith(OF_THE_KERNEL) and not apart else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,6 +23,7 @@ from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, open_con
 from tests.benchmarks.floor import EVERYTHING, PARTS, Floor, open_floor
 from tests.benchmarks.memory import idle_memory
 from tests.benchmarks.scale import add_options, chosen_sizes, measure_scale
+from tests.benchmarks.supervision import measure_supervision
 from tests.benchmarks.tracing import measure_tracing
 
 AT_ONCE = (1, 16)
@@ -162,6 +163,8 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--breakdown", action="store_true", help="the floor alone, part by part")
     parser.add_argument("--trace", action="store_true", help="what a tracer costs, ours and strace")
+    parser.add_argument("--supervision", action="store_true", help="services by the thousand, restarts, logs; supervisord, s6")
+    parser.add_argument("--services", type=int, default=1000, metavar="N", help="for --supervision (default 1000)")
     parser.add_argument("--only", metavar="NAMES", help="contenders besides the floor, by commas: tinyvisor,bwrap")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw them (needs matplotlib)")
@@ -215,6 +218,10 @@ def main() -> int:
     found: dict[str, Any] = {"machine": machine}
     if options.trace:
         found["trace"] = trio.run(measure_tracing, options.rounds)
+        return _write(options.json, found)
+    if options.supervision:
+        with tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
+            found["supervision"] = trio.run(measure_supervision, options.services, Path(scratch))
         return _write(options.json, found)
     with open_floor() as floor, tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
         if options.scale:

@@ -4,8 +4,9 @@
  *   floor ITERATIONS CONCURRENCY -- COMMAND...
  *
  * The first form makes containers: a small process in a nearly empty mount namespace clones an init (new pid namespace),
- * which makes the other namespaces, two cgroups (v1; one on v2), a root, its mounts and masks, pivots, and vforks a
- * workload that joins the cgroups, drops its rights and runs /bin/true. The parent reaps init, reads the counters, removes the cgroups.
+ * which makes the other namespaces, owned by a user namespace, two cgroups (v1; one on v2), a root, its mounts and masks, pivots,
+ * and vforks a workload that joins the cgroups, enters the user namespace, drops its rights and runs /bin/true. The parent reaps
+ * init, reads the counters, removes the cgroups.
  * The second form runs any command instead, "{}" in its words being the iteration: other programs, started as cheaply.
  * CONCURRENCY of them are in flight at any time. One line of JSON says what it took; any failure ends it with status 1.
  * With --or, each container is of one of the variants, drawn by lot, and each variant's median is reported: what the machine
@@ -21,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -44,14 +46,17 @@
 #define NOSUID 2u
 #define NODEV 4u
 #define NOEXEC 8u
+#define IDMAPPED 0x80000000u /* no bit of the kernel's */
 #define CLONE_RECURSIVE (1u | (unsigned)O_CLOEXEC | 0x8000u) /* OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, AT_RECURSIVE */
 #define NEW_CGROUP 0x02000000
+#define FIRST_ID 1878000000 /* of 65536 that containers have */
+#define NO_SETUID_FIXUP 4   /* linux/securebits.h SECBIT_NO_SETUID_FIXUP */
 #define MAX_IN_FLIGHT 1024
 #define MAX_VARIANTS 64
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum part { PIDNS, NET, LOOPBACK, IPC, UTS, CGROUP, CGROUPNS, READBACK, FILES, ETC, DEV, DEVPTS, SHM, PROC, MASKS, READONLY, PIVOT, CAPS, EXEC };
-static const char *const part_names[] = {"pidns", "net", "loopback", "ipc", "uts", "cgroup", "cgroupns", "readback", "files", "etc", "dev",
+enum part { PIDNS, USER, NET, LOOPBACK, IPC, UTS, CGROUP, CGROUPNS, READBACK, FILES, ETC, DEV, DEVPTS, SHM, PROC, MASKS, READONLY, PIVOT, CAPS, EXEC };
+static const char *const part_names[] = {"pidns", "user", "net", "loopback", "ipc", "uts", "cgroup", "cgroupns", "readback", "files", "etc", "dev",
 					 "devpts", "shm", "proc", "masks", "readonly", "pivot", "caps", "exec"};
 static unsigned parts = ~0u, variants[MAX_VARIANTS] = {~0u}, variant_count = 1;
 
@@ -75,6 +80,7 @@ struct took {
 static struct flight in_flight[MAX_IN_FLIGHT];
 static int cgroups[2] = {-1, -1}; /* v1: pids, memory */
 static int cgroup2 = -1;
+static int idmap = -1, user = -1, procfs = -1; /* user namespaces: of idmapped mounts, and the container's */
 static char **command; /* NULL: a container */
 
 static bool has(enum part part)
@@ -120,10 +126,14 @@ static int new_mount(const char *type, const char *const *options, unsigned attr
 
 static int tree_of(const char *path, unsigned attributes)
 {
-	struct { uint64_t set, clear, propagation, userns; } attr = {.set = attributes};
+	struct { uint64_t set, clear, propagation, userns; } attr = {.set = attributes & ~IDMAPPED};
 	int tree = (int)check(syscall(NR_open_tree, AT_FDCWD, path, CLONE_RECURSIVE), path);
 
-	if (attributes)
+	if (attributes & IDMAPPED && has(USER)) {
+		attr.set |= 0x100000; /* MOUNT_ATTR_IDMAP */
+		attr.userns = (uint64_t)idmap;
+	}
+	if (attr.set)
 		check(syscall(NR_mount_setattr, tree, "", 0x1000 | 0x8000, &attr, sizeof attr), "mount_setattr");
 	return tree;
 }
@@ -218,6 +228,73 @@ static void enter_own_world(void)
 		}
 }
 
+/* ---- user namespaces ---- */
+
+static _Noreturn int sleep_for_ever(void *unused)
+{
+	(void)unused;
+	for (;;)
+		pause();
+}
+
+static void write_map(int proc, pid_t pid, const char *file)
+{
+	char text[64];
+	int fd;
+
+	snprintf(text, sizeof text, "%d/%s", (int)pid, file);
+	fd = (int)check(openat(proc, text, O_WRONLY | O_CLOEXEC), text);
+	check(write(fd, text, (size_t)snprintf(text, sizeof text, "0 %d 65536", FIRST_ID)), file);
+	close(fd);
+}
+
+/* The fd of a new user namespace with its ids mapped; the others that are made with it are joined. */
+static int new_user_namespace(int proc, int others)
+{
+	static char stack[16 << 10] __attribute__((aligned(16)));
+	char path[64];
+	int pidfd = -1, made;
+	pid_t helper = clone(sleep_for_ever, stack + sizeof stack, CLONE_VM | CLONE_PIDFD | CLONE_NEWUSER | others | SIGCHLD, NULL, &pidfd);
+
+	check(helper, "user namespace");
+	write_map(proc, helper, "uid_map");
+	write_map(proc, helper, "gid_map");
+	snprintf(path, sizeof path, "%d/ns/user", (int)helper);
+	made = (int)check(openat(proc, path, O_RDONLY | O_CLOEXEC), path);
+	if (others)
+		check(setns(pidfd, others), "setns");
+	close(pidfd);
+	check(kill(helper, SIGKILL), "kill");
+	check(waitpid(helper, NULL, 0), "waitpid");
+	return made;
+}
+
+static void enter_user_namespace(void)
+{
+	check(setns(user, CLONE_NEWUSER), "setns");
+	check(syscall(SYS_setgroups, 0, NULL), "setgroups");
+	check(syscall(SYS_setresgid, 0, 0, 0), "setresgid");
+	check(syscall(SYS_setresuid, 0, 0, 0), "setresuid");
+}
+
+/* What is made belongs to the container's root, of the host, or to the host's again. */
+static void own_as(unsigned id)
+{
+	check(prctl(PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0), "secure bits");
+	setfsgid(id);
+	setfsuid(id);
+}
+
+static void make_world(void)
+{
+	int proc;
+
+	enter_own_world();
+	proc = new_mount("proc", NULL, NOSUID | NODEV | NOEXEC);
+	idmap = new_user_namespace(proc, 0);
+	close(proc);
+}
+
 /* ---- one container ---- */
 
 static void make_root(void)
@@ -242,7 +319,7 @@ static void make_root(void)
 			snprintf(template, sizeof template, "/t/%s", top[i]);
 			snprintf(path, sizeof path, "/new/%s", top[i]);
 			check(mkdir(path, 0755), path);
-			attach(tree_of(template, RDONLY | NOSUID | NODEV), path);
+			attach(tree_of(template, IDMAPPED | RDONLY | NOSUID | NODEV), path);
 		} else if (top_links[i][0]) {
 			check(symlink(top_links[i], top[i]), top[i]);
 		}
@@ -256,11 +333,11 @@ static void mount_all(void)
 	struct stat status;
 	char path[64];
 
-	attach(tree_of("/t/usr", RDONLY | NOSUID | NODEV), "/new/usr");
+	attach(tree_of("/t/usr", IDMAPPED | RDONLY | NOSUID | NODEV), "/new/usr");
 	if (has(ETC))
-		attach(tree_of("/t/etc", RDONLY | NOSUID | NODEV | NOEXEC), "/new/etc");
+		attach(tree_of("/t/etc", IDMAPPED | RDONLY | NOSUID | NODEV | NOEXEC), "/new/etc");
 	if (has(DEV)) {
-		attach(tree_of("/t/dev", RDONLY | NOSUID | NOEXEC), "/new/dev");
+		attach(tree_of("/t/dev", IDMAPPED | RDONLY | NOSUID | NOEXEC), "/new/dev");
 		if (has(DEVPTS))
 			attach(new_mount("devpts", devpts, NOSUID | NOEXEC), "/new/dev/pts");
 		if (has(SHM))
@@ -268,7 +345,7 @@ static void mount_all(void)
 	}
 	if (!has(PROC))
 		return;
-	attach(new_mount("proc", NULL, NOSUID | NODEV | NOEXEC), "/new/proc");
+	attach(procfs >= 0 ? procfs : new_mount("proc", NULL, NOSUID | NODEV | NOEXEC), "/new/proc");
 	for (size_t i = 0; has(MASKS) && i < COUNT(masked); i++) {
 		snprintf(path, sizeof path, "/new%s", masked[i]);
 		if (stat(path, &status) == 0)
@@ -333,6 +410,8 @@ static int workload(void *name)
 	for (size_t i = 0; i < COUNT(cgroups); i++)
 		if (has(CGROUP) && cgroups[i] >= 0)
 			join_cgroup(cgroups[i], name);
+	if (has(USER))
+		enter_user_namespace();
 	if (has(CGROUPNS))
 		check(unshare(NEW_CGROUP), "cgroup namespace");
 	check(setsid(), "setsid");
@@ -366,20 +445,30 @@ static pid_t start_workload(char *name)
 
 static _Noreturn void run_init(unsigned number)
 {
+	const int namespaces = CLONE_NEWNS | (has(UTS) ? CLONE_NEWUTS : 0) | (has(IPC) ? CLONE_NEWIPC : 0) | (has(NET) ? CLONE_NEWNET : 0);
 	char name[16];
 	int status;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	snprintf(name, sizeof name, "%u", number);
-	check(unshare(CLONE_NEWNS | (has(UTS) ? CLONE_NEWUTS : 0) | (has(IPC) ? CLONE_NEWIPC : 0) | (has(NET) ? CLONE_NEWNET : 0)), "unshare");
+	if (has(USER)) {
+		procfs = new_mount("proc", NULL, NOSUID | NODEV | NOEXEC);
+		user = new_user_namespace(procfs, namespaces);
+	} else {
+		check(unshare(namespaces), "unshare");
+	}
 	for (size_t i = 0; has(CGROUP) && i < COUNT(cgroups); i++)
 		if (cgroups[i] >= 0)
 			check(mkdirat(cgroups[i], name, 0755), "mkdir of a cgroup");
 	if (has(CGROUP) && cgroup2 >= 0)
 		check(mkdirat(cgroup2, name, 0755), "mkdir of a cgroup");
+	if (has(USER))
+		own_as(FIRST_ID);
 	make_root();
 	mount_all();
+	if (has(USER))
+		own_as(0);
 	change_root();
 	if (has(UTS))
 		check(sethostname("container", 9), "sethostname");
@@ -598,7 +687,7 @@ int main(int argc, char **argv)
 	if (argc - at > 2)
 		command = argv + at + 3;
 	else
-		enter_own_world();
+		make_world();
 	run((unsigned)iterations, (unsigned)concurrency);
 	return 0;
 }

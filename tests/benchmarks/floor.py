@@ -19,6 +19,7 @@ LIMIT = 300.0  # seconds for one run
 
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pid namespace": (("pidns",), ()),
+    "user namespace, idmapped mounts": (("user",), ()),
     "net namespace": (("net",), ()),
     "loopback up": (("loopback",), ()),
     "ipc namespace": (("ipc",), ()),
