@@ -216,12 +216,6 @@ class Kept:
     def close(self) -> Lost | None:
         return None
 
-    def place(self) -> Place:
-        return Place()
-
-    def take_back(self, place: Place) -> None:
-        raise NotImplementedError
-
 
 def test_more_than_the_rate_is_counted_and_told_once_a_second() -> None:
     kept, clock = Kept(), Clock()

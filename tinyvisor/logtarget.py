@@ -71,14 +71,6 @@ class Log(Protocol):
         """Returns what was lost and not yet told."""
         ...
 
-    def place(self) -> Place:
-        """Where the next piece goes, for `take_back`; zeros where nothing can be taken back."""
-        ...
-
-    def take_back(self, place: Place) -> None:
-        """Removes what a writer that was killed has written from there on."""
-        ...
-
 
 def open_log(logging: Logging, name: str, directory: Path | None) -> Log | None:
     """The log of the instance `name`; None where there is none.
@@ -192,12 +184,6 @@ class Limited:
         self._tell()
         return self._log.close()
 
-    def place(self) -> Place:
-        return self._log.place()
-
-    def take_back(self, place: Place) -> None:
-        self._log.take_back(place)
-
     def _tell(self) -> None:
         if self._lost is not None:
             self._log.lose(self._lost)
@@ -290,12 +276,6 @@ class SocketLog:
         self._size = 0
         lost, self._lost = self._lost, None
         return lost if lost is not None and lost.lines else None
-
-    def place(self) -> Place:
-        return Place()
-
-    def take_back(self, place: Place) -> None:
-        """What has been sent has been sent."""
 
     def _connect(self) -> bool:
         if self._socket is not None:

@@ -169,8 +169,8 @@ class LogFile:
         self._clock = clock
         self._fd = -1
         self._size = 0
-        self._born: int | None = None
         self._inode = 0
+        self._born: int | None = None
         self._lost: Lost | None = None
         _make_directory(path.parent)
         self._open()
@@ -197,11 +197,6 @@ class LogFile:
         if problem is not None:
             self._lose(batch[done:], problem)
         return recovered
-
-    def lose(self, lost: Lost) -> None:
-        """Counts what somebody else threw away before it came here."""
-        before = self._lost or Lost(0, 0, lost.reason)
-        self._lost = Lost(before.lines + lost.lines, before.bytes + lost.bytes, before.reason)
 
     def place(self) -> Place:
         """Where the next record goes, for `take_back`."""
@@ -230,6 +225,11 @@ class LogFile:
     def _cut(fd: int, size: int) -> None:
         if os.fstat(fd).st_size > size:
             os.ftruncate(fd, size)
+
+    def lose(self, lost: Lost) -> None:
+        """Counts what somebody else threw away before it came here."""
+        before = self._lost or Lost(0, 0, lost.reason)
+        self._lost = Lost(before.lines + lost.lines, before.bytes + lost.bytes, before.reason)
 
     def close(self) -> Lost | None:
         """Closes the file. Returns what was lost and not yet told."""
