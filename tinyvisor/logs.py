@@ -69,7 +69,7 @@ class LogReader:
         self._name = path.name.removesuffix(".log")
         self._path = path
         self._file: rotation.Readable | None = None
-        self._inode = -1
+        self._identity: str | None = None
         self._rest = b""
 
     def close(self) -> None:
@@ -105,16 +105,16 @@ class LogReader:
     def _open_next(self) -> bool:
         """The file after the one that we have read; False where that is the current one."""
         files = list(rotation.files(self._path))
-        inodes = [inode for inode, _ in files]
-        index = inodes.index(self._inode) if self._file is not None and self._inode in inodes else len(files)
+        identities = [identity for identity, _ in files]
+        index = identities.index(self._identity) if self._file is not None and self._identity in identities else len(files)
         if index == 0:
             return False
-        inode, path = files[index - 1]
-        file = rotation.open_log(path)
+        identity, path = files[index - 1]
+        file = rotation.open_log(path, identity)
         if file is None:  # rotated away under us: the next look finds it under its new name
             return False
         self.close()
-        self._file, self._inode, self._rest = file, inode, b""
+        self._file, self._identity, self._rest = file, identity, b""
         return True
 
 

@@ -74,6 +74,13 @@ class Executed:
     output: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """The daemon's number, which stays."""
+
+    pid: int
+
+
 @dataclass
 class Attached:
     """How the container ended."""
@@ -240,6 +247,14 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("POST", "/v1/reload"): Operation(
         "reload", "Reads the configuration anew and changes what has changed.", Reloaded, statuses=(409, 422), body={}
+    ),
+    ("POST", "/v1/upgrade"): Operation(
+        "upgrade",
+        "Starts the daemon anew, in place; its containers go on.",
+        Upgraded,
+        statuses=(409, 422),
+        body={},
+        description=f"{_FDS} One: the outcome comes there, as of up -d.",
     ),
     ("POST", "/v1/down"): Operation(
         "down", "Stops everything, and answers when it is down.", list[ServiceSummary], statuses=(409,), body={}

@@ -1,8 +1,8 @@
 """Names of rotated log files, and their compression.
 
 `path`.1 is the newest of them, and has been `path` before. A thread of its own makes `path`.N.gz of `path`.N and renames it into
-its place in one step, so that a reader finds one of both. The file's inode number is in the header of the .gz (FNAME, RFC 1952):
-a reader that had got so far in `path`.N knows by it where to go on.
+its place in one step, so that a reader finds one of both. What the file was told apart by is in the header of the .gz (FNAME,
+RFC 1952): a reader that had got so far in `path`.N knows by it where to go on.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import errno
 import gzip
 import os
+import re
+import stat
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 
 _CHUNK: Final = 256 << 10
 _LEVEL: Final = 6
-_HEADER: Final = 10 + 21
+_HEADER: Final = 10 + 21 + 9
+_FIRST: Final = 256  # bytes of a file's first line that are looked at
 _FNAME: Final = 8
 
 _names = threading.Lock()
@@ -109,7 +113,8 @@ def _compress(path: Path, number: int, partial: Path) -> None:
     with open(fd, "rb") as source:
         inode = os.fstat(fd).st_ino
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        with open(os.open(partial, flags, 0o640), "wb") as target, gzip.GzipFile(str(inode), "wb", _LEVEL, target) as packed:
+        identity = _identity(fd) or ""
+        with open(os.open(partial, flags, 0o640), "wb") as target, gzip.GzipFile(identity, "wb", _LEVEL, target) as packed:
             while chunk := source.read(_CHUNK):
                 packed.write(chunk)
         with _names:
@@ -127,16 +132,17 @@ def _compress(path: Path, number: int, partial: Path) -> None:
 # ---- reading ----
 
 
-def files(path: Path) -> Iterator[tuple[int, Path]]:
-    """Of a log, the newest first: which file it is, or was before it was compressed, and its name now."""
+def files(path: Path) -> Iterator[tuple[str, Path]]:
+    """Of a log, the newest first, without the current one as long as that is empty: which file it is, or was before it was
+    compressed, and its name now."""
     for number in count():
         name = numbered(path, number) if number else path
-        inode = _inode(name)
-        if inode is None and number:
+        identity = _read_from(name, _identity)
+        if identity is None and number:
             name = compressed(path, number)
-            inode = _origin(name)
-        if inode is not None:
-            yield inode, name
+            identity = _read_from(name, _origin)
+        if identity is not None:
+            yield identity, name
         elif number:
             return
 
@@ -161,13 +167,17 @@ class Readable(Protocol):
     def close(self) -> None: ...
 
 
-def open_log(path: Path) -> Readable | None:
-    """What is in it, unpacked; None where it has just got another name."""
+def open_log(path: Path, identity: str) -> Readable | None:
+    """What is in it, unpacked; None where that one has just got another name."""
+    packed = path.suffix == ".gz"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
-    return _Unpacked(fd) if path.suffix == ".gz" else os.fdopen(fd, "rb", buffering=0)
+    if (_origin if packed else _identity)(fd) != identity:
+        os.close(fd)
+        return None
+    return _Unpacked(fd) if packed else os.fdopen(fd, "rb", buffering=0)
 
 
 def _inode(path: Path) -> int | None:
@@ -179,15 +189,32 @@ def _inode(path: Path) -> int | None:
     return status.st_ino if path.is_file() and not path.is_symlink() else None
 
 
-def _origin(path: Path) -> int | None:
+def _read_from(path: Path, read: Callable[[int], str | None]) -> str | None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
-    with open(fd, "rb") as file:
-        header = file.read(_HEADER)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+    try:
+        return read(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
+
+
+def _identity(fd: int) -> str | None:
+    """What a file is told apart by; None as long as it is empty. The inode alone would not do: what has been compressed is
+    removed, and file systems give its number to the next file at once. A first line has its time."""
+    first = os.pread(fd, _FIRST, 0).partition(b"\n")[0]
+    return f"{os.fstat(fd).st_ino}-{zlib.crc32(first):08x}" if first else None
+
+
+def _origin(fd: int) -> str | None:
+    """That of the file that this was made from."""
+    header = os.pread(fd, _HEADER, 0)
     name = header[10:].partition(b"\0")[0]
-    return int(name) if header[3:4] == bytes([_FNAME]) and name.isdigit() else os.lstat(path).st_ino
+    known = header[3:4] == bytes([_FNAME]) and re.fullmatch(rb"[0-9]+-[0-9a-f]{8}", name)
+    return name.decode() if known else str(os.fstat(fd).st_ino)
 
 
 def _unlink(path: Path) -> bool:
