@@ -337,6 +337,37 @@ async def test_what_is_no_request(tmp_path: Path, data: bytes, status: bytes) ->
         assert r.bench.states() == {"a": "running"}
 
 
+async def test_only_one_asks_for_an_upgrade(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def on_upgrade(fd: int) -> None:
+        if asked:
+            raise trio.WouldBlock
+        asked.append(fd)
+
+    async with rig(tmp_path, service("a")) as r:
+        r.control._on_upgrade = on_upgrade
+        before = len(os.listdir("/proc/self/fd"))
+        for status in (b"200", b"409"):
+            ours, theirs = socket.socketpair()
+            r.nursery.start_soon(r.control.serve_client, trio.socket.from_stdlib_socket(theirs))
+            with open(os.devnull, "wb") as word:
+                socket.send_fds(ours, [request("POST", "/v1/upgrade")], [word.fileno()])
+                ours.setblocking(False)
+                async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+                    assert (await read_all(stream)).startswith(b"HTTP/1.1 " + status)
+        os.close(*asked)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_head_request_has_no_body_in_its_answer(tmp_path: Path) -> None:
+    async with rig(tmp_path, service("a")) as r:
+        for path in ("/v1/project", "/metrics", "/nowhere"):
+            head, _, body = (await r.raw(request("HEAD", path))).partition(b"\r\n\r\n")
+            assert (head.split()[1] in (b"404", b"405"), body) == (True, b"")
+        assert (r.bench.states(), r.problems) == ({"a": "running"}, [])
+
+
 async def test_a_bug_is_an_answer_and_not_the_end(tmp_path: Path) -> None:
     async with rig(tmp_path, service("a")) as r:
         r.project = ZeroDivisionError("a bug")

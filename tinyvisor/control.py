@@ -332,9 +332,7 @@ class Control:
     async def _serve_scrape(self, connection: trio.socket.SocketType) -> None:
         client = _Client(connection, public=True)
         try:
-            await self._answer(client)
-        except (_Gone, OSError):
-            pass
+            await self._attempt(client)
         finally:
             client.close()
             self._scrapes -= 1
@@ -355,13 +353,20 @@ class Control:
         self._clients[client] = None
         try:
             with client.scope:
-                await self._answer(client)
-        except (_Gone, OSError):
-            pass
+                await self._attempt(client)
         finally:
             client.close()
             self._clients.pop(client, None)
             self._nobody.set()
+
+    async def _attempt(self, client: _Client) -> None:
+        """To answer: what goes wrong even in that is the client's loss, and nobody else's."""
+        try:
+            await self._answer(client)
+        except (_Gone, OSError):
+            pass
+        except Exception:
+            self._on_problem(traceback.format_exc())
 
     async def _answer(self, client: _Client) -> None:
         try:
@@ -573,7 +578,12 @@ class Control:
         if len(request.fds) != 1:
             raise Refused(400, "expected an fd")
         await trio.to_thread.run_sync(self._reread)  # what is wrong now would be wrong then
-        self._on_upgrade(os.dup(request.fds[0]))
+        word = os.dup(request.fds[0])
+        try:
+            self._on_upgrade(word)
+        except trio.WouldBlock:
+            os.close(word)
+            raise Refused(409, "it is about to start anew already") from None
         return {"pid": os.getpid()}
 
     async def _down(self, request: Request, client: _Client) -> Any:
@@ -779,6 +789,7 @@ class _Client:
         self.has_asked = False
         self._connection = connection
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._wants_head_only = False
         self._fds: list[int] = []
 
     def close(self) -> None:
@@ -806,6 +817,7 @@ class _Client:
         head, body = await self._next_event(), bytearray()
         if not isinstance(head, h11.Request):
             raise _Gone
+        self._wants_head_only = head.method == b"HEAD"
         while isinstance(event := await self._next_event(), h11.Data):
             body += event.data
             if len(body) > MAX_BODY:
@@ -880,7 +892,8 @@ class _Client:
         await self._send(h11.Response(status_code=status, headers=[("Content-Type", kind), ("Connection", "close"), *headers]))
 
     async def send_data(self, data: bytes) -> None:
-        await self._send(h11.Data(data=data))
+        if not self._wants_head_only:  # to which h11 lets no body be sent
+            await self._send(h11.Data(data=data))
 
     async def send_end(self) -> None:
         await self._send(h11.EndOfMessage())

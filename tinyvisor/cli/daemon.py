@@ -123,7 +123,8 @@ class _Word:
     def say(self, code: int, lines: Any) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            with open(fd, "wb") as pipe, suppress(BrokenPipeError):
+            # Also a client's, of an upgrade, which may have sent anything: it is not what a daemon ends by.
+            with suppress(OSError), open(fd, "wb") as pipe:
                 pipe.write(json.dumps({"code": code, "pid": os.getpid(), "lines": list(lines)}).encode())
 
 
