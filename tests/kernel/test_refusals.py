@@ -186,6 +186,25 @@ print(call({NUMBER["mount"]}, 0, 0, 0, 0, 0))
         Spec(command=("true",), capabilities=frozenset({"SYS_PTRACE"}), seccomp_action="errno")
 
 
+async def test_who_outlives_the_listener_makes_no_other(shared: Runtime) -> None:
+    """What an exec'ed program leaves behind: its filter has nobody to ask any more, and would ask a newer one's listener."""
+    code = f"""
+class Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_char_p))
+allow = Program(1, struct.pack("=HBBI", 6, 0, 0, 0x7fff0000))
+if not os.fork():
+    while call({NUMBER["mount"]}, 0, 0, 0, 0, 0) == "EPERM": pass
+    print(call({NUMBER["mount"]}, 0, 0, 0, 0, 0), libc.syscall({NUMBER["seccomp"]}, 1, 8, ctypes.byref(allow)),
+          ctypes.get_errno(), libc.syscall({NUMBER["seccomp"]}, 1, 0, ctypes.byref(allow)), flush=True)
+"""
+    async with waiting(shared, seccomp_action="errno", **LIMITS) as container:
+        with anyio.fail_after(BOUND):
+            async with container.open_exec(["python3", "-c", PRELUDE + code], stdout=PIPE) as process:
+                await process.wait()
+                assert process.stdout is not None
+                assert await process.stdout.receive() == b"ENOSYS -1 16 0\n"
+
+
 async def test_a_flood_holds_up_nobody_else(shared: Runtime) -> None:
     """Signals, reaping and the stop take their turns, and what init does for it is bounded."""
     code = f"""

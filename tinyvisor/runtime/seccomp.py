@@ -111,6 +111,11 @@ HANDOVER = ("sendmsg", "seccomp")
 """What a launch does between a filter with a listener and the exec: it gives the listener away, and installs `Filter.second`."""
 
 
+_ANOTHER_LISTENER = (Condition(1, "&", NEW_LISTENER, NEW_LISTENER),)
+"""Of seccomp(2): of two filters that want to notify, the kernel asks the newer one's listener, which could let through what ours
+refuses. Itself it allows none beside ours; but what an exec'ed program leaves behind outlives that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Refusals:
     """What is done with calls that a profile refuses, when it is not simply what the profile says.
@@ -178,10 +183,11 @@ def compile_profile(
         ValueError: the program would be too long for the kernel.
     """
     rules = [rule for rule in profile.rules if rule.applies(capabilities, machine.docker, kernel)]
-    second = None
+    second, hands_over = None, False
     if refusals is not None and any(
         refusals.of(action).kind == "notify" for action in (profile.default, *(r.action for r in rules))
     ):
+        hands_over = True
         second = _without_handover(rules, profile.default, machine, refusals)
         rules.insert(0, Rule(HANDOVER, ALLOW))  # nobody listens yet
     decisions: dict[str, list[_Case]] = {}
@@ -194,6 +200,8 @@ def compile_profile(
         known |= {name: default for name in refusals.but - known.keys() if name in machine.numbers}
         known = {name: refusals.of_decision(case, noted=name not in refusals.but) for name, case in known.items()}
         default = refusals.of(default)
+    if hands_over:
+        known["seccomp"] = ((_ANOTHER_LISTENER, Action("errno", errno.EBUSY)), ((), ALLOW))
     assembler = _Assembler()
     assembler.prologue(machine.audit, assembler.tree(_ranges(known, machine, default, profile.default), default))
     if len(assembler.code) > MAX_INSTRUCTIONS:
