@@ -232,6 +232,11 @@ BAD = [
         "2:32: healthcheck.http.path: expected a path such as /health, got 'health'",
     ),
     ('healthcheck: {http: {port: 80, path: "/a b"}}', "2:32: healthcheck.http.path: expected a path such as /health, got '/a b'"),
+    (
+        "healthcheck: {http: {port: 80, headers: {Content-Length: 5}}}",
+        "2:32: healthcheck.http.headers: content-length can't be sent: a GET has no body",
+    ),
+    ("healthcheck: {http: {port: 80, headers: {Host: a, host: b}}}", "2:32: healthcheck.http.headers: host is there twice"),
     ('healthcheck: {http: {port: 80, headers: {A: "x\\ny"}}}', "2:32: healthcheck.http.headers: 'A' can't be sent"),
     ("healthcheck: {http: {port: 80, status: 100}}", "2:32: healthcheck.http.status: expected codes from 200 to 599"),
     ("healthcheck: {http: {path: /}}", "2:15: healthcheck.http.port: is required"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tinyvisor.spec import (
     Hook,
     RestartPolicy,
     Schedule,
+    Secret,
     Service,
     Spec,
     Tmpfs,
@@ -54,6 +56,16 @@ FULL = Service(
     post_start=(Hook(command=("x",), environment={"A": "b"}),),
     labels={"a": "b"},
 )
+
+
+def test_what_a_secret_is_is_not_stored() -> None:
+    for source in ({"environment": "KEY"}, {}):
+        secret = Secret(target="key", content=b"top secret", **source)  # type: ignore[arg-type]
+        found = json.dumps(stored.to_json(Spec(command=("true",), secrets=(secret,))))
+        assert "top secret" not in found
+        assert base64.b64encode(b"top secret").decode() not in found
+        (known,) = stored.from_json(Spec, json.loads(found)).secrets
+        assert (known, known.content) == (secret, None), "equal: a reload finds no change"
 
 
 def again(kind: Any, value: Any) -> Any:

@@ -94,6 +94,8 @@ async def _get(sock: trio.socket.SocketType, target: Http) -> None:
         while data:
             data = data[await sock.send(data) :]
         status = await _status(sock, connection)
+    except h11.LocalProtocolError as error:
+        raise _Failed(f"what the headers ask for can't be sent: {error}") from None
     except h11.RemoteProtocolError as error:
         raise _Failed(f"what answers does not speak HTTP: {_shown(str(error))}") from None
     if not target.is_good(status):

@@ -167,8 +167,9 @@ class Secret:
         target: the file's name there.
         file: absolute host path that it is read from at each start; must be a regular file of `MAX_SECRET` bytes at most.
         content: what it is, where there is no `file`; shown nowhere, and not to be stored (``metadata["stored"]``).
-        environment: the variable that `content` came from. With that, `content` may be unknown, and it can't be had then.
-        digest: stands in for `content` where two are compared; made of it.
+        environment: the variable that `content` came from.
+        digest: stands in for `content` where two are compared; made of it. With one of these two, `content` may be unknown, and
+            the secret can't be had then.
         uid, gid: its owner, inside; None: the container's user.
         mode: permission bits.
     """
@@ -186,7 +187,7 @@ class Secret:
         _no_nul("secrets", self.target)
         if not self.target or "/" in self.target or self.target in (".", "..") or len(os.fsencode(self.target)) > 255:
             raise SpecError("secrets", f'"{self.target}" is not the name of a file in {SECRETS}')
-        if (self.file is None) == (self.content is None and self.environment is None):
+        if (self.file is None) == (self.content is None and self.environment is None and not self.digest):
             raise SpecError("secrets", "expected either a file or a content")
         if self.file is not None:
             if not Path(self.file).is_absolute():
@@ -843,6 +844,12 @@ class Http:
         for name, value in self.headers.items():
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"([!-~]([ -~]*[!-~])?)?", value):
                 raise SpecError("healthcheck.http.headers", f"{name!r:.100} can't be sent")
+        names = [name.lower() for name in self.headers]
+        for name in names:
+            if name in ("content-length", "transfer-encoding"):
+                raise SpecError("healthcheck.http.headers", f"{name} can't be sent: a GET has no body")
+            if names.count(name) > 1:
+                raise SpecError("healthcheck.http.headers", f"{name} is there twice")
         object.__setattr__(self, "status", frozenset(self.status))
         for code in self.status:
             if isinstance(code, bool) or not isinstance(code, int) or not 200 <= code <= 599:

@@ -1,7 +1,8 @@
 """Frozen dataclasses as JSON and back, by their type hints: what a supervisor leaves to the next one. Pure.
 
-Fields that have their default are left out, and what is not known is passed over, so that another version of tinyvisor, which
-has fields that this one has not, reads the same thing as long as they are at their defaults.
+Fields that have their default are left out, and so are those that are not to be stored (``metadata["stored"]`` is false). What is
+not known is passed over, so that another version of tinyvisor, which has fields that this one has not, reads the same thing as
+long as they are at their defaults.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ def from_json(kind: type[_T], value: Any) -> _T:
 
 @cache
 def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
-    """Names of the fields, each with its default, or with what nothing else equals."""
+    """Names of the fields that are stored, each with its default, or with what nothing else equals."""
     return tuple(
         (item.name, item.default if item.default_factory is MISSING else item.default_factory())
         for item in fields(kind)
-        if item.init
+        if item.init and item.metadata.get("stored", True)
     )
 
 
