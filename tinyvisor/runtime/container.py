@@ -569,7 +569,7 @@ class Container:
         self.close_given()
         self._streams.close()
         if self._provisions is not None:
-            self._provisions.close()
+            self._provisions.close(gone=self.gone)
         if self.socket is not None:
             os.close(self.socket)
             self.socket = None

@@ -13,6 +13,8 @@ import functools
 import os
 import socket
 import stat
+import struct
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ import anyio.lowlevel
 
 from tinyvisor.errors import LaunchError, SpecError
 from tinyvisor.runtime.identity import Identity
+from tinyvisor.runtime.launcher import received_fds
 from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.stdio import ReceivePipe
 from tinyvisor.runtime.syscalls import new_tmpfs
@@ -31,6 +34,8 @@ MAX_DATAGRAM: Final = 4096
 """Bytes of a notification; a longer one is cut. systemd's own bound."""
 
 _PAGE: Final = 4096
+_ROOM: Final = socket.CMSG_SPACE(253 * struct.calcsize("i"))  # SCM_MAX_FD of them
+_LOOK: Final = 0.05  # seconds
 
 
 class NotifySocket:
@@ -38,14 +43,16 @@ class NotifySocket:
 
     Only the container can send: nobody else has a path to it. So what comes is the container's word, whoever in it says it, and
     no sender's pid is asked for. What waits here is the sender's memory (SO_SNDBUF, net.unix.max_dgram_qlen): who sends faster
-    than is read, waits. File descriptors that are sent along (FDSTORE=1) are never taken in: the kernel closes them.
+    than is read, waits.
+
+    File descriptors that are sent along (FDSTORE=1, BARRIER=1) are closed. Who closes a file's last one may have to wait for as
+    long as its maker likes (SO_LINGER), also where the kernel does it because they were not taken in: so a thread does, and no
+    more is heard from this container until it is done.
     """
 
     def __init__(self, directory: int) -> None:
         """Bound in a directory, given as an fd."""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        self._waited = Waited(self._socket, self._socket.close)
-        self._closed = False
+        self._use(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC))
         try:
             self._socket.bind(f"/proc/self/fd/{directory}/{os.path.basename(NOTIFY_SOCKET)}")
         except BaseException:
@@ -56,11 +63,15 @@ class NotifySocket:
     def again(cls, fd: int) -> NotifySocket:
         """One that is bound already, of a container that is taken over."""
         self = cls.__new__(cls)
-        self._socket = socket.socket(fileno=fd)
-        self._socket.setblocking(False)
-        self._waited = Waited(self._socket, self._socket.close)
-        self._closed = False
+        self._use(socket.socket(fileno=fd))
         return self
+
+    def _use(self, own: socket.socket) -> None:
+        own.setblocking(False)
+        self._socket = own
+        self._waited = Waited(own, self._socket.close)
+        self._closed = False
+        self._closing: threading.Thread | None = None
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -74,16 +85,43 @@ class NotifySocket:
         """
         await anyio.lowlevel.checkpoint()
         while not self._closed:
+            if self._is_closing():
+                await anyio.sleep(_LOOK)
+                continue
             try:
-                return self._socket.recv(MAX_DATAGRAM)  # nothing in between: should we be killed, it is the next one's to hear
+                return self._take()  # nothing in between: should we be killed, it is the next one's to hear
             except BlockingIOError:
                 await self._waited.readable()
         raise anyio.ClosedResourceError
 
-    def close(self) -> None:
-        """More than once is as once."""
+    def close(self, *, gone: bool = False) -> None:
+        """More than once is as once.
+
+        Args:
+            gone: the container is, so that nothing more comes; what is there is nobody's, and must not be left to who closes the
+                last copy of the socket.
+        """
+        if gone and not self._closed:
+            with contextlib.suppress(OSError):  # BlockingIOError: it is empty
+                while True:
+                    self._take()
         self._closed = True
         self._waited.close()
+
+    def _is_closing(self) -> bool:
+        return self._closing is not None and self._closing.is_alive()
+
+    def _take(self) -> bytes:
+        data, control, _, _ = self._socket.recvmsg(MAX_DATAGRAM, _ROOM, socket.MSG_CMSG_CLOEXEC)
+        if fds := received_fds(control):
+            self._closing = threading.Thread(target=_close_all, args=(fds,), name="tinyvisor-close", daemon=True)
+            self._closing.start()
+        return data
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 class Provisions:
@@ -143,9 +181,10 @@ class Provisions:
         while self.fds:
             os.close(self.fds.pop())
 
-    def close(self) -> None:
+    def close(self, *, gone: bool = False) -> None:
+        """`gone`: so is the container."""
         if self.notify is not None:
-            self.notify.close()
+            self.notify.close(gone=gone)
         if self.notification is not None:
             self.notification.close()
 
@@ -171,7 +210,7 @@ def _secrets(spec: Spec, ids: Ids | None, identity: Identity) -> int:
 def _content(spec: Spec, secret: Secret) -> bytes:
     if secret.file is None:
         if secret.content is None:
-            raise SpecError("secrets", f'what the variable "{secret.environment}" was is not known any more; reload the project')
+            raise SpecError("secrets", f"what {secret.target} was is not known any more; reload the project")
         return secret.content
     try:
         return _read(secret.file)
