@@ -527,6 +527,14 @@ static void wait_for_exec(pid_t child)
 	}
 }
 
+/* It is left to be reaped. */
+static bool has_ended(pid_t child)
+{
+	siginfo_t info = {0};
+
+	return waitid(P_PID, (id_t)child, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == child;
+}
+
 static _Noreturn void fail(struct report *report, enum section section, int step, int error)
 {
 	report->section = (int)section;
@@ -639,6 +647,8 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	init.ended = context->init_flags & INIT_EARLY ? ended_fd : -1;
 	init.slot = context->slot;
 	error = handover[0] < 0 ? 0 : take_refusals(handover[0], report, &init.refusals);
+	if (error == -EAGAIN && has_ended(init.workload))
+		error = 0; /* killed before it had a filter, e.g. for memory: that is told as ever */
 	if (!error)
 		error = keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended, &init.refusals}, 5);
 	if (!error)

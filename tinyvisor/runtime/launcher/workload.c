@@ -85,8 +85,8 @@ int step_pass_fd(struct context *context, const struct step *step)
 	if (step->number[1] < 3 || step->number[1] > MAX_PASSED)
 		return -EINVAL;
 	context->passed = (unsigned)step->number[1];
-	if (context->handover == (int)context->passed &&
-	    (context->handover = fcntl(context->handover, F_DUPFD_CLOEXEC, MAX_PASSED + 1)) < 0)
+	/* The lowest number that is free: the limit of open files is the workload's already. */
+	if (context->handover == (int)context->passed && (context->handover = fcntl(context->handover, F_DUPFD_CLOEXEC, 3)) < 0)
 		return -errno;
 	if (fd == (int)context->passed) /* dup2 would leave its close-on-exec flag */
 		return result(fcntl(fd, F_SETFD, 0));
