@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ from tests.kernel.command import environment
 from tests.kernel.helpers import BOUND, ON_TRIO, read_until, until
 from tests.kernel.test_daemon import Directory
 from tinyvisor.client import Client
-from tinyvisor.errors import LauncherDied, NotLaunched, TinyvisorError
+from tinyvisor.errors import HostError, LauncherDied, NotLaunched, TinyvisorError
 from tinyvisor.places import run_directory
 from tinyvisor.processes import is_alive
 from tinyvisor.runtime import PIPE, Container, Runtime, open_runtime
@@ -34,7 +35,7 @@ from tinyvisor.runtime.cgroup import project_path, read_layout
 from tinyvisor.runtime.devices import _attached
 from tinyvisor.runtime.live import keeper_path, records_path
 from tinyvisor.runtime.stdio import ReceivePipe
-from tinyvisor.spec import Spec
+from tinyvisor.spec import Secret, Spec
 
 SEND = "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ['NOTIFY_SOCKET']); "
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,6 +264,61 @@ async def test_killed_whole_nothing_is_left(project: str, victim: str) -> None:
         os.waitpid(pids["keeper"], 0)  # a child of ours: a dead supervisor's are its host's to reap
         async with open_runtime():
             pass
+
+
+RUN = """
+import sys, trio
+from tinyvisor.runtime import open_runtime
+async def main():
+    async with open_runtime(name=sys.argv[1], live=True) as runtime:
+        await runtime.run(["sh", "-c", "echo up; exec sleep 1000"], stdout=sys.stdout)
+trio.run(main)
+"""
+
+
+@ON_TRIO
+@pytest.mark.anyio
+async def test_a_run_of_a_killed_supervisor_ends_with_the_next_one(project: str) -> None:
+    """Only what was started is to outlive it. Nobody would ever end the others, and their ids are free to be given again."""
+    with anyio.fail_after(BOUND):
+        async with await anyio.open_process(
+            [sys.executable, "-c", RUN, project], stderr=None, env=environment(), cwd=ROOT
+        ) as killed:
+            assert killed.stdout is not None
+            assert await killed.stdout.receive() == b"up\n"
+            killed.kill()
+        async with open_runtime(name=project, live=True) as runtime:
+            assert runtime.adoptable == ()
+            assert [entry.name for path in runtime._tree.paths for entry in os.scandir(path) if entry.is_dir()] == []
+
+
+@ON_TRIO
+@pytest.mark.anyio
+async def test_a_keeper_without_room_costs_a_start_and_nothing_else(project: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with anyio.fail_after(BOUND):
+        async with open_runtime(name=project, live=True) as runtime:
+            assert runtime.live is not None
+            assert runtime.live.keeper is not None
+            one = spec(
+                "a",
+                "exec sleep 1000",
+                tty=True,
+                notify_socket=True,
+                notification_fd=3,
+                secrets=(Secret(target="x", content=b""),),
+            )
+            async with runtime.start(one):
+                pass
+            before = sorted(os.listdir("/proc/self/fd"))
+            monkeypatch.setattr(runtime.live.keeper, "_room", 0)
+            gc.disable()  # which would tidy up some of it, some time
+            try:
+                with pytest.raises(HostError, match="no more than 0 open files can be kept"):
+                    async with runtime.start(one):
+                        pass
+                assert sorted(os.listdir("/proc/self/fd")) == before
+            finally:
+                gc.enable()
 
 
 @ON_TRIO

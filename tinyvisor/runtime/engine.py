@@ -46,6 +46,7 @@ from tinyvisor.runtime.cgroup import (
     limit_writes,
     read_stats,
     read_usage,
+    remove_cgroup,
     settled,
     sweep,
 )
@@ -254,7 +255,17 @@ class Runtime:
             if not container.pid:
                 self._launcher.send(wire.encode_request(wire.KILL, container.id, flags=wire.ASK))
         live.forget_strangers()
+        self._end_unrecorded()
         self._detached = False
+
+    def _end_unrecorded(self) -> None:
+        """Runs of the supervisor before us, which nobody waits for any more and whose ids we are about to give to others."""
+        for path in self._tree.paths:
+            with os.scandir(path) as entries:
+                names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+            for name in names:
+                if name not in self._adoptable:
+                    remove_cgroup(f"{path}/{name}")
 
     def _leave_running(self) -> None:
         """An exception leaves the runtime: what lives goes on."""
@@ -1006,6 +1017,8 @@ class Runtime:
             first = wire.encode([planning.ids_step(ids.map, identity)]) if ids else wire.EMPTY
             describe = functools.partial(self._describe, spec, view, identity, seccomp, template, ids, watch)
             container = self._container(spec, name, id_, streams, shape, describe, events)
+            unsent = stack.enter_context(contextlib.ExitStack())
+            unsent.callback(container.abandon)
             container.ids = ids
             if provisions is not None:
                 kept.pop_all()
@@ -1017,12 +1030,14 @@ class Runtime:
                     return self._describe(spec, view, identity, seccomp, template, ids, watch, section, step)
 
                 self._parked[id_] = _Parked(shape, identity, describe_another)
+                unsent.callback(self._parked.pop, id_)
                 workload = shape.parked
             else:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
             sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
             if live is not None:
                 live.hold(container, streams)
+            unsent.pop_all()  # from here on that is done there
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
 
