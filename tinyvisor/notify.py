@@ -7,9 +7,9 @@ which process speaks does not matter, none is looked for, and no file descriptor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 MAX_STATUS: Final = 200
 """Characters of a status that are kept."""
@@ -59,30 +59,31 @@ def parse(message: bytes) -> Notification:
         return Notification(problem=NOT_FOR_US)
     if "\0" in text:
         return Notification(problem=NOT_FOR_US)
-    found = Notification()
+    found: dict[str, Any] = {}
+    refused: dict[str, None] = {}
     for line in text.split("\n"):
         key, _, value = line.partition("=")
-        found = _with(found, key, value)
-    return found
+        if key in REFUSED:
+            refused[key] = None
+        else:
+            _note(found, key, value)
+    return Notification(**found, refused=tuple(refused))
 
 
-def _with(found: Notification, key: str, value: str) -> Notification:
+def _note(found: dict[str, Any], key: str, value: str) -> None:
     match key, value:
         case "READY", "1":
-            return replace(found, ready=True)
+            found["ready"] = True
         case "STOPPING", "1":
-            return replace(found, stopping=True)
+            found["stopping"] = True
         case "STATUS", _:
-            return replace(found, status=one_line(value))
+            found["status"] = one_line(value)
         case "WATCHDOG", "1":
-            return replace(found, alive=True)
+            found["alive"] = True
         case "WATCHDOG", "trigger":
-            return replace(found, failed=True)
+            found["failed"] = True
         case "WATCHDOG_USEC", _ if value.isascii() and value.isdigit() and 1000 <= int(value[:19]) < 10**15:
-            return replace(found, watchdog=int(value[:19]) / 1e6)
-        case _ if key in REFUSED and key not in found.refused:
-            return replace(found, refused=(*found.refused, key))
-    return found
+            found["watchdog"] = int(value[:19]) / 1e6
 
 
 def one_line(text: str) -> str:
