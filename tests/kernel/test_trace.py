@@ -107,6 +107,15 @@ async def test_counts_are_those_of_the_events(shared: Runtime) -> None:
         assert all(count.seconds > 0 for count in other.counts.values())
 
 
+@ON_TRIO
+async def test_numbers_that_are_made_up_are_counted_together(shared: Runtime) -> None:
+    code = "import ctypes; call = ctypes.CDLL(None).syscall\nfor number in range(10_000, 13_000): call(number)"
+    _, counted = await traced(shared, "python3", "-c", code, summary=True)
+    of = {event.name: event.calls for event in counted if isinstance(event, Counted)}
+    assert 1000 < of["others"] < 2000 + len(of)
+    assert of["others"] + sum(calls for name, calls in of.items() if name.startswith("syscall_1")) == 3000
+
+
 INTERLEAVED = """
 import os, threading
 reading, writing = os.pipe()

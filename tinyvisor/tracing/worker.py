@@ -570,6 +570,12 @@ class Tally:
     seconds: float = 0.0
 
 
+MAX_KINDS = 1024
+"""Calls that are counted apart, before those of unknown numbers are counted together."""
+
+REST = "others"
+
+
 class Counting(Tracer):
     """Only counts, told at the end."""
 
@@ -604,8 +610,11 @@ class Counting(Tracer):
         name, wanted = self._name(number, audit), self._task.wanted
         if thread.launching:
             return Tally() if name in ("execve", "execveat") else None  # counted where it works: _at_exec
+        known = audit == self._task.audit and number in self._task.names
+        if not known and name not in self._others and len(self._others) >= MAX_KINDS:
+            name = REST  # it makes numbers up, and our memory counts against no limit of its
         tally = None if wanted is not None and name not in wanted else self._others.setdefault(name, Tally())
-        if audit == self._task.audit:
+        if known:
             self._tallies[number] = tally
         return tally
 
