@@ -34,7 +34,7 @@ from tinyvisor.runtime import PIPE, Container, Runtime, open_runtime
 from tinyvisor.runtime.cgroup import project_path, read_layout
 from tinyvisor.runtime.devices import _attached
 from tinyvisor.runtime.live import keeper_path, records_path
-from tinyvisor.runtime.stdio import ReceivePipe
+from tinyvisor.runtime.stdio import ReceivePipe, Streams
 from tinyvisor.spec import Secret, Spec
 
 SEND = "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ['NOTIFY_SOCKET']); "
@@ -232,8 +232,6 @@ async def test_the_keeper_keeps_nothing_of_what_has_ended(project: str) -> None:
     with anyio.fail_after(BOUND):
         async with open_runtime(name=project, live=True) as runtime:
             keeper = _keeper_of(runtime)
-            async with runtime.start(spec("first", "sleep 1000"), stdout=PIPE, stderr=PIPE):
-                pass
             before = len(os.listdir(f"/proc/{keeper}/fd"))
             async with runtime.start(spec("a", "sleep 1000"), stdout=PIPE, stderr=PIPE) as container:
                 assert len(os.listdir(f"/proc/{keeper}/fd")) == before + 5
@@ -319,6 +317,23 @@ async def test_a_keeper_without_room_costs_a_start_and_nothing_else(project: str
                 assert sorted(os.listdir("/proc/self/fd")) == before
             finally:
                 gc.enable()
+
+
+@ON_TRIO
+@pytest.mark.anyio
+async def test_a_terminal_that_cannot_be_kept_is_that_container_s_failure(project: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody looks at what it says before its end is told."""
+    with anyio.fail_after(BOUND):
+        async with open_runtime(name=project, live=True) as runtime:
+            assert runtime.live is not None
+            assert runtime.live.keeper is not None
+            streams = Streams(None, None, None, runtime.null)
+            container = await runtime.launch(spec("a", "true", tty=True), streams, events=True, live=runtime.live)
+            monkeypatch.setattr(runtime.live.keeper, "_room", 0)
+            with pytest.raises(HostError, match="no more than 0 open files can be kept"):
+                await container.wait()
+            await runtime.end(container)
+            assert (await runtime.run(["true"])).status == "ok"
 
 
 @ON_TRIO

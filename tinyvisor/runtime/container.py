@@ -470,9 +470,13 @@ class Container:
         if fds:
             return fds.pop()
         # The kernel dropped what we had no number for.
-        self._error = LaunchError(self.name, f"receive {what}", errno.EMFILE)
-        self.kill()
+        self.fail(LaunchError(self.name, f"receive {what}", errno.EMFILE))
         return None
+
+    def fail(self, error: Exception) -> None:
+        """Ends it, for this reason, which is what `wait` raises then."""
+        self._error = error
+        self.kill()
 
     def finish(self, gone: wire.Gone, usage: Usage) -> None:
         """The launcher has reaped init: nothing of the container is left."""

@@ -162,8 +162,12 @@ class Live:
             if event.type == wire.STARTED:
                 self._note(container, pid=event.a, start=_start_time(event.a))
             elif event.type == wire.PTY and fds and container.terminal is None:
-                self.keeper.put(container.id, {Kind.TERMINAL: fds[0]})
-                self._held[container.id] = self._held.get(container.id, 0) + 1
+                try:
+                    self.keeper.put(container.id, {Kind.TERMINAL: fds[0]})
+                except HostError as error:  # it has no room: not what all the others end by
+                    container.fail(error)
+                else:
+                    self._held[container.id] = self._held.get(container.id, 0) + 1
 
         container.keep_by(before)
 
