@@ -26,7 +26,7 @@ from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.launcher import received_fds
 from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.stdio import ReceivePipe
-from tinyvisor.runtime.syscalls import new_tmpfs
+from tinyvisor.runtime.syscalls import new_tmpfs, unshare
 from tinyvisor.runtime.waited import Waited
 from tinyvisor.spec import MAX_SECRET, NOTIFY_SOCKET, Secret, Spec
 
@@ -36,6 +36,7 @@ MAX_DATAGRAM: Final = 4096
 _PAGE: Final = 4096
 _ROOM: Final = socket.CMSG_SPACE(253 * struct.calcsize("i"))  # SCM_MAX_FD of them
 _LOOK: Final = 0.05  # seconds
+_CLONE_FILES: Final = 0x400
 
 
 class NotifySocket:
@@ -46,8 +47,8 @@ class NotifySocket:
     than is read, waits.
 
     File descriptors that are sent along (FDSTORE=1, BARRIER=1) are closed. Who closes a file's last one may have to wait for as
-    long as its maker likes (SO_LINGER), also where the kernel does it because they were not taken in: so a thread does, and no
-    more is heard from this container until it is done.
+    long as its maker likes (SO_LINGER), also where the kernel does it because they were not taken in: so threads do, and no more
+    is heard from this container until they are done.
     """
 
     def __init__(self, directory: int) -> None:
@@ -120,8 +121,23 @@ class NotifySocket:
 
 
 def _close_all(fds: list[int]) -> None:
+    """Has the last copies of them closed by the exit of a thread that has a table of its own: nobody who exits waits for a
+    connection's peer, which may be among them (net/ipv4/af_inet.c, inet_release: PF_EXITING)."""
+    copied, closed = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with contextlib.suppress(OSError):  # a filter around us, such as Docker's: then it is us who may have to wait
+            unshare(_CLONE_FILES)
+        copied.set()
+        closed.wait()
+
+    last = threading.Thread(target=hold, daemon=True)
+    last.start()
+    copied.wait()
     for fd in fds:
         os.close(fd)
+    closed.set()
+    last.join()
 
 
 class Provisions:
