@@ -67,6 +67,8 @@ def parse(message: bytes) -> Notification:
             refused[key] = None
         else:
             _note(found, key, value)
+    if "status" in found:  # once, of however many
+        found["status"] = one_line(found["status"])
     return Notification(**found, refused=tuple(refused))
 
 
@@ -77,7 +79,7 @@ def _note(found: dict[str, Any], key: str, value: str) -> None:
         case "STOPPING", "1":
             found["stopping"] = True
         case "STATUS", _:
-            found["status"] = one_line(value)
+            found["status"] = value
         case "WATCHDOG", "1":
             found["alive"] = True
         case "WATCHDOG", "trigger":
