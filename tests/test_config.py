@@ -313,11 +313,11 @@ BAD = [
     ("command: x\nsuccess_exit_codes: [256]", "2:1: success_exit_codes: expected exit codes from 0 to 255"),
     (
         "command: x\nlogging: {driver: fluentd}",
-        '2:11: logging.driver: expected local, json-file, syslog, journald or none, got "fluentd"',
+        '2:11: logging.driver: expected local, json-file, raw, syslog, journald or none, got "fluentd"',
     ),
     (
         "command: x\nlogging: {driver: none, options: {compress: true}}",
-        '2:35: logging.options.compress: is for the driver local or json-file, and this one is "none"',
+        '2:35: logging.options.compress: is for the driver local, json-file or raw, and this one is "none"',
     ),
     (
         "command: x\nlogging: {driver: syslog, options: {syslog-address: 'tcp://localhost'}}",

@@ -66,6 +66,7 @@ OOM, FORKS = Usage(oom_kills=1), Usage(pids_limit_hits=7)
         # the seccomp filter
         (31, {}, Usage(), {}, "seccomp", 159, "ended by SIGSYS: a system call that its seccomp filter kills for"),
         (31, {"seccomp": "unconfined"}, Usage(), {}, "signaled", 159, "ended by SIGSYS"),
+        (31, {}, Usage(), {"sent_sigsys": True}, "signaled", 159, "ended by SIGSYS"),
         (code(1), {}, Usage(), {"violations": REFUSED[:1]}, "seccomp", 1, "exit 1 after mount was refused by its seccomp filter"),
         (
             code(1),

@@ -1298,11 +1298,11 @@ def _secret_values(source: _SecretSource, file: SourceFile) -> dict[str, Any]:
     return {"content": os.fsencode(value), "environment": source.environment}
 
 
-_FILES, _SYSLOG = ("local", "json-file"), ("syslog",)
+_FILES, _SYSLOG = words.LOG_FILES, ("syslog",)
 _LOG_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "max_size": _FILES, "max_file": _FILES, "max_age": _FILES, "compress": _FILES,
     "syslog_address": _SYSLOG, "syslog_format": _SYSLOG, "syslog_facility": _SYSLOG, "tag": ("syslog", "journald"),
-    "max_rate": ("local", "json-file", "syslog", "journald"),
+    "max_rate": (*_FILES, "syslog", "journald"),
 }  # fmt: skip
 """Which drivers an option is for."""
 

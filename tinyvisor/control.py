@@ -72,7 +72,7 @@ from tinyvisor.logs import MAX_TAIL, LogReader, Record, so_far
 from tinyvisor.metrics import Tally
 from tinyvisor.release import version
 from tinyvisor.runner import Container
-from tinyvisor.spec import Project, parse_signal
+from tinyvisor.spec import LOG_FILES, Project, parse_signal
 from tinyvisor.state import CommandResult, Event, Exit, ServiceSummary
 from tinyvisor.supervisor import Supervisor, Until, difference
 from tinyvisor.tap import Tap
@@ -503,13 +503,21 @@ class Control:
             raise Refused(400, f"tail: expected 0 to {MAX_TAIL}")
         if since and not _SINCE.fullmatch(since):
             raise Refused(400, "since: expected a time such as 2026-01-02T03:04:05Z")
-        names = list(self._supervisor.containers(request.services()))
+        loggings = self._supervisor.loggings(request.services())
+        elsewhere = {name: logging.driver for name, logging in loggings.items() if logging.driver not in LOG_FILES}
+        if elsewhere and request.services():
+            problem = ", ".join(f"{name} logs to {driver}" for name, driver in elsewhere.items())
+            raise Refused(409, f"{problem}: nothing of it is kept here")
+        names = [name for name in loggings if name not in elsewhere]
         follow = request.parameter("follow", "0")
         if follow not in ("0", "1", "false", "true"):
             raise Refused(400, "follow: expected 0 or 1")
         told = _as_log_events if request.streams else _as_lines
         with ExitStack() as stack:
-            readers = [stack.enter_context(closing(LogReader(self._log_dir / f"{name}.log"))) for name in names]
+            readers = [
+                stack.enter_context(closing(LogReader(self._log_dir / f"{name}.log", raw=loggings[name].driver == "raw")))
+                for name in names
+            ]
             records = so_far(readers, since=since, tail=int(tail) if tail else None)
 
             async def stream() -> None:

@@ -26,7 +26,7 @@ class Record(NamedTuple):
     """A line of a service's output, or a piece of one.
 
     Attributes:
-        time: RFC 3339 in UTC, as it is in the file.
+        time: RFC 3339 in UTC, as it is in the file; empty where that has none.
         full: a newline follows.
     """
 
@@ -63,9 +63,14 @@ def _parse_json(name: str, line: bytes) -> Record | None:
 
 
 class LogReader:
-    """Reads one instance's log from the oldest file that is there. `close` it."""
+    """Reads one instance's log from the oldest file that is there. `close` it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        raw: the file has the output and nothing else: every line is taken for one of stdout.
+    """
+
+    def __init__(self, path: Path, *, raw: bool = False) -> None:
+        self._raw = raw
         self._name = path.name.removesuffix(".log")
         self._path = path
         self._file: rotation.Readable | None = None
@@ -90,10 +95,13 @@ class LogReader:
                     return []
                 continue
             *lines, self._rest = (self._rest + data).split(b"\n")
-            found = [record for line in lines if (record := parse(self._name, line)) is not None]
+            found = [record for line in lines if (record := self._parse(line)) is not None]
             if found:
                 return found
         return []
+
+    def _parse(self, line: bytes) -> Record | None:
+        return Record("", self._name, "stdout", True, line) if self._raw else parse(self._name, line)
 
     def _read_file(self) -> bytes:
         assert self._file is not None
@@ -122,11 +130,11 @@ def so_far(readers: Iterable[LogReader], *, since: str = "", tail: int | None = 
     """What the files hold now, by time. The readers stand at their ends afterwards.
 
     Args:
-        since: an RFC 3339 time in UTC; nothing older.
+        since: an RFC 3339 time in UTC; nothing older, but what has no time.
         tail: only so many of the last records, 0 to `MAX_TAIL`.
     """
     ordered: Iterator[Record] = merge(*map(_all, readers), key=_time)
-    wanted = (record for record in ordered if not since or record.time.rstrip("Z") >= since.rstrip("Z"))
+    wanted = (record for record in ordered if not (since and record.time) or record.time.rstrip("Z") >= since.rstrip("Z"))
     return wanted if tail is None else iter(_last(wanted, tail))
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from tinyvisor.errors import HostError
-from tinyvisor.runtime.logfile import LogFile, Lost, Piece, Stream, as_cri, as_json, notice, timestamp
+from tinyvisor.runtime.logfile import LogFile, Lost, Piece, Stream, as_cri, as_json, as_raw, notice, timestamp
 from tinyvisor.runtime.stage import Place
 from tinyvisor.spec import SYSLOG_FACILITIES, Logging, parse_syslog_address
 from tinyvisor.units import format_size
@@ -96,7 +96,7 @@ def open_log(logging: Logging, name: str, directory: Path | None) -> Log | None:
 
 
 def _open_file(logging: Logging, path: Path) -> LogFile:
-    encode = as_json if logging.driver == "json-file" else as_cri
+    encode = {"json-file": as_json, "raw": as_raw}.get(logging.driver, as_cri)
     try:
         return LogFile(
             path,

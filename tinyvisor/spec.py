@@ -27,7 +27,10 @@ RestartCondition = Literal["no", "always", "on-failure", "unless-stopped"]
 Condition = Literal["service_started", "service_healthy", "service_completed_successfully"]
 OnUnhealthy = Literal["none", "restart", "stop"]
 Overlap = Literal["skip", "queue"]
-LogDriver = Literal["local", "json-file", "syslog", "journald", "none"]
+LOG_FILES = ("local", "json-file", "raw")
+"""Drivers that write files."""
+
+LogDriver = Literal["local", "json-file", "raw", "syslog", "journald", "none"]
 UsernsMode = Literal["auto", "host", "keep-id"]
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -965,7 +968,7 @@ class Logging:
 
     Attributes:
         driver: ``local``: a file of the CRI's records, the bytes as they came behind time and stream; ``json-file``: one of
-            JSON lines; ``syslog``; ``journald``; ``none``.
+            JSON lines; ``raw``: one of the output and nothing else, so without times; ``syslog``; ``journald``; ``none``.
         max_size: bytes after which a file is rotated, > 0.
         max_files: files kept, the current one included, >= 1.
         max_age: seconds after its first record after which a file is rotated, > 0; None: never for that.

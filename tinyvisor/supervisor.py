@@ -50,7 +50,7 @@ from tinyvisor.policy import (
 from tinyvisor.resume import Standing, decode
 from tinyvisor.runner import Container, Events, Live, Need, OnEvent, OnOutput, Runner, Runtime, Surroundings
 from tinyvisor.runtime.records import SUPERVISOR
-from tinyvisor.spec import Project, Service, instances
+from tinyvisor.spec import Logging, Project, Service, instances
 from tinyvisor.state import CommandResult, Probe, ServiceSummary
 from tinyvisor.tap import Tap
 from tinyvisor.turns import Turns
@@ -303,6 +303,14 @@ class Supervisor:
             SpecError: there is no such service.
         """
         return {runner.name: runner.container for runner in self._select(names)}
+
+    def loggings(self, names: Iterable[str] = ()) -> dict[str, Logging]:
+        """Where the output goes of every instance that `names` mean (none: of all).
+
+        Raises:
+            SpecError: there is no such service.
+        """
+        return {runner.name: runner.service.logging for runner in self._select(names)}
 
     def probes(self, name: str) -> tuple[Probe, ...]:
         """The latest runs of the healthcheck of instance `name`'s container, oldest first.

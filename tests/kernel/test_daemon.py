@@ -119,9 +119,8 @@ def test_reload_changes_what_has_changed(directory: Directory) -> None:
     before = directory.ps()
     directory.write("other", WAIT + " # changed")
     directory.write("new", WAIT)
-    ended = directory.run("reload")
-    assert (ended.returncode, ended.stdout) == (0, "+ new\n~ other\n")
-    assert directory.run("wait", "--until", "running").returncode == 0
+    ended = directory.up()
+    assert (ended.returncode, ended.stdout) == (0, "+ new\n~ other\n"), "as reload, and then all of it runs"
     after = directory.ps()
     assert after["same"]["pid"] == before["same"]["pid"]
     assert after["new"]["state"] == "running"
@@ -146,9 +145,10 @@ def test_logs_follow_until_the_end(directory: Directory) -> None:
 def test_two_of_one_project_are_refused(directory: Directory) -> None:
     directory.write("web", WAIT)
     started(directory)
-    second = directory.up()
+    (directory.path / "other.yaml").write_text("command: sleep 9\n")
+    second = directory.run("up", "-d", "-p", directory.name, str(directory.path / "other.yaml"))
     assert second.returncode == 2
-    assert "is running already" in second.stderr
+    assert f"is running already, from {directory.path / 'configs'}" in second.stderr
     in_front = directory.run("up", "-p", directory.name, "--log-dir", str(directory.path / "logs"))
     assert in_front.returncode == 2
     assert directory.ps()["web"]["state"] == "running"

@@ -232,12 +232,18 @@ async def test_the_keeper_keeps_nothing_of_what_has_ended(project: str) -> None:
     with anyio.fail_after(BOUND):
         async with open_runtime(name=project, live=True) as runtime:
             keeper = _keeper_of(runtime)
-            before = len(os.listdir(f"/proc/{keeper}/fd"))
+
+            def fds() -> int:
+                return len(os.listdir(f"/proc/{keeper}/fd"))
+
+            async with runtime.start(spec("first", "sleep 1000"), stdout=PIPE, stderr=PIPE):
+                before = fds() - 5
+            await until(lambda: fds() == before)
             async with runtime.start(spec("a", "sleep 1000"), stdout=PIPE, stderr=PIPE) as container:
-                assert len(os.listdir(f"/proc/{keeper}/fd")) == before + 5
+                assert fds() == before + 5
                 own = await container.exec(["sh", "-c", "test $(ls /proc/1/fd | wc -l) -le 6 && ls /proc/self/fd | wc -l"])
                 assert own.exit_code == 0
-            await until(lambda: len(os.listdir(f"/proc/{keeper}/fd")) == before)
+            await until(lambda: fds() == before)
 
 
 def _keeper_of(runtime: Runtime) -> int:

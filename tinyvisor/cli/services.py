@@ -202,8 +202,13 @@ def reload(project_name: str | None, as_json: bool) -> int:
 
     Exits with 2 when the configuration is at fault, and then changes nothing.
     """
+    return reload_project(client_for(project_name), as_json)
+
+
+def reload_project(client: Client, as_json: bool = False) -> int:
+    """Has it done, and shows what has changed; the exit code."""
     try:
-        found = client_for(project_name).post("/v1/reload")
+        found = client.post("/v1/reload")
     except Refusal as refusal:
         if refusal.status != UNPROCESSABLE:
             raise

@@ -80,8 +80,9 @@ def up(
     The other commands act on it meanwhile, from any terminal. Started by systemd with Type=notify it tells it when all services
     run, and takes part in its watchdog: see tinyvisor systemd. As PID 1 of a container it has an init above itself.
 
-    With -d it returns when all services run, and goes on until tinyvisor down, or a SIGTERM. Should the daemon be killed,
-    its containers run on, and the next up -d takes them over; with --no-live they are killed with it.
+    With -d it returns when all services run, and goes on until tinyvisor down, or a SIGTERM. Where the project runs already, its
+    files are read anew, and what has changed is changed, as by tinyvisor reload. Should the daemon be killed, its containers run
+    on, and the next up -d takes them over; with --no-live they are killed with it.
 
     Exits with 0 when all went well, 1 when a service failed for good, 2 when the configuration or this host is at fault.
     """
@@ -91,6 +92,8 @@ def up(
         raise click.UsageError("--live goes with -d")
     if detach:
         project = load_project(paths, project_name, env_file, profiles)
+        if _is_running(project.name):
+            return _reload(project.name, paths or default_paths())
         survives = _is_left(project.name) or (can_live() if live is None else live)
         options = [
             *(["--live"] if survives else []),
@@ -158,6 +161,33 @@ def _is_left(name: str) -> bool:
     from tinyvisor.client import is_abandoned
 
     return is_abandoned(name)
+
+
+def _is_running(name: str) -> bool:
+    from tinyvisor.client import is_running
+
+    return is_running(name)
+
+
+def _reload(name: str, paths: Sequence[Path]) -> int:
+    """What runs becomes as its files say now; returns when all of it runs, as a start does.
+
+    Raises:
+        TinyvisorError: it runs from other files.
+    """
+    from tinyvisor.cli.services import reload_project
+    from tinyvisor.client import Client
+
+    client = Client(name)
+    theirs = client.get("/v1/project").get("paths")
+    if theirs != [os.path.normpath(path.absolute()) for path in paths]:
+        others = ", ".join(theirs or ["elsewhere"])
+        raise TinyvisorError(
+            f'the project "{name}" is running already, from {others}; give another name with -p, or stop it with down'
+        )
+    if code := reload_project(client):
+        return code
+    return int(any(item["state"] == "failed" for item in client.get("/v1/wait", {"until": "running"})))
 
 
 def _detach(project: Project, paths: Sequence[Path], log_dir: Path | None, options: Sequence[str]) -> int:

@@ -65,6 +65,7 @@ def point_in_time(text: str, now: float) -> str:
 @click.command()
 @project_option
 @json_option
+@click.option("-f", "--follow", is_flag=True, expose_value=False, help="As it does anyway.")
 def events(project_name: str | None, as_json: bool) -> None:
     """Show what happens, from now on."""
     for event in client_for(project_name).stream("/v1/events"):

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from signal import SIGSYS
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -116,6 +117,7 @@ class Container:
         self._started = False
         self._started_at = time.monotonic()
         self._stopped = False
+        self._sent_sigsys = False
         self._held_up_by: tuple[str, ...] = ()
         self._output_exceeded: int | None = None
         self._waited = Waited(self._events, self._events.close) if self._events is not None else None
@@ -166,6 +168,7 @@ class Container:
         Raises:
             SpecError: there is no such signal.
         """
+        self._sent_sigsys |= _signal(number) == SIGSYS
         command = wire.encode_signal(_signal(number), wire.SCOPE_ALL if all else wire.SCOPE_WORKLOAD)
         while self._events is not None and self._waited is not None and not self._gone.is_set():
             try:
@@ -503,6 +506,7 @@ class Container:
             output_exceeded=self._output_exceeded,
             violations=_violations(gone) if gone.refused else (),
             refused=gone.killed_for_refused,
+            sent_sigsys=self._sent_sigsys,
         )
         self._exit = judge(self.spec, self._outcome)
         self._set_gone()

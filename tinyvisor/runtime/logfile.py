@@ -71,6 +71,11 @@ def as_json(time: bytes, stream: Stream, piece: Piece) -> bytes:
     return json.dumps({"log": text, "stream": stream, "time": time.decode()}).encode() + b"\n"
 
 
+def as_raw(time: bytes, stream: Stream, piece: Piece) -> bytes:
+    """Both streams as they came."""
+    return piece.data + b"\n" if piece.full else piece.data
+
+
 class Lines:
     """Cuts a stream of chunks into pieces. Holds at most `MAX_PIECE` bytes."""
 

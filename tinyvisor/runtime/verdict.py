@@ -32,6 +32,7 @@ class Outcome:
         held_up_by: what outlived a stop's grace period.
         violations: what its filter handed to init.
         refused: init killed the workload for a call that its filter refuses.
+        sent_sigsys: we were asked to send it that signal, which else is a filter's.
     """
 
     wait_status: int | None
@@ -47,6 +48,7 @@ class Outcome:
     output_exceeded: int | None = None
     violations: tuple[Violation, ...] = ()
     refused: bool = False
+    sent_sigsys: bool = False
 
 
 def judge(spec: Spec, outcome: Outcome) -> Exit:
@@ -91,7 +93,7 @@ def _status(spec: Spec, outcome: Outcome, code: int) -> tuple[Status, str]:
         return "ok", ""
     if outcome.usage.pids_limit_hits and spec.pids_limit is not None:
         return "pids_limit", f"{how} after {outcome.usage.pids_limit_hits} forks refused by pids_limit {spec.pids_limit}"
-    if code == -SIGSYS and spec.seccomp != "unconfined":
+    if code == -SIGSYS and spec.seccomp != "unconfined" and not outcome.sent_sigsys:
         return "seccomp", "ended by SIGSYS: a system call that its seccomp filter kills for"
     if any(item.refused for item in outcome.violations):
         return (
