@@ -16,6 +16,7 @@ from tinyvisor.logs import LogReader, Record, so_far
 from tinyvisor.runtime import rotation
 from tinyvisor.runtime.logfile import LogFile, Piece, as_json, as_raw
 from tinyvisor.runtime.rotation import wait_compressed
+from tinyvisor.runtime.syscalls import birth_time
 
 SECOND = 1_000_000_000
 NOON = 1767355445 * SECOND
@@ -275,6 +276,24 @@ def test_a_reader_sees_every_line_once_while_files_are_rotated_and_compressed(
         wait_compressed(path)
         seen += texts(reader)
     assert seen == written
+
+
+def test_raw_files_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    """By when they were made, for their inodes may be the same; also where the first line is empty, or not whole yet."""
+    found = set()
+    for name, content in (("a", b"tick\n"), ("b", b"tick\n"), ("c", b"\n\n"), ("d", b"\n\n")):
+        (tmp_path / name).write_bytes(content)
+        with (tmp_path / name).open("r+b") as file:
+            if not birth_time(file.fileno()):
+                pytest.skip("this file system does not know when a file was made")
+            identity = rotation._identity(file.fileno())
+            file.truncate(2)
+            assert rotation._identity(file.fileno()) == identity
+            assert identity is not None
+            found.add(identity.partition("-")[2])
+            file.truncate(0)
+            assert rotation._identity(file.fileno()) is None
+    assert len(found) == 4
 
 
 def test_no_more_than_one_task_waits_for_a_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -204,9 +204,15 @@ def _read_from(path: Path, read: Callable[[int], str | None]) -> str | None:
 
 def _identity(fd: int) -> str | None:
     """What a file is told apart by; None as long as it is empty. The inode alone would not do: what has been compressed is
-    removed, and file systems give its number to the next file at once. A first line has its time."""
-    first = os.pread(fd, _FIRST, 0).partition(b"\n")[0]
-    return f"{os.fstat(fd).st_ino}-{zlib.crc32(first):08x}" if first else None
+    removed, and file systems give its number to the next file at once. Where they don't say when a file was made, its first line
+    tells, which has the time, but for a raw one."""
+    from tinyvisor.runtime.syscalls import birth_time  # here, since ctypes takes its time
+
+    status, born = os.fstat(fd), birth_time(fd)
+    if not status.st_size:
+        return None
+    mark = b"%d" % born if born else os.pread(fd, _FIRST, 0).partition(b"\n")[0]
+    return f"{status.st_ino}-{zlib.crc32(mark):08x}"
 
 
 def _origin(fd: int) -> str | None:

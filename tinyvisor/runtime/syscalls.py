@@ -48,6 +48,8 @@ MOUNT_ATTR_NOEXEC: Final = 0x8
 MOUNT_ATTR_IDMAP: Final = 0x100000
 MS_PRIVATE: Final = 1 << 18
 
+_STATX_BTIME: Final = 0x800
+
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 
@@ -190,6 +192,17 @@ def unshare(flags: int) -> None:
     """unshare(2), Linux 2.6.16; `os.unshare` is Python 3.12's."""
     if _libc.unshare(ctypes.c_int(flags)) < 0:
         raise _failed()
+
+
+def birth_time(fd: int) -> int:
+    """When a file was made, in nanoseconds since the epoch; 0 where its file system, or the libc, does not tell. statx(2)."""
+    found = ctypes.create_string_buffer(256)
+    statx = getattr(_libc, "statx", None)
+    if statx is None or statx(fd, b"", AT_EMPTY_PATH, _STATX_BTIME, found) < 0:
+        return 0
+    (known,) = struct.unpack_from("=I", found)
+    seconds, nanoseconds = struct.unpack_from("=qI", found, 80)
+    return int(seconds * 1_000_000_000 + nanoseconds) if known & _STATX_BTIME else 0
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
