@@ -714,8 +714,9 @@ def test_workload_reads_the_end_of_a_pipe(either: Launcher) -> None:
 
 
 def test_exit_codes_and_signals_are_exact(launcher: Launcher) -> None:
-    running = [launcher.launch("/probe/probe", "exit", str(code)) for code in range(256)]
-    assert [exit_code(container.wait_gone()) for container in running] == list(range(256))
+    for first in range(0, 256, 64):  # not more at once than the socket has room for their ends, which nobody takes meanwhile
+        running = [launcher.launch("/probe/probe", "exit", str(code)) for code in range(first, first + 64)]
+        assert [exit_code(container.wait_gone()) for container in running] == list(range(first, first + 64))
     deadly = [number for number in ALL_SIGNALS if number not in (17, 18, 19, 20, 21, 22, 23, 28)]
     running = [launcher.launch("/probe/probe", "die", str(number)) for number in deadly]
     for number, container in zip(deadly, running, strict=True):
