@@ -26,7 +26,7 @@ from tinyvisor.errors import ConfigError, ConfigProblem, HostError, TinyvisorErr
 from tinyvisor.logs import LogReader, so_far
 from tinyvisor.metrics import Tally
 from tinyvisor.runtime.logfile import LogFile, Piece
-from tinyvisor.spec import Project
+from tinyvisor.spec import Logging, Project
 from tinyvisor.state import Event, Exit
 
 pytestmark = pytest.mark.anyio
@@ -209,6 +209,19 @@ async def test_logs_and_following_them(tmp_path: Path) -> None:
             while b'"text": "three"' not in text:
                 text += await stream.receive_some()
         assert text.index(b'"one"') < text.index(b'"two"') < text.index(b'"three"')
+
+
+async def test_logs_that_are_kept_elsewhere_and_raw_ones(tmp_path: Path) -> None:
+    logging = {"a": Logging(driver="none"), "b": Logging(driver="raw")}
+    services = [service(name, logging=it) for name, it in logging.items()]
+    scripts = {name: [Script(output=((0.0, "stderr", b"of " + name.encode() + b"\n"),))] for name in logging}
+    async with rig(tmp_path, *services, scripts=scripts) as r:
+        await wait_all_tasks_blocked()
+        answer = await r.raw(request("GET", "/v1/logs"))
+        assert b'{"time": "", "name": "b", "stream": "stdout", "full": true, "text": "of b"}' in answer
+        assert b"of a" not in answer
+        status, problem = await r.ask("GET", "/v1/logs?service=a")
+        assert (status, problem) == (409, {"problems": ["a logs to none: nothing of it is kept here"]})
 
 
 def test_reader_goes_through_rotations_without_a_gap(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         "What services have written.",
         LogRecord,
         (JSON_LINES, EVENT_STREAM),
-        (404,),
+        (404, 409),
         SERVICE
         | {
             "tail": {"type": "integer", "minimum": 0, "maximum": MAX_TAIL},

@@ -27,7 +27,7 @@ from tests.kernel.command import environment
 from tests.kernel.helpers import BOUND, ON_TRIO, read_until, until
 from tests.kernel.test_daemon import Directory
 from tinyvisor.client import Client
-from tinyvisor.errors import HostError, LauncherDied, NotLaunched, TinyvisorError
+from tinyvisor.errors import HostError, LauncherDied, NotLaunched, SpecError, TinyvisorError
 from tinyvisor.places import run_directory
 from tinyvisor.processes import is_alive
 from tinyvisor.runtime import PIPE, Container, Runtime, open_runtime
@@ -160,6 +160,9 @@ async def test_all_there_is_to_a_container_is_taken_over(project: str, terminal:
             assert runtime.adoptable == ("web",)
             async with runtime.adopt("web") as container:
                 assert [container.pid] == pids
+                with pytest.raises(SpecError, match='no container "web" was left'):
+                    async with runtime.adopt("web"):
+                        pass
                 if terminal:
                     assert container.terminal is not None
                     os.write(container.terminal, b"word\n")

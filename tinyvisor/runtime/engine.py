@@ -514,10 +514,13 @@ class Runtime:
         read before.
 
         Raises:
+            SpecError: none of that name was left, or it has been adopted already.
             NotLaunched: it never came to be.
             LaunchError: a step failed.
         Cancellation: as `start`.
         """
+        if name not in self._adoptable:
+            raise SpecError("name", f'no container "{name}" was left to be adopted')
         async with self._as_scope(self._adoptable.pop(name)) as container:
             yield container
 
