@@ -32,7 +32,7 @@ from tinyvisor.errors import (
     TinyvisorError,
 )
 from tinyvisor.job import Job
-from tinyvisor.places import cache_directory, project_files, run_directory
+from tinyvisor.places import cache_directory, privileged, project_files, run_directory, shared_files
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
@@ -212,8 +212,8 @@ class Runtime:
         with _state_in(locks):
             fd = self.live.take(Kind.LOCK) if self.live is not None else -1
             self._lock = stack.enter_context(ProjectLock(locks, self.name, fd))
-        forget = functools.partial(Live.forget_remains, locks)
-        sweep(self.host.layout, locks, mine=None if adopting else self.name, forget=forget)
+        _close_to_groups(self.name)
+        sweep(self.host.layout, locks, mine=None if adopting else self.name, forget=functools.partial(_forget_remains, locks))
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -1422,6 +1422,19 @@ def _resolv_conf() -> bytes | None:
         return Path("/etc/resolv.conf").read_bytes()
     except OSError:
         return None  # a host without one resolves without one
+
+
+def _forget_remains(directory: Path, project: str) -> None:
+    """What is left of a project of which nothing runs."""
+    Live.forget_remains(directory, project)
+    _close_to_groups(project)
+
+
+def _close_to_groups(project: str) -> None:
+    """Removes what a killed supervisor has left for groups. Its launcher, too, knows nothing of that."""
+    for path in shared_files(project) if privileged() else ():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 @contextlib.contextmanager
