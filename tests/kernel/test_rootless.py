@@ -215,9 +215,10 @@ def test_the_program_that_uses_the_api(user: User) -> None:
     assert str(GROUP) not in ok(user.tinyvisor("run", "--", "cat", "/proc/self/status", timeout=BOUND))
 
 
-@pytest.mark.parametrize("module", ["test_attacks.py"])
+@pytest.mark.parametrize("module", ["test_attacks.py", "test_faults.py"])
 def test_what_holds_for_root_holds_here(user: User, module: str) -> None:
-    """The tests of the whole, but for those that need root of the host, once more; with trio alone, to save time."""
+    """The tests of the whole, but for those that need root of the host, once more; with trio alone, to save time. The faults:
+    every kind of step that a launch has, and a sample of its system calls."""
     pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={user.home}/pytest", "-k", "not asyncio"]
     ended = user.tinyvisor("unshare", *pytest_, str(REPOSITORY / "tests/kernel" / module), timeout=4 * BOUND)
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
