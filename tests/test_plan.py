@@ -132,7 +132,7 @@ workload:
    1 enter the user namespace
    2 new namespaces: cgroup
    3 umask 0022
-   4 capability bounding set 0x0
+   4 capability bounding set 0x0, securebits locked
    5 close every fd but stdio
    6 become uid 0, gid 0, no other groups
    7 drop all capabilities

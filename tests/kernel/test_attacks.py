@@ -983,6 +983,41 @@ async def test_containers_share_no_keys(shared: Runtime) -> None:
     assert out.strip() == "EPERM"
 
 
+SESSION = """
+import ctypes, sys, trio
+from tinyvisor import open_runtime
+libc = ctypes.CDLL(None)
+if libc.syscall(250, 1, None) < 0 or libc.syscall(248, b"user", b"of-the-host", b"secret", 6, -3) < 0:
+    sys.exit("no keys")
+look = sys.argv[1]
+
+async def main():
+    async with open_runtime() as runtime:
+        for fields in ({"seccomp": "unconfined"}, {"seccomp": "unconfined", "userns_mode": "host"}, {"seccomp_action": "log"}):
+            async with runtime.start(["sleep", "99"], **fields) as one:
+                for _ in range(2):
+                    await runtime.run(["python3", "-c", look], check=True, **fields)
+                print((await one.exec(["python3", "-c", look])).status)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(not X86, reason="has system calls by their number on x86-64")
+async def test_nobody_has_the_session_keyring_of_who_started_it(shared: Runtime) -> None:
+    """Who may use keys, which takes an opt-out, has a session keyring of his own: it was the host's, with what is in it, and
+    that of every other container."""
+    look = f"""{PRELUDE}
+answers = [call(250, 10, -3, b"user", name, 0) for name in (b"of-the-host", b"of-the-first")]
+answers.append(isinstance(call(248, b"user", b"of-the-first", b"x", 1, -3), int))
+assert answers == ["ENOKEY", "ENOKEY", True], answers
+"""
+    ended = await anyio.run_process([sys.executable, "-c", SESSION, look], check=False)
+    if b"no keys" in ended.stderr:
+        skip("needs the kernel's keyrings")
+    assert ended.stdout.split() == [b"ok"] * 3, ended.stderr.decode()
+
+
 async def test_processes_of_others_can_not_be_seen_or_signalled(shared: Runtime) -> None:
     """kill by the numbers that the host has for a neighbour, the launcher and us: ESRCH."""
     async with waiting(shared, name="other") as other:

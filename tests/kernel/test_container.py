@@ -328,6 +328,13 @@ async def test_all_capabilities_are_dropped(shared: Runtime) -> None:
         assert found["NoNewPrivs"] == "1"
 
 
+async def test_that_they_are_is_locked(shared: Runtime) -> None:
+    """Where none is kept: neither who is root nor who becomes it, or stops to be, can have any."""
+    code = "import ctypes; prctl = ctypes.CDLL(None).prctl; print(prctl(27), prctl(28, 0), prctl(8, 1))"
+    assert await python(shared, code) == "207 -1 0\n", "but who only asks to keep what he has may"
+    assert await python(shared, code, capabilities={"CHOWN"}) == "0 -1 0\n"
+
+
 @pytest.mark.parametrize("user", [None, "1000:1000"])
 async def test_listed_capabilities_are_kept(shared: Runtime, user: str | None) -> None:
     kept = {"NET_BIND_SERVICE", "CHOWN", "CHECKPOINT_RESTORE"}

@@ -549,6 +549,8 @@ def _workload(
     if spec.cpuset:
         yield s.Affinity(spec.cpuset)
     yield s.Session()
+    if _may_use_keys(spec):
+        yield s.Keyring()
     if spec.userns != "host":  # what comes before takes rights of the host's: limits may be raised
         yield s.EnterUser()
         yield from cgroup
@@ -570,6 +572,11 @@ def _workload(
     if seccomp and spec.no_new_privs:
         yield from _seccomp(spec, seccomp)
     yield exec_step(spec, identity, name)
+
+
+def _may_use_keys(spec: Spec) -> bool:
+    """Whether anything but our own profile has a say in it."""
+    return spec.seccomp != "default" or bool(spec.on_syscall) or spec.seccomp_action not in (None, "errno", "kill")
 
 
 def _seccomp(spec: Spec, filter: Filter) -> Iterator[Step]:

@@ -717,7 +717,7 @@ class BoundingSet(Step):
         return (self.mask,)
 
     def describe(self) -> str:
-        return f"capability bounding set {self.mask:#x}"
+        return f"capability bounding set {self.mask:#x}" + (", securebits locked" if not self.mask else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -751,6 +751,14 @@ class Capabilities(Step):
 
     def describe(self) -> str:
         return f"keep capabilities {', '.join(self.names)}" if self.names else "drop all capabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring(Step):
+    op = 57
+
+    def describe(self) -> str:
+        return "a session keyring of its own"
 
 
 @dataclass(frozen=True, slots=True)

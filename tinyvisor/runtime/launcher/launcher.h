@@ -277,7 +277,7 @@ int open_in_root(const struct context *context, const char *path, int flags);
 /* workload.c */
 step_function step_cgroup_join, step_session, step_pass_fd, step_rlimit, step_oom_score, step_affinity, step_close_fds, step_umask,
 	step_bounding, step_identity, step_capabilities, step_no_new_privs, step_working_dir, step_exec, step_enter_user,
-	step_seccomp;
+	step_seccomp, step_keyring;
 
 /* refusals.c */
 #define MAX_FILTER 4096 /* instructions: BPF_MAXINSNS */
