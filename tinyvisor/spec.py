@@ -67,6 +67,20 @@ DEFAULT_MASKED_PATHS = (
 )  # fmt: skip
 DEFAULT_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+PROC_OPTIONS = (
+    "subset=pid", "hidepid=0", "hidepid=1", "hidepid=2", "hidepid=4", "hidepid=off", "hidepid=noaccess", "hidepid=invisible",
+    "hidepid=ptraceable",
+)  # fmt: skip
+"""Source: proc(5) "Mount options"."""
+
+
+def check_proc_options(text: str) -> None:
+    """Raises ValueError for what is not a list of `PROC_OPTIONS`."""
+    for option in text.split(",") if text else ():
+        if option not in PROC_OPTIONS:
+            raise ValueError(f"proc-opts: {option!r} is not known; expected {', '.join(PROC_OPTIONS)}")
+
+
 _OF_A_NETWORK = frozenset({"NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW"})
 
 MAX_SCALE = 1000
@@ -364,6 +378,7 @@ class Spec:
             as the profile says; ``"kill"``: its process is killed; ``"log"``: it is made all the same; ``"trace"``: left to a
             tracer, ENOSYS without one, and not in `Exit.violations`. None: as the profile says, and nothing is noted.
         on_syscall: rules that come before the profile's.
+        proc_opts: how /proc is mounted, as proc(5) has it: ``"hidepid=2,subset=pid"``; empty: as it comes.
         masked_paths, readonly_paths: absolute paths inside; missing ones are passed over.
         umask: of the workload.
         oom_score_adj: -1000..1000; None is inherited.
@@ -413,6 +428,7 @@ class Spec:
     seccomp: str | Path = "default"
     seccomp_action: str | None = None
     on_syscall: tuple[SyscallRule, ...] = ()
+    proc_opts: str = ""
     masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
     readonly_paths: tuple[str, ...] = DEFAULT_READONLY_PATHS
     umask: int = 0o022
@@ -556,6 +572,10 @@ class Spec:
         if self.network_mode not in ("none", "host") and not re.fullmatch(rf"service:{NAME.pattern}", self.network_mode):
             raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
         _no_nul("security_opt", str(self.seccomp))
+        try:
+            check_proc_options(self.proc_opts)
+        except ValueError as error:
+            raise SpecError("security_opt", str(error)) from None
         self._check_refusals()
         for capability in self.capabilities:
             if capability not in CAPABILITIES:

@@ -41,10 +41,17 @@ PAUSE = 0.004
 """Seconds for which somebody is stopped who is to go on."""
 
 ACTIONS = (
-    "kill-supervisor", "kill-launcher", "kill-inits", "kill-supervisor-and-launcher", "stop-and-kill-supervisor",
+    "kill-supervisor", "kill-launcher", "kill-inits", "kill-supervisor-and-launcher", "stop-supervisor-and-kill-supervisor",
     "stop-supervisor", "stop-launcher", "stop-inits", "stop-inits-and-kill-supervisor", "stop-launcher-and-kill-supervisor",
 )  # fmt: skip
 
+
+KILL_IT = (
+    "kill-supervisor",
+    "kill-supervisor-and-launcher",
+    "stop-inits-and-kill-supervisor",
+    "stop-launcher-and-kill-supervisor",
+)
 
 # ---- the program to which it happens ----
 
@@ -56,21 +63,17 @@ def _launchers() -> list[int]:
 def _act(action: str) -> None:
     launchers = _launchers()
     inits = [init for launcher in launchers for init in children(launcher)]
-    first, _, second = action.partition("-and-")
-    if second == "kill-supervisor" or second == "launcher":
-        _send(launchers if "launcher" in action else inits, signal.SIGKILL if second == "launcher" else signal.SIGSTOP)
+    how, _, who = action.partition("-")
+    both = who.endswith("-and-kill-supervisor")
+    who = who.removesuffix("-and-kill-supervisor").removesuffix("-and-launcher")
+    if action == "kill-supervisor-and-launcher":
+        _send(launchers, signal.SIGKILL)
+    pids = {"supervisor": [os.getpid()], "launcher": launchers, "inits": inits}[who]
+    if how == "stop" and who != "supervisor" and not both:
+        threading.Timer(PAUSE, _send, (pids, signal.SIGCONT)).start()
+    _send(pids, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
+    if both and who != "supervisor":
         os.kill(os.getpid(), signal.SIGKILL)
-    how, _, who = first.partition("-")
-    ours = {"supervisor": [os.getpid()], "launcher": launchers, "inits": inits}
-    if how == "kill":
-        _send(ours[who], signal.SIGKILL)
-    elif second:
-        os.kill(os.getpid(), signal.SIGSTOP)  # and never goes on
-    elif who != "supervisor":
-        _send(ours[who], signal.SIGSTOP)
-        threading.Timer(PAUSE, _send, (ours[who], signal.SIGCONT)).start()
-    else:
-        os.kill(os.getpid(), signal.SIGSTOP)  # the test wakes it
 
 
 def _send(pids: list[int], number: int) -> None:
@@ -239,11 +242,11 @@ def user(tmp_path: Path) -> Iterator[Home]:
 def _round(home: Home, action: str, instant: int) -> bool:
     """Whether there are that many instants."""
     with contextlib.closing(home.nursery.fork(f"{action}:{instant}")) as victim:
-        if action.endswith("kill-supervisor") or action == "kill-supervisor-and-launcher":
+        if action in KILL_IT:
             hit = _wait_for_the_end(victim) == "killed"
             if "stop-launcher" in action:  # it would wait for this for ever
                 _send([int(pid) for pid in (victim.said("hit") or "").split()], signal.SIGCONT)
-        elif action == "stop-and-kill-supervisor":
+        elif action == "stop-supervisor-and-kill-supervisor":
             hit = _wait_for_the_end(victim) == "stopped"
             victim.kill()
         else:

@@ -322,7 +322,7 @@ def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | Non
     else:
         sizes = spec.storage_size, spec.storage_inodes
         yield s.RootOverlay(s.FIRST_TREE, *sizes, attributes, str(spec.rootfs), user_attributes=around.nested)
-    yield s.Mount("proc", "/proc", "", NOSUID | NOEXEC | NODEV)
+    yield s.Mount("proc", "/proc", spec.proc_opts, NOSUID | NOEXEC | NODEV)
     yield s.BindTemplate("/t/dev-tty" if spec.tty else "/t/dev", "/dev", RDONLY | NOSUID | NOEXEC, maps.of("/dev"))
     yield s.Devpts(around.tty_group)
     yield s.Mount("tmpfs", "/dev/shm", f"mode=1777,size={spec.shm_size},nr_inodes=16384", NOSUID | NOEXEC | NODEV)
