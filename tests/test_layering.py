@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
         ("spec job", "state"),
         ("profile trace",),
         ("tracing learned accesses",),
-        ("config yamlfile jobs jsonlines digests", "policy", "health", "notify", "runtime cluster", "view", "attacks"),
+        ("config yamlfile jobs jsonlines digests", "policy", "health", "notify", "runtime cluster", "view", "attacks holes"),
         ("resume",),
         ("supervisor runner turns tap inside probe listener logtarget", "batch journal outputs report", "audit"),
         ("control client logs openapi metrics",),
