@@ -590,12 +590,15 @@ if os.uname().machine == "x86_64":
     # ---- others on the network ----
     Attack(
         "the host's network",
-        "looks for interfaces beside loopback",
+        "looks for interfaces beside loopback, and for abstract sockets of others",
         "the network namespace",
         """
 while read -r line; do
     case $line in *Inter-*|*face*|lo:*|"") ;; *:*) echo "open: ${line%%:*}" ;; esac
 done </proc/net/dev
+while read -r _ _ _ _ _ _ _ name; do
+    case $name in @*) echo "open: the socket $name" ;; esac
+done </proc/net/unix
 echo held
 """,
         "sh",

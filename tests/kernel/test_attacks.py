@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import pty
+import resource
 import select
 import shutil
 import subprocess
@@ -436,6 +437,44 @@ print([path for path, _, files in os.walk("/") if "of-the-host" in files])
     assert lines[-1] == "[]"
 
 
+ROUND_ABOUT = """
+def look():
+    return [path for path, _, files in os.walk("/") if "of-the-host" in files or "vmlinuz" in files]
+def in_a_child(function):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        attempt(function)
+        os._exit(0)
+    os.wait()
+def enter():
+    fd = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    print("setns", libc.setns(fd, 0), sorted(set(os.listdir("/")) - {"proc"}), look(), flush=True)
+def move():
+    os.mkdir("/tmp/new")
+    mount(b"none", b"/tmp/new", b"tmpfs")
+    os.chdir("/tmp/new")
+    moved = mount(b".", b"/", None, 8192)
+    os.chroot(".")
+    for _ in range(64):
+        os.chdir("..")
+    os.chroot(".")
+    print("move", moved, look(), flush=True)
+in_a_child(enter)
+in_a_child(move)
+"""
+
+
+@pytest.mark.parametrize("method, world", [("pivot", ["container"]), ("chroot", ["lower", "new", "shell", "t", "upper"])])
+async def test_moved_mounts_and_its_own_namespace_anew_show_no_host(
+    shared: Runtime, tmp_path: Path, method: str, world: list[str]
+) -> None:
+    """MS_MOVE over the root, and setns into the mount namespace that it is in, which makes that one's root its own: with the
+    rights to both they lead into the empty world around."""
+    marker(tmp_path)
+    out = await inside(shared, ROUND_ABOUT, root_method=method, capabilities={"SYS_ADMIN", "SYS_CHROOT"}, userns_mode="host")
+    assert out.splitlines() == [f"setns 0 {world} []", "move ok []"]
+
+
 @pytest.mark.parametrize("mode", ["auto", "host"])
 @pytest.mark.parametrize("capabilities", [(), ("MKNOD",)], ids=["", "MKNOD"])
 async def test_no_device_can_be_opened(shared: Runtime, tmp_path: Path, capabilities: tuple[str, ...], mode: str) -> None:
@@ -773,6 +812,24 @@ except OSError as error:
     )
     assert out == "True True\n"
     assert (await shared.run(Spec(command=("/bin/true",)))).status == "ok"
+
+
+QUEUES = """
+made, size = 0, struct.pack("8q", 0, 10, 8192, *bytes(5))
+while isinstance(answer := call(240, b"q%d" % made, os.O_CREAT | os.O_RDWR, 0o600, size), int):
+    made += 1
+print(answer, made, flush=True)
+"""
+
+
+@pytest.mark.skipif(not X86, reason="has system calls by their number on x86-64")
+async def test_message_queues_have_a_bound_of_their_own(shared: Runtime) -> None:
+    """POSIX ones by their bytes (ulimits: msgqueue): what one container has used up is not what the next one lacks."""
+    async with waiting(shared, "python3", "-c", f"{PRELUDE}{QUEUES}print(input(), flush=True)\ninput()", name="one", **LIMITS):
+        assert await inside(shared, QUEUES, name="two", ulimits={"msgqueue": Ulimit(300_000, 300_000)}) == "EMFILE 3\n"
+        assert await inside(shared, QUEUES, name="two", ulimits={"msgqueue": Ulimit(0, 0)}) == "EMFILE 0\n"
+        usual = (await inside(shared, QUEUES, name="two")).split()
+        assert usual == ["EMFILE", str(resource.getrlimit(resource.RLIMIT_MSGQUEUE)[0] // 90_000)]
 
 
 async def test_endless_output_that_nobody_reads(shared: Runtime) -> None:

@@ -69,9 +69,9 @@ def _act(action: str) -> None:
     if action == "kill-supervisor-and-launcher":
         _send(launchers, signal.SIGKILL)
     pids = {"supervisor": [os.getpid()], "launcher": launchers, "inits": inits}[who]
+    _send(pids, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     if how == "stop" and who != "supervisor" and not both:
         threading.Timer(PAUSE, _send, (pids, signal.SIGCONT)).start()
-    _send(pids, signal.SIGKILL if how == "kill" else signal.SIGSTOP)
     if both and who != "supervisor":
         os.kill(os.getpid(), signal.SIGKILL)
 
