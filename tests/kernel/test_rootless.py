@@ -173,6 +173,9 @@ def test_with_no_id_but_its_own(poor: User) -> None:
         assert ended.stderr.count("\n") == 1
     told = ok(poor.tinyvisor("doctor", timeout=BOUND))
     assert f"rootless: uid {UID} is root of a user namespace with no other ids" in told
+    assert re.search(
+        r"^warn  cgroup memory: .*: mem_limit can't be enforced\n      → (have root delegate|start it in)", told, re.M
+    )
 
 
 def test_a_service_in_the_background(user: User) -> None:
@@ -202,6 +205,12 @@ def test_newuidmap_is_missing(user: User) -> None:
     assert ended.returncode == 125
     assert "newuidmap: No such file or directory" in ended.stderr
     assert "newuidmap did not map our ids" in ended.stderr
+    told = user.tinyvisor("doctor", timeout=BOUND, PATH="/nowhere")
+    assert told.returncode == 1
+    assert told.stdout.startswith(
+        "FAIL  rootless: newuidmap did not map our ids\n      → what it said is above; it must be installed"
+    )
+    assert "warn  cgroup pids: " in told.stdout or "ok    cgroup pids: " in told.stdout, "and what else there is to say"
 
 
 def test_the_program_that_uses_the_api(user: User) -> None:
