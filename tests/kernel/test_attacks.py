@@ -42,7 +42,7 @@ from tests.kernel.helpers import (
 )
 from tinyvisor.errors import LaunchError, SpecError, TinyvisorError
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
-from tinyvisor.spec import Spec, Ulimit, Volume
+from tinyvisor.spec import Secret, Spec, Tmpfs, Ulimit, Volume
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio, ON_TRIO]
 
@@ -794,6 +794,24 @@ for place in sorted(places):
         shm_size=size,
     )
     assert out.splitlines() == ["/ ENOSPC True ENOSPC True", "/dev/shm ENOSPC True ENOSPC True"]
+
+
+async def test_every_tmpfs_has_both_limits(shared: Runtime) -> None:
+    """Also where there are more of them: size and inodes, of all that the host's memory pays for."""
+    look = """
+for line in open("/proc/self/mountinfo"):
+    before, _, after = line.partition(" - ")
+    kind, _, options = after.split()[:3]
+    if kind == "tmpfs":
+        print(before.split()[4], "size=" in options and "nr_inodes=" in options)
+"""
+    more: dict[str, Any] = {"secrets": (Secret(target="key", content=b"word"),), "notify_socket": True}
+    found: set[str] = set()
+    for fields in ({"read_only": True, "tmpfs": (Tmpfs("/scratch"), Tmpfs("/work", size=1 << 20))}, {"working_dir": "/made"}):
+        lines = (await inside(shared, look, **more, **fields)).splitlines()
+        assert {line.split()[1] for line in lines} == {"True"}, lines
+        found |= {line.split()[0] for line in lines}
+    assert found >= {"/", "/dev", "/dev/shm", "/tmp", "/run", "/scratch", "/work", "/run/secrets"}, found
 
 
 async def test_running_out_of_files(shared: Runtime) -> None:
