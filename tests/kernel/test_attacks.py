@@ -844,6 +844,7 @@ print(answer, made, flush=True)
 async def test_message_queues_have_a_bound_of_their_own(shared: Runtime) -> None:
     """POSIX ones by their bytes (ulimits: msgqueue): what one container has used up is not what the next one lacks."""
     async with waiting(shared, "python3", "-c", f"{PRELUDE}{QUEUES}print(input(), flush=True)\ninput()", name="one", **LIMITS):
+        assert await inside(shared, "print(call(240, b'q0', os.O_RDWR, 0, 0))", name="two") == "ENOENT\n", "nor has it that one's"
         assert await inside(shared, QUEUES, name="two", ulimits={"msgqueue": Ulimit(300_000, 300_000)}) == "EMFILE 3\n"
         assert await inside(shared, QUEUES, name="two", ulimits={"msgqueue": Ulimit(0, 0)}) == "EMFILE 0\n"
         usual = (await inside(shared, QUEUES, name="two")).split()
