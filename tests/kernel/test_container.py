@@ -219,13 +219,13 @@ async def test_proc_shows_less_where_asked(shared: Runtime) -> None:
     """`proc-opts`: of all others' processes nothing, and nothing but processes; also to what is executed in it."""
     look = "ls /proc; id -u; cat /proc/self/comm /proc/self/oom_score_adj"
     fields: dict[str, Any] = {"proc_opts": "hidepid=2,subset=pid", "oom_score_adj": 7, "cpu_time": BOUND, "mem_limit": 64 << 20}
-    for user in (None, "1000:1000"):
+    for user in (None, "100:100"):
         async with waiting(shared, user=user, **fields) as container:
             with tempfile.TemporaryFile("w+") as told:
-                assert (await container.exec(["sh", "-c", look], stdout=told, user="1234")).status == "ok"
+                assert (await container.exec(["sh", "-c", look], stdout=told, user="123")).status == "ok"
                 told.seek(0)
                 *shown, uid, comm, score = told.read().split()
-            assert ({"self", "thread-self"} <= {*shown}, uid, comm, score) == (True, "1234", "cat", "7")
+            assert ({"self", "thread-self"} <= {*shown}, uid, comm, score) == (True, "123", "cat", "7")
             assert not {"1", "2", "sys", "meminfo", "kcore"} & {*shown}, "neither init, nor the workload, nor the kernel's files"
 
 
