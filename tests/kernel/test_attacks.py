@@ -842,8 +842,8 @@ print(answer, made, flush=True)
 
 @pytest.mark.skipif(not X86, reason="has system calls by their number on x86-64")
 async def test_message_queues_have_a_bound_of_their_own(shared: Runtime) -> None:
-    """POSIX ones by their bytes (ulimits: msgqueue): what one container has used up is not what the next one lacks. But an ordinary
-    user's containers have the user's limit together."""
+    """POSIX ones by their bytes (ulimits: msgqueue): what one container has used up is not what the next one lacks. But an
+    ordinary user's containers have the user's limit together."""
     hold = "print(input(), flush=True)\ninput()"
     holds = hold if shared.host.nested else f"{QUEUES}{hold}"
     async with waiting(shared, "python3", "-c", PRELUDE + holds, name="one", **LIMITS):

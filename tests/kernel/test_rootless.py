@@ -224,9 +224,9 @@ def test_the_program_that_uses_the_api(user: User) -> None:
     assert str(GROUP) not in ok(user.tinyvisor("run", "--", "cat", "/proc/self/status", timeout=BOUND))
 
 
-MODULES = ["attacks", "faults", "limits seccomp exec"]
+MODULES = ["attacks", "faults", "limits seccomp"]
 if os.environ.get("TINYVISOR_ROOTLESS_TESTS") == "all":  # they pass, too, and take their time
-    MODULES += ["container", "pool workspace capture", "userns provisions refusals"]
+    MODULES += ["container", "exec pool", "workspace capture", "userns provisions refusals"]
 
 
 @pytest.mark.parametrize("modules", MODULES)
