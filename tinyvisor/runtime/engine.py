@@ -190,7 +190,7 @@ class Runtime:
         self._leases: Leases | None = None
         self._mapped: Mapped | None = None
         self._shared: dict[Hashable, Ids] = {}  # of containers that get files of the host's, in a user namespace
-        self._around = planning.Around(host.nested, host.tty_group, host.groups_fixed)
+        self._around = planning.Around(host.nested, host.tty_group, host.groups_fixed, host.landlock)
         self._idmapped: frozenset[str] | None = None  # of the shared trees; None: not tried yet
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
