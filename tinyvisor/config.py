@@ -1635,6 +1635,8 @@ class _Loader:
             if provider is not None and provider.service is not None and provider.service.scale not in (None, 1):
                 problem = f'there must be one "{provider.name}" to join, and its scale is {provider.service.scale}'
                 entry.file.report_at((*entry.path, "network_mode"), problem)
+            if provider is not None and provider.service is not None and provider.service.spec.in_host_network:
+                entry.file.report_at((*entry.path, "network_mode"), f'"{provider.name}" is in the host\'s network; use host')
 
     def check_dependencies(self) -> None:
         """Every service that is waited for is there, and none waits for itself, directly or through others."""

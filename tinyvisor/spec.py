@@ -561,7 +561,7 @@ class Spec:
             raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
         _no_nul("security_opt", str(self.seccomp))
         if self.landlock not in get_args(LandlockMode):
-            raise SpecError("security_opt", f'landlock: "{self.landlock}" is not known; expected default or unconfined')
+            raise SpecError("landlock", f'"{self.landlock}" is not known; expected default or unconfined')
         self._check_refusals()
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
@@ -589,6 +589,11 @@ class Spec:
         useless = sorted(_OF_A_NETWORK & self.capabilities) if self.network_mode == "host" and self.userns != "host" else ()
         if useless:
             raise SpecError("cap_add", f'{useless[0]} has no power over the host\'s network; use "userns_mode: host", too')
+
+    @property
+    def in_host_network(self) -> bool:
+        """Whether its network is the host's."""
+        return self.network_mode == "host" or (self.network_mode == "none" and "net" not in self.namespaces)
 
     @property
     def userns(self) -> UsernsMode:

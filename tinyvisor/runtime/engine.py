@@ -1207,6 +1207,8 @@ class Runtime:
         provider = self._names.get(name)
         if provider is None or not provider.pid:  # before that, its namespaces would still be the launcher's
             raise TinyvisorError(f'{spec.name}: network_mode: service "{name}" is not running')
+        if provider.spec.in_host_network:
+            raise SpecError("network_mode", f'"{name}" is in the host\'s network; use host')
         return provider
 
     def _trees(self, spec: Spec) -> list[planning.Tree]:

@@ -25,7 +25,7 @@ _SINCE: Final[dict[Wall, int]] = {"writes": 2, "sockets": 6}
 """The ABI that a wall takes. ABI 1 lets nobody rename or link from one directory to another."""
 _WHAT: Final[dict[Wall, str]] = {
     "writes": "around what can't be written (read_only)",
-    "sockets": "around the host's abstract sockets (network_mode: host)",
+    "sockets": "around the host's abstract sockets",
 }
 
 # LANDLOCK_ACCESS_FS_*: WRITE_FILE, then REMOVE_DIR to MAKE_SYM, REFER; TRUNCATE; IOCTL_DEV. Scopes: ABSTRACT_UNIX_SOCKET.
@@ -59,7 +59,7 @@ def left_out(spec: Spec, abi: int) -> Iterator[str]:
 
 
 def _wanted(spec: Spec) -> tuple[Wall, ...]:
-    wanted: dict[Wall, bool] = {"writes": spec.read_only, "sockets": spec.network_mode == "host"}
+    wanted: dict[Wall, bool] = {"writes": spec.read_only, "sockets": spec.in_host_network}
     return tuple(wall for wall, applies in wanted.items() if applies)
 
 

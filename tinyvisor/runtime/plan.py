@@ -24,6 +24,7 @@ from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import (
     CAPABILITIES,
+    DEFAULT_NAMESPACES,
     DEFAULT_PATH,
     NOTIFY_DIRECTORY,
     NOTIFY_SOCKET,
@@ -222,7 +223,10 @@ def _holes(spec: Spec, around: Around) -> Iterator[str]:
     """Each is one that the user has made, or this kernel; SECURITY.md tells more of them."""
     if spec.userns == "host":
         yield "userns_mode: host: root inside is root outside, with the capabilities that are kept"
-    if spec.network_mode == "host":
+    missing = sorted(DEFAULT_NAMESPACES - spec.namespaces - {"user", "net"})
+    if missing:
+        yield f"namespaces: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} the host's"
+    if spec.in_host_network:
         yield "network_mode: host: all that listens on the host can be reached, on its loopback address, too"
     if spec.seccomp == "unconfined":
         yield "seccomp=unconfined: every system call can be made"
