@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import ast
-import os
 import shutil
-import socket
-from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kernel.helpers import ON_TRIO, python, run, shell, skip, status, waiting
+from tests.kernel.helpers import ON_TRIO, python, run, shell, skip, waiting
 from tests.kernel.test_exec import output
 from tinyvisor.errors import SpecError
-from tinyvisor.runtime import Runtime, open_runtime
-from tinyvisor.runtime import plan as planning
-from tinyvisor.runtime import steps as s
-from tinyvisor.runtime.plan import Plan
+from tinyvisor.runtime import Runtime
 from tinyvisor.runtime.syscalls import landlock_abi
-from tinyvisor.spec import CAPABILITIES, Tmpfs, Volume
+from tinyvisor.spec import Tmpfs, Volume
 
 ABI = landlock_abi()
 
@@ -32,30 +25,6 @@ pytestmark = [
     pytest.mark.skipif(ABI < 2, reason="this kernel's Landlock is not used"),
 ]
 of_abi_6 = pytest.mark.skipif(ABI < 6, reason="needs Landlock's ABI 6, of Linux 6.12")
-
-BOUNDING = int(status("self")["CapBnd"], 16)  # of a host that is itself a container
-ALL_BUT_WHAT_LEAVES_IT_OUT = frozenset(name for number, name in enumerate(CAPABILITIES) if BOUNDING >> number & 1) - {
-    "SYS_ADMIN", "SYS_PTRACE",
-}  # fmt: skip
-
-
-def without_read_only_mounts(plan: Plan) -> Plan:
-    """The same container, had its own mounts not been made read-only. What it shares with others is so twice."""
-
-    def opened(step: s.Step) -> s.Step:
-        return replace(step, attributes=step.attributes & ~s.RDONLY) if isinstance(step, s.Bind) else step
-
-    return replace(plan, init=tuple(opened(step) for step in plan.init if not isinstance(step, s.Remount)))
-
-
-@pytest.fixture
-async def unsealed(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
-    """A runtime whose containers have no read-only mounts of their own: what holds them is Landlock alone."""
-    whole, trees = planning.plan, Runtime._trees
-    monkeypatch.setattr(Runtime, "_trees", lambda self, spec: [replace(tree, read_only=False) for tree in trees(self, spec)])
-    monkeypatch.setattr(planning, "plan", lambda *args, **words: without_read_only_mounts(whole(*args, **words)))
-    async with open_runtime() as runtime:
-        yield runtime
 
 
 # What is tried in a directory that `tried` made: the names of the errors, "ok" for none.
@@ -117,26 +86,8 @@ def results(text: str) -> dict[str, str]:
     return {name: error for name, error in found.items() if name != "cut" or ABI >= 3}
 
 
-PROFILES: tuple[dict[str, Any], ...] = (
-    {},
-    {"capabilities": ALL_BUT_WHAT_LEAVES_IT_OUT, "seccomp": "unconfined"},
-    {"capabilities": ALL_BUT_WHAT_LEAVES_IT_OUT, "seccomp": "unconfined", "userns_mode": "host", "no_new_privs": False},
-    {"root_method": "chroot"},
-    {"user": "1000:1000", "no_new_privs": False},
-)
-
-
-@pytest.mark.parametrize("profile", PROFILES, ids=["default", "capabilities", "host ids", "chroot", "user"])
-async def test_what_is_read_only_is_so_twice(unsealed: Runtime, tmp_path: Path, profile: dict[str, Any]) -> None:
-    volumes = (Volume(tried(tmp_path / "one"), "/one", read_only=True), Volume(tried(tmp_path / "two"), "/root/two"))
-    found = await writes(unsealed, "/one", **{"read_only": True, "volumes": volumes, **profile})
-    assert found.pop("move in") == "EXDEV", "what the kernel looks at first"
-    assert set(found.values()) == {"EACCES"}, found
-    assert (tmp_path / "one/file").read_text() == "of the host"
-    assert sorted(os.listdir(tmp_path / "one")) == ["empty", "file", "spare"]
-
-
-async def test_that_test_would_fail_without_it(unsealed: Runtime, tmp_path: Path) -> None:
+async def test_without_it_those_mounts_would_be_written_to(unsealed: Runtime, tmp_path: Path) -> None:
+    """test_attacks' test_a_mount_that_turns_out_to_be_writable can fail."""
     volumes = (Volume(tried(tmp_path / "one"), "/one", read_only=True),)
     found = await writes(unsealed, "/one", read_only=True, volumes=volumes, landlock="unconfined")
     assert {name for name, error in found.items() if error != "ok"} == {"move in"}, found
@@ -276,50 +227,6 @@ async def test_what_is_executed_traces_only_where_that_is_asked_for(shared: Runt
 
 
 # ---- abstract sockets ----
-
-CONNECT = """
-import errno, socket, sys
-for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
-    with socket.socket(socket.AF_UNIX, kind) as client:
-        try:
-            client.connect("\\0%s-%d" % (sys.argv[1], kind))
-            print("ok")
-        except OSError as error:
-            print(errno.errorcode[error.errno])
-with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
-    try:
-        client.sendto(b"x", "\\0%s-%d" % (sys.argv[1], socket.SOCK_DGRAM))
-        print("ok")
-    except OSError as error:
-        print(errno.errorcode[error.errno])
-"""
-
-
-@of_abi_6
-async def test_the_hosts_abstract_sockets(shared: Runtime) -> None:
-    name = f"tinyvisor-test-{os.getpid()}"
-    servers = [socket.socket(socket.AF_UNIX, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM)]
-    try:
-        for server in servers:
-            server.bind(f"\0{name}-{server.type}")
-            if server.type != socket.SOCK_DGRAM:
-                server.listen()
-        capabilities = ALL_BUT_WHAT_LEAVES_IT_OUT
-        cases: tuple[tuple[dict[str, Any], str], ...] = (
-            ({"network_mode": "host"}, "EPERM"),
-            ({"network_mode": "host", "userns_mode": "host", "seccomp": "unconfined", "capabilities": capabilities}, "EPERM"),
-            ({"network_mode": "host", "landlock": "unconfined"}, "ok"),
-            ({}, "ECONNREFUSED"),
-        )
-        for spec, expected in cases:
-            exit, out, err = await run(shared, "python3", "-c", CONNECT, name, **spec)
-            assert (exit.status, out.split()) == ("ok", [expected] * 4), (spec, err)
-        async with waiting(shared, network_mode="host") as container:
-            exit, text = await output(container, "python3", "-c", CONNECT, name)
-            assert (exit.status, text.split()) == ("ok", ["EPERM"] * 4)
-    finally:
-        for server in servers:
-            server.close()
 
 
 @of_abi_6

@@ -231,7 +231,9 @@ static int allow_stdio(int ruleset, uint64_t rights)
 
 	for (int fd = 0; fd < 3 && !error; fd++) {
 		int flags = fcntl(fd, F_GETFL);
-		if (flags >= 0 && (flags & O_ACCMODE) != O_RDONLY)
+		if (flags < 0)
+			error = errno == EBADF ? 0 : -errno;
+		else if ((flags & O_ACCMODE) != O_RDONLY)
 			error = allow(ruleset, fd, rights);
 	}
 	return error;
