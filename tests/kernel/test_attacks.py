@@ -1022,7 +1022,7 @@ async def test_a_mount_that_turns_out_to_be_writable(unsealed: Runtime, tmp_path
     found = await writes(unsealed, "/one", read_only=True, volumes=volumes, **BEHIND_LANDLOCK[profile])
     assert found.pop("move in") == "EXDEV", "what the kernel looks at first"
     assert set(found.values()) == {"EACCES"}, found
-    assert (tmp_path / "one/file").read_text() == "of the host"
+    assert (tmp_path / "one/file").read_text() == ("of the host" if ABI >= 3 else "o")
     assert sorted(os.listdir(tmp_path / "one")) == ["empty", "file", "spare"]
 
 
