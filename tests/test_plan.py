@@ -122,7 +122,7 @@ init:
   24 make /proc/sys read-only
   25 what is made from here on belongs to the host's root
   26 pivot_root into a shell around the new root, detach the old one
-  27 new user namespace, and owned by it: ipc, mount, net, uts; join these
+  27 new user namespace, and owned by it: ipc, net, uts; join these
   28 enter the container's root (/container)
   29 set hostname web
   30 bring up loopback
@@ -348,10 +348,21 @@ def test_what_is_executed_joins_what_is_the_containers_own(fields: dict[str, Any
 def test_a_namespace_that_is_left_out(left_out: str) -> None:
     made = planned(namespaces=DEFAULT_NAMESPACES - {left_out})
     owned = [step.flags for step in (*of(made.init, s.UserNamespace), *of(made.workload, s.Unshare))]
-    assert sum(owned) == sum(NAMESPACE_FLAGS[name] for name in DEFAULT_NAMESPACES - {"pid", "user", left_out})
-    assert [step.flags for step in of(made.init, s.Unshare)] == [NAMESPACE_FLAGS["mount"]], "what is copied then"
+    assert sum(owned) == sum(NAMESPACE_FLAGS[name] for name in DEFAULT_NAMESPACES - {"pid", "mount", "user", left_out})
+    assert [step.flags for step in of(made.init, s.Unshare)] == [NAMESPACE_FLAGS["mount"]]
     assert len(of(made.init, s.Hostname)) == (left_out != "uts")
     assert len(of(made.init, s.LoopbackUp)) == (left_out != "net")
+
+
+def test_mounts_belong_to_the_user_namespace_only_where_that_matters() -> None:
+    mount, uts = NAMESPACE_FLAGS["mount"], NAMESPACE_FLAGS["uts"]
+    for fields, owned in (
+        ({"capabilities": {"SYS_ADMIN"}, "namespaces": {"pid", "mount", "uts", "user"}}, mount | uts),
+        ({"namespaces": {"pid", "mount", "uts", "user"}}, uts),
+        ({"namespaces": {"pid", "mount", "user"}}, mount),  # an exec finds the user namespace as the owner of another
+        ({"namespaces": {"pid", "mount", "net", "user"}, "network_mode": "service:db"}, mount),  # its net is that one's
+    ):
+        assert [step.flags for step in of(planned(**fields).init, s.UserNamespace)] == [owned]
 
 
 def test_network_modes() -> None:

@@ -280,6 +280,16 @@ def _own_namespaces(spec: Spec) -> frozenset[str]:
     return spec.namespaces - {"pid", "cgroup", "user"} - shared
 
 
+def _owned_namespaces(spec: Spec) -> frozenset[str]:
+    """Those that belong to the container's user namespace, so that capabilities inside count there.
+
+    The mounts do where root inside may mount, in a copy in which the kernel has locked what is there (mount_namespaces(7)). Else
+    they stay the host's: no capability of the container's has a say over them, and the copy is spared.
+    """
+    own = _own_namespaces(spec) - {"time"}
+    return own if "SYS_ADMIN" in spec.capabilities or own == {"mount"} else own - {"mount"}
+
+
 def _flags(names: Iterable[str]) -> int:
     return sum(NAMESPACE_FLAGS[name] for name in set(names))
 
@@ -421,9 +431,8 @@ def _seal(spec: Spec) -> Iterator[Step]:
 
 def _user_namespace(spec: Spec) -> Iterator[Step]:
     if spec.userns != "host":
-        wanted = _own_namespaces(spec)
-        yield s.UserNamespace(_flags(wanted - {"time"}))
-        if "time" in wanted:
+        yield s.UserNamespace(_flags(_owned_namespaces(spec)))
+        if "time" in spec.namespaces:
             yield s.Unshare(_flags({"time"}))
 
 
@@ -491,10 +500,10 @@ def exec_plan(
     own = {"pid", *_own_namespaces(spec) - {"time"}}
     own |= {"net"} if spec.network_mode.startswith("service:") else set()
     # What it shares with us it need not join, nor may it everywhere: a user namespace has no rights over the host's network.
-    joined = _flags(own | ({"user"} if spec.userns != "host" else set()))
+    joined, owned = (own, ()) if spec.userns == "host" else (own | {"user"}, sorted(_owned_namespaces(spec))[:1])
     init = [
         *_born_in(limits, name),
-        s.Join(joined, name),
+        s.Join(_flags(joined), name, _flags(owned)),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         *([s.Pty(*owner, *terminal, console=False)] if spec.tty else []),
         s.Init(

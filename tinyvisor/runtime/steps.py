@@ -78,14 +78,16 @@ class Unshare(Step):
 
 @dataclass(frozen=True, slots=True)
 class Join(Step):
-    """Joins namespaces of the container that the request names. Its user namespace is only opened: `EnterUser` enters it."""
+    """Joins namespaces of the container that the request names. Its user namespace, which is found as the owner of `owned`, one
+    flag, is only opened: `EnterUser` enters it."""
 
     op = 2
     flags: int
     whose: str
+    owned: int = 0
 
     def numbers(self) -> tuple[int, ...]:
-        return (self.flags,)
+        return self.flags, self.owned
 
     def describe(self) -> str:
         return f"join the {_namespaces(self.flags)} namespace of {self.whose}"

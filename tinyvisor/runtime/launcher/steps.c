@@ -48,7 +48,7 @@ static int step_join(struct context *context, const struct step *step)
 	if (context->joined < 0)
 		return context->joined;
 	if (flags & NEW_USER) { /* entered by the workload, later */
-		context->user_namespace = owner_of(context->joined_pid);
+		context->user_namespace = owner_of(context->joined_pid, step->number[1]);
 		if (context->user_namespace < 0)
 			return context->user_namespace;
 		flags &= ~NEW_USER;
@@ -140,7 +140,7 @@ static int step_cpu_time(struct context *context, const struct step *step)
 static const struct step_kind kinds[] = {
 	/*                        name          ints strings  where  slots */
 	[1] = {"unshare",            1, 0, I | W, 0, step_unshare},
-	[2] = {"join",               1, 0, I,     0, step_join},
+	[2] = {"join",               2, 0, I,     0, step_join},
 	[3] = {"root_tmpfs",         3, 0, I,     0, step_root_tmpfs},
 	[4] = {"root_tree",          2, 0, I,     1, step_root_tree},
 	[5] = {"root_overlay",       5, 0, I,     1, step_root_overlay},

@@ -2,10 +2,10 @@
  *
  * A container's other namespaces belong to its user namespace: what capabilities its root is given count in there, and
  * nowhere else. Its root file system is made before, with all rights, in a mount namespace of the host's; then a helper is
- * cloned into new namespaces, all at once. Its mount namespace is a copy in which the kernel has locked every mount and its
- * flags (mount_namespaces(7)): no capability inside can take a mask away, or write where it was read-only. Init maps the ids
- * and joins the namespaces, but for the user namespace, whose rights it does not need and whose root has none over it. The
- * workload enters it last. */
+ * cloned into new namespaces, all at once. A mount namespace among them is a copy in which the kernel has locked every mount
+ * and its flags (mount_namespaces(7)): no capability inside can take a mask away, or write where it was read-only; without one,
+ * the host's stays, over which nobody inside has a say. Init maps the ids and joins the namespaces, but for the user namespace,
+ * whose rights it does not need and whose root has none over it. The workload enters it last. */
 #define _GNU_SOURCE
 #include "launcher.h"
 
@@ -131,14 +131,17 @@ int step_user_namespace(struct context *context, const struct step *step)
 	return error;
 }
 
-/* The user namespace that a container's mount namespace belongs to: its fd or -errno. By the launcher's own /proc, and not by
+/* The user namespace that one of a container's namespaces belongs to: its fd or -errno. By the launcher's own /proc, and not by
  * anything that the container has. */
-int owner_of(pid_t pid)
+int owner_of(pid_t pid, uint64_t flag)
 {
+	const char *file = flag == NEW_MOUNT ? "mnt" : flag == NEW_UTS ? "uts" : flag == NEW_IPC ? "ipc" : flag == NEW_NET ? "net" : NULL;
 	char path[64];
 	int fd, owner;
 
-	snprintf(path, sizeof path, "%d/ns/mnt", (int)pid);
+	if (!file)
+		return -EINVAL;
+	snprintf(path, sizeof path, "%d/ns/%s", (int)pid, file);
 	fd = openat(proc_fd, path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
