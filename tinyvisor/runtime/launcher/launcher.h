@@ -294,6 +294,7 @@ int become_kept(int first_client, int listening);
 
 /* userns.c */
 step_function step_ids, step_id_map, step_user_namespace;
+int keep_rights(void);
 int owner_of(pid_t pid, uint64_t flag);
 
 /* init.c */

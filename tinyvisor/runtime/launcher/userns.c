@@ -43,10 +43,9 @@ static int write_map(int proc, pid_t pid, const char *file, const struct step *m
 }
 
 /* It has to live, while others look at what it is in. */
-static int wait_for_the_end(void *dies)
+static int wait_for_the_end(void *unused)
 {
-	if (dies)
-		die_with_launcher();
+	(void)unused;
 	for (;;)
 		(void)syscall(SYS_rt_sigsuspend, &(uint64_t){~0ull}, sizeof(uint64_t));
 	return 0;
@@ -75,21 +74,36 @@ static void end_helper(pid_t helper)
 		;
 }
 
-/* For idmapped mounts: a user namespace that nobody is in. */
+/* What a user namespace uses up is counted for who made it, too (ucounts: pending signals, inotify watches, message queues): that
+ * must not be the host's root. The rights stay, see step_owner. Stops when it is in one. */
+static int found(void *owner)
+{
+	if (keep_rights() < 0 || syscall(SYS_setresuid, (uid_t)-1, *(const uid_t *)owner, (uid_t)-1) < 0 || unshare((int)NEW_USER) < 0)
+		return errno;
+	die_with_launcher();
+	for (;;)
+		(void)kill(getpid(), SIGSTOP);
+}
+
+/* A user namespace that nobody is in: for idmapped mounts, and for the containers, one after another, that leave nothing in it.
+ * Number: its maker's uid; strings: the maps. */
 int step_id_map(struct context *context, const struct step *step)
 {
-	struct clone_arguments arguments = {.flags = NEW_USER, .exit_signal = SIGCHLD};
-	pid_t helper = clone3_vm(&arguments, wait_for_the_end, context);
+	struct clone_arguments arguments = {.exit_signal = SIGCHLD};
+	uid_t owner = (uid_t)step->number[0];
+	int status;
+	pid_t helper = clone3_vm(&arguments, found, &owner);
 
-	if (helper < 0)
+	if (helper < 0 || waitpid(helper, &status, WUNTRACED) < 0)
 		return -errno;
+	if (!WIFSTOPPED(status))
+		return WIFEXITED(status) ? -WEXITSTATUS(status) : -ECHILD;
 	context->user_namespace = map_ids(proc_fd, helper, step);
 	end_helper(helper);
 	return context->user_namespace < 0 ? context->user_namespace : 0;
 }
 
-/* What a user namespace uses up is counted for who made it, too (ucounts: pending signals, inotify watches, message queues): that
- * must not be the host's root. The rights stay, see step_owner. */
+/* As `found`, with other namespaces that belong to it. */
 static pid_t clone_as_its_root(const struct context *context, struct clone_arguments *arguments)
 {
 	pid_t child;
