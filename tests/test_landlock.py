@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.test_plan import UNIFIED, of, planned, position
@@ -101,9 +102,8 @@ PATHS = st.lists(st.sampled_from(["a", "b", "tmp", "run", "dev", "shm", "."]), m
 @given(st.lists(st.tuples(PATHS, st.booleans()), max_size=5), st.lists(PATHS, max_size=3), st.booleans())
 def test_it_holds_just_what_the_mounts_hold(volumes: list[tuple[str, bool]], tmpfs: list[str], host_view: bool) -> None:
     """No mount that can be written is behind the wall, and nothing is before it where there is no such mount."""
-    targets = [path for path, _ in volumes] + tmpfs
-    if len(set(targets)) < len(targets):
-        return
+    targets = [posixpath.normpath(path) for path in (*(path for path, _ in volumes), *tmpfs)]
+    assume(len(set(targets)) == len(targets))
     made = planned(
         around=HERE, read_only=True, rootfs=None if host_view else Path("/x"),
         volumes=tuple(Volume(Path("/v"), path, read_only) for path, read_only in volumes), tmpfs=tuple(map(Tmpfs, tmpfs)),
