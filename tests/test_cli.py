@@ -304,6 +304,7 @@ def test_no_options_are_the_defaults() -> None:
         (["--security-opt", "seccomp=unconfined", "--security-opt", "no-new-privileges:false"],
          {"seccomp": "unconfined", "no_new_privs": False}),
         (["--security-opt", "proc-opts=subset=pid"], {"proc_opts": "subset=pid"}),
+        (["--security-opt", "landlock=unconfined"], {"landlock": "unconfined"}),
         (["--security-opt", "seccomp=tinyvisor/seccomp-default.json"],
          {"seccomp": Path("tinyvisor/seccomp-default.json").absolute()}),
         (["--seccomp-action", "kill", "--on-syscall", "bind=deny", "--on-syscall", "open=log:/etc/*"],

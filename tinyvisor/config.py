@@ -300,12 +300,14 @@ def _security(value: Any) -> tuple[str, Any]:
         return "no_new_privs", argument != "false"
     if name == "seccomp" and argument:
         return "seccomp", argument
+    if name == "landlock" and argument in get_args(words.LandlockMode):
+        return "landlock", argument
     if name == "proc-opts" and argument:
         check_proc_options(argument)
         return "proc_opts", argument
     raise ValueError(
         f"{shown(value)} is {_LATER}; expected no-new-privileges:true, no-new-privileges:false, "
-        "seccomp=default, seccomp=unconfined, seccomp=FILE or proc-opts=OPTIONS"
+        "seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined or proc-opts=OPTIONS"
     )
 
 
@@ -723,7 +725,7 @@ class ContainerModel(_Model):
     security_opt: tuple[Annotated[tuple[str, Any], PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = Field(
         None,
         description="no-new-privileges:BOOL; seccomp=default, unconfined or a profile's file, relative to this file; "
-        "proc-opts=hidepid=2,subset=pid",
+        "landlock=default or unconfined; proc-opts=hidepid=2,subset=pid",
     )
     seccomp: _Seccomp | None = Field(
         None, description="what happens on a call that the filter refuses: errno, kill, log or trace"
@@ -1637,6 +1639,8 @@ class _Loader:
             if provider is not None and provider.service is not None and provider.service.scale not in (None, 1):
                 problem = f'there must be one "{provider.name}" to join, and its scale is {provider.service.scale}'
                 entry.file.report_at((*entry.path, "network_mode"), problem)
+            if provider is not None and provider.service is not None and provider.service.spec.in_host_network:
+                entry.file.report_at((*entry.path, "network_mode"), f'"{provider.name}" is in the host\'s network; use host')
 
     def check_dependencies(self) -> None:
         """Every service that is waited for is there, and none waits for itself, directly or through others."""
@@ -1854,6 +1858,7 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
         found["cap_add"] = sorted(spec.capabilities)
     options = [] if spec.no_new_privs else ["no-new-privileges:false"]
     options += [] if spec.seccomp == "default" else [f"seccomp={spec.seccomp}"]
+    options += [] if spec.landlock == "default" else [f"landlock={spec.landlock}"]
     options += [f"proc-opts={spec.proc_opts}"] if spec.proc_opts else []
     if options:
         found["security_opt"] = options

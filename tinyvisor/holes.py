@@ -1,6 +1,6 @@
 """What a spec opens that the default container has shut: the opt-outs, in words. Pure.
 
-`plan`, `config` and `audit` show them: SECURITY.md says more about each."""
+`plan`, `config` and `audit` show them; SECURITY.md says more about each."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def holes(spec: Spec) -> tuple[str, ...]:
 
 
 def _holes(spec: Spec) -> Iterator[str]:
-    if spec.network_mode == "host":
-        yield "network_mode: host: the host's network is its own: loopback's services and abstract sockets, whoever serves them"
-    if spec.userns_mode == "host":
-        yield "userns_mode: host: its ids are the host's, root's too"
+    if spec.in_host_network:
+        yield "network_mode: host: all that listens on the host can be reached, on its loopback address, too"
+    if spec.userns == "host":
+        yield "userns_mode: host: root inside is root outside, with the capabilities that are kept"
     if spec.userns_mode == "keep-id":
         yield "userns_mode: keep-id: one of its users is who started it"
-    missing = DEFAULT_NAMESPACES - spec.namespaces
+    missing = DEFAULT_NAMESPACES - spec.namespaces - {"user", "net"}
     if missing:
         yield f"namespaces: it shares the host's: {', '.join(sorted(missing))}"
     if spec.capabilities:

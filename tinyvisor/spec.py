@@ -267,6 +267,7 @@ class Blkio:
 
 
 SeccompAction = Literal["errno", "kill", "log", "trace"]
+LandlockMode = Literal["default", "unconfined"]
 RuleAction = Literal["deny", "allow", "log"]
 _ARGUMENT = re.compile(
     r"\s*([0-5])\s*(==|!=|<=|<|>=|>|&)\s*(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})(?:\s*==\s*(0x[0-9a-fA-F]{1,16}|[0-9]{1,20}))?\s*"
@@ -379,6 +380,8 @@ class Spec:
             tracer, ENOSYS without one, and not in `Exit.violations`. None: as the profile says, and nothing is noted.
         on_syscall: rules that come before the profile's.
         proc_opts: how /proc is mounted, as proc(5) has it: ``"hidepid=2,subset=pid"``; empty: as it comes.
+        landlock: ``"default"``: where the kernel has it, a second wall around what ``read_only`` says, and one around the host's
+            abstract sockets with ``network_mode`` host; ``"unconfined"``: none.
         masked_paths, readonly_paths: absolute paths inside; missing ones are passed over.
         umask: of the workload.
         oom_score_adj: -1000..1000; None is inherited.
@@ -429,6 +432,7 @@ class Spec:
     seccomp_action: str | None = None
     on_syscall: tuple[SyscallRule, ...] = ()
     proc_opts: str = ""
+    landlock: str = "default"
     masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
     readonly_paths: tuple[str, ...] = DEFAULT_READONLY_PATHS
     umask: int = 0o022
@@ -576,6 +580,8 @@ class Spec:
             check_proc_options(self.proc_opts)
         except ValueError as error:
             raise SpecError("security_opt", str(error)) from None
+        if self.landlock not in get_args(LandlockMode):
+            raise SpecError("landlock", f'"{self.landlock}" is not known; expected default or unconfined')
         self._check_refusals()
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
@@ -603,6 +609,11 @@ class Spec:
         useless = sorted(_OF_A_NETWORK & self.capabilities) if self.network_mode == "host" and self.userns != "host" else ()
         if useless:
             raise SpecError("cap_add", f'{useless[0]} has no power over the host\'s network; use "userns_mode: host", too')
+
+    @property
+    def in_host_network(self) -> bool:
+        """Whether its network is the host's."""
+        return self.network_mode == "host" or (self.network_mode == "none" and "net" not in self.namespaces)
 
     @property
     def userns(self) -> UsernsMode:

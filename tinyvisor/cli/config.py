@@ -62,15 +62,12 @@ def plan(path: Path, service: str | None, project_name: str | None, env_file: Pa
     needs no root."""
     project = load_project((path,), project_name, env_file, profiles)
 
-    from tinyvisor.holes import holes
     from tinyvisor.runtime.cgroup import read_layout
     from tinyvisor.runtime.rootfs import host_view
 
     layout, view = read_layout(), host_view()
     for spec in specs_of(project, service):
         click.echo(f"# {spec.name}")
-        for hole in holes(spec):
-            click.echo(f"# a hole: {hole}")
         click.echo(plan_of(spec, layout, view).describe())
 
 
@@ -94,7 +91,8 @@ def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
     """
     from tinyvisor.runtime.cgroup import limit_writes
     from tinyvisor.runtime.filters import filter_for
-    from tinyvisor.runtime.plan import Limits, plan
+    from tinyvisor.runtime.plan import Around, Limits, plan
+    from tinyvisor.runtime.syscalls import landlock_abi
 
     return plan(
         spec,
@@ -105,6 +103,7 @@ def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
         resolv_conf=_read("/etc/resolv.conf") if spec.network_mode == "host" else None,
         ids=_ids(spec),
         idmapped=frozenset(("/etc", "/dev", *view.binds)),
+        around=Around(landlock=landlock_abi()),
     )
 
 
