@@ -258,7 +258,7 @@ def test_what_holds_for_root_holds_here(user: User, modules: str) -> None:
     every kind of step that a launch has, and a sample of its system calls. TINYVISOR_ROOTLESS_TESTS=all: of more modules."""
     pytest_ = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={user.home}/pytest", "-k", "not asyncio"]
     files = [str(REPOSITORY / f"tests/kernel/test_{module}.py") for module in modules.split()]
-    ended = user.tinyvisor("unshare", *pytest_, *files, timeout=4 * BOUND)
+    ended = user.tinyvisor("unshare", *pytest_, *files, timeout=4 * BOUND, TMPDIR=str(user.home))
     assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
     assert " passed" in ended.stdout
 
