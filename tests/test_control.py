@@ -25,7 +25,7 @@ from tinyvisor.control import MAX_BODY, MAX_CLIENTS, MAX_HEAD, WRITE_PATIENCE, C
 from tinyvisor.errors import ConfigError, ConfigProblem, HostError, TinyvisorError
 from tinyvisor.logs import LogReader, so_far
 from tinyvisor.metrics import Tally
-from tinyvisor.runtime.logfile import LogFile, Piece
+from tinyvisor.runtime.logfile import LogFile
 from tinyvisor.spec import Logging, Project
 from tinyvisor.state import Event, Exit
 
@@ -228,7 +228,7 @@ def test_reader_goes_through_rotations_without_a_gap(tmp_path: Path) -> None:
     log, reader, seen = LogFile(tmp_path / "a.log", max_size=200, max_files=3), LogReader(tmp_path / "a.log"), []
     try:
         for number in range(40):
-            log.write("stdout", [Piece(b"%d" % number, True)])
+            log.write("stdout", b"%d\n" % number)
             if number % 3 == 2:
                 while records := reader.read():
                     seen += records

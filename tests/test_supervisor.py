@@ -17,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.bench import ALWAYS, Bench, bench, service
 from tests.fake_runtime import OK, FakeContainer, FakeRuntime, Script, failure
 from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, LaunchError, SpecError
-from tinyvisor.runtime.logfile import MAX_PIECE, Stream
+from tinyvisor.runtime.logfile import MAX_PIECE, Block, Stream
 from tinyvisor.spec import Backoff, Logging, Project, RestartPolicy, Service, Spec
 from tinyvisor.state import (
     Event,
@@ -602,7 +602,7 @@ async def test_output_goes_to_callback_and_log(tmp_path: Path) -> None:
 async def test_output_comes_before_the_exit(tmp_path: Path) -> None:
     b = bench(service("a"), scripts={"a": [Script(seconds=0, output=((0, "stdout", b"last words\n"),))]})
     seen = []
-    b.on_output = lambda name, stream, line: seen.append(len(b.of(ServiceExited)))  # type: ignore[method-assign]
+    b.on_output = lambda name, stream, block: seen.append(len(b.of(ServiceExited)))  # type: ignore[method-assign]
     b.supervisor = Supervisor(
         b.runtime, Project(name="p", services={"a": service("a")}), log_dir=None, on_event=b.events.append, on_output=b.on_output
     )
@@ -641,9 +641,9 @@ async def test_a_flood_delays_nobody() -> None:
         scripts={"flood": [Script(flood=b"x\n" * 10)], "a": [Script(seconds=0, output=((0, "stdout", b"hello\n"),))]},
     )  # fmt: skip
 
-    def stop(name: str, stream: Stream, line: bytes) -> None:
-        b.lines.append((name, stream, line))
-        if len(b.lines) == 10_000:  # a flood that is always ready keeps the mock clock from jumping: end it by its own output
+    def stop(name: str, stream: Stream, block: Block) -> None:
+        Bench.on_output(b, name, stream, block)
+        if len(b.lines) >= 10_000:  # a flood that is always ready keeps the mock clock from jumping: end it by its own output
             b.supervisor.request_stop()
 
     project = Project(name="p", services={"flood": service("flood"), "a": service("a")})
@@ -727,10 +727,10 @@ async def test_a_terminal_is_read_to_its_end(tmp_path: Path) -> None:
         Runtime({"a": [Script(seconds=1)]}),
         Project(name="p", services={"a": service("a", tty=True)}),
         log_dir=None,
-        on_output=lambda name, stream, line: lines.append((stream, line)),
+        on_output=lambda name, stream, block: lines.append((stream, block)),
     )
     await supervisor.run()
-    assert lines == [("stdout", b"from the terminal\r")]
+    assert lines == [("stdout", b"from the terminal\r\n")]
     os.close(master)
 
 
@@ -766,7 +766,7 @@ async def test_an_exception_in_on_event_is_a_bug(kind: type[Event]) -> None:
 
 
 async def test_an_exception_in_on_output_is_a_bug() -> None:
-    def crash(name: str, stream: Stream, line: bytes) -> None:
+    def crash(name: str, stream: Stream, block: Block) -> None:
         raise ZeroDivisionError
 
     b = bench(service("a"), scripts={"a": [Script(output=((1, "stdout", b"x\n"),))]}, on_output=crash)
