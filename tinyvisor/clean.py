@@ -11,7 +11,7 @@ from typing import Final
 RESET: Final = "\x1b[0m"
 
 _PLAIN: Final = re.compile(rb"[\t -~]*")
-_PLAIN_LINES: Final = re.compile(rb"[\t\n -~]*")
+_PLAIN_LINES: Final = bytes(range(ord(" "), 0x7F)) + b"\t\n"
 _CONTROL: Final = (
     r"(?P<colour>\x1b\[[0-9;:]*m)"
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: cursor, erase, modes, reports
@@ -40,8 +40,8 @@ def clean(line: bytes, *, colour: bool) -> str:
     return text + RESET if coloured else text
 
 
-def clean_lines(lines: bytes, *, colour: bool) -> str:
-    """`clean` of each of `lines`."""
-    if _PLAIN_LINES.fullmatch(lines):
-        return lines.decode("ascii")
-    return "\n".join(clean(line, colour=colour) for line in lines.split(b"\n"))
+def clean_lines(lines: bytes, *, colour: bool) -> bytes:
+    """`clean` of each of `lines`, in UTF-8."""
+    if not lines.translate(None, _PLAIN_LINES):
+        return lines
+    return "\n".join(clean(line, colour=colour) for line in lines.split(b"\n")).encode("utf-8", "replace")

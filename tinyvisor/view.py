@@ -138,11 +138,8 @@ class _Lines:
     kind: Literal["output", "event"]
     name: str
     text: bytes  # without the last newline
+    number: int = 1
     time: int = 0
-
-    @property
-    def number(self) -> int:
-        return self.text.count(b"\n") + 1
 
     @property
     def cost(self) -> int:
@@ -152,13 +149,13 @@ class _Lines:
         """As many of them as cost no more than `room`."""
         if self.cost <= room:
             return self
-        end = -1
+        number, end = 0, -1
         while (newline := self.text.find(b"\n", end + 1)) >= 0:
             room -= newline - end + _LINE_COST
             if room < 0:
                 break
-            end = newline
-        return replace(self, text=self.text[:end]) if end >= 0 else None
+            number, end = number + 1, newline
+        return replace(self, text=self.text[:end], number=number) if number else None
 
 
 class View:
@@ -219,7 +216,8 @@ class View:
 
     def output(self, name: str, stream: str, block: bytes) -> None:
         """Lines of a service's output, the last one with or without its newline."""
-        self._put(_Lines("output", name, block.removesuffix(b"\n"), time.time_ns() if self._style.timestamps else 0), self._limit)
+        text, now = block.removesuffix(b"\n"), time.time_ns() if self._style.timestamps else 0
+        self._put(_Lines("output", name, text, text.count(b"\n") + 1, now), self._limit)
 
     def event(self, event: Event) -> None:
         """What happened to a service."""
@@ -254,12 +252,12 @@ class View:
         lost = 0
         while (taken := self._take()) is not None:
             batch, skipped = taken
-            text = "".join(map(self._format, batch))
+            data = b"".join(map(self._format, batch))
             skipped += lost
             if skipped:
-                text += self._notice(skipped)
+                data += self._notice(skipped).encode("utf-8", "replace")
             try:
-                self._write(text.encode("utf-8", "replace"))
+                self._write(data)
                 lost = 0
             except OSError as exc:
                 lost = skipped + sum(lines.number for lines in batch)  # e.g. a file on a full disk: the next line tries again
@@ -292,15 +290,16 @@ class View:
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()
 
-    def _format(self, lines: _Lines) -> str:
+    def _format(self, lines: _Lines) -> bytes:
         if lines.kind == "event":  # one line, whatever a container has put into it
             text = clean(lines.text, colour=False)
-            return self._paint(text, f"2;{self._colours[lines.name]}" if lines.name in self._colours else "2") + "\n"
-        text = clean_lines(lines.text, colour=self._style.colour)
+            text = self._paint(text, f"2;{self._colours[lines.name]}" if lines.name in self._colours else "2")
+            return f"{text}\n".encode("utf-8", "replace")
         head = f"{_timestamp(lines.time)} " if lines.time else ""
         if self._style.prefix:
             head = self._paint(f"{lines.name:<{self._width}} |", self._colours.get(lines.name, "")) + f" {head}"
-        return head + text.replace("\n", f"\n{head}") + "\n"
+        start, cleaned = head.encode(), clean_lines(lines.text, colour=self._style.colour)
+        return start + cleaned.replace(b"\n", b"\n" + start) + b"\n"
 
     def _notice(self, skipped: int) -> str:
         text = f"[... {skipped:,} lines skipped, the terminal is slower than the output; all of it is in {self._log_dir}]"
