@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.bench import ALWAYS, Bench, bench, service
-from tests.fake_runtime import OK, FakeContainer, FakeRuntime, Script, failure
+from tests.fake_runtime import OK, FakeContainer, FakeRuntime, Pipe, Script, failure
 from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, LaunchError, SpecError
+from tinyvisor.logtarget import LINEWISE
+from tinyvisor.runner import CHUNK
 from tinyvisor.runtime.logfile import MAX_PIECE, Block, Stream
 from tinyvisor.spec import Backoff, Logging, Project, RestartPolicy, Service, Spec
 from tinyvisor.state import (
@@ -651,6 +654,35 @@ async def test_a_flood_delays_nobody() -> None:
     await b.run()
     assert b.of(ServiceFinished) == [ServiceFinished("a")]
     assert b.events.index(ServiceFinished("a")) < b.events.index(ServiceStopping("flood", False))
+
+
+@pytest.mark.parametrize(
+    "options, most",
+    [
+        ({}, CHUNK),
+        ({"logging": Logging(driver="none")}, CHUNK),
+        ({"logging": Logging(max_size=1 << 20)}, (1 << 20) // 80),
+        ({"logging": Logging(max_size=1)}, 4096),
+        ({"logging": Logging(max_size=1 << 20, max_rate=5)}, (1 << 20) // 80),
+        ({"logging": Logging(driver="syslog", syslog_address="unixgram:///nowhere")}, LINEWISE),
+        ({"ready_log": "never"}, LINEWISE),
+    ],
+)
+async def test_so_much_is_read_at_once_as_who_gets_it_can_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], most: int
+) -> None:
+    asked, receive = [], Pipe.receive
+
+    def spy(self: Pipe, max_bytes: int) -> Awaitable[bytes]:
+        asked.append(max_bytes)
+        return receive(self, max_bytes)
+
+    monkeypatch.setattr(Pipe, "receive", spy)
+    script = Script(seconds=1, output=((0, "stdout", b"y\n" * 50_000),))
+    b = bench(service("a", **options), scripts={"a": [script]}, log_dir=tmp_path)
+    await b.run()
+    assert b.lines == [("a", "stdout", b"y")] * 50_000
+    assert set(asked) == {most}
 
 
 async def test_a_pipe_that_stays_open_elsewhere_holds_up_nothing_for_long(tmp_path: Path) -> None:

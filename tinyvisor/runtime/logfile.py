@@ -49,6 +49,8 @@ MAX_PIECE: Final = 16 << 10
 _MOST_EACH: Final = 80
 """Bytes that a byte, a newline, becomes with `as_json`; less otherwise."""
 
+_LEAST: Final = 4 << 10
+
 # O_NONBLOCK: a FIFO in the file's place must not make open(2) wait for a reader.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -165,8 +167,8 @@ class LogFile:
         clock: nanoseconds since the epoch.
 
     Attributes:
-        most: bytes that are better written at once at most: what they become is hardly more than `max_size`, so that
-            `take_back` finds all of it.
+        most: bytes that are better written at once at most: what they become is no more than `max_size`, unless that is very
+            small, so that `take_back` finds all of it.
 
     Raises:
         OSError: it can't be opened, is a symbolic link (ELOOP), or is not a regular file.
@@ -184,7 +186,7 @@ class LogFile:
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.path = path
-        self.most = max(1, max_size // _MOST_EACH)
+        self.most = max(_LEAST, max_size // _MOST_EACH)
         self._max_size = max_size
         self._max_files = max_files
         self._max_age = None if max_age is None else round(max_age * 1e9)
