@@ -146,16 +146,16 @@ class _Lines:
         return len(self.text) + self.number * _LINE_COST
 
     def first(self, room: int) -> _Lines | None:
-        """As many of them as cost no more than `room`."""
+        """Of them so many that they cost no more than `room`: about the most, were they all of one length."""
         if self.cost <= room:
             return self
-        number, end = 0, -1
-        while (newline := self.text.find(b"\n", end + 1)) >= 0:
-            room -= newline - end + _LINE_COST
-            if room < 0:
-                break
-            number, end = number + 1, newline
-        return replace(self, text=self.text[:end], number=number) if number else None
+        size = len(self.text) * room // self.cost
+        while size > 0 and (end := self.text.rfind(b"\n", 0, size)) >= 0:
+            first = replace(self, text=self.text[:end], number=self.text.count(b"\n", 0, end) + 1)
+            if first.cost <= room:
+                return first
+            size = end * 3 // 4
+        return None
 
 
 class View:
