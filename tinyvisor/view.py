@@ -232,7 +232,8 @@ class View:
 
     def say(self, text: str, name: str = "") -> None:
         """A line of our own, in the colour of service `name`."""
-        self._put(_Lines("event", name, text.encode("utf-8", "replace")), 2 * self._limit)
+        line = text.replace("\n", "")  # whatever a container has put into it
+        self._put(_Lines("event", name, line.encode("utf-8", "replace")), 2 * self._limit)
 
     def _put(self, lines: _Lines, limit: int) -> None:
         with self._ready:
@@ -291,7 +292,7 @@ class View:
                 poll.poll()
 
     def _format(self, lines: _Lines) -> bytes:
-        if lines.kind == "event":  # one line, whatever a container has put into it
+        if lines.kind == "event":
             text = clean(lines.text, colour=False)
             text = self._paint(text, f"2;{self._colours[lines.name]}" if lines.name in self._colours else "2")
             return f"{text}\n".encode("utf-8", "replace")
