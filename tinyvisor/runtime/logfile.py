@@ -49,7 +49,7 @@ MAX_PIECE: Final = 16 << 10
 _MOST_EACH: Final = 80
 """Bytes that a byte, a newline, becomes with `as_json`; less otherwise."""
 
-_LEAST: Final = 4 << 10
+_LEAST: Final = 4 << 10  # fewer at once would cost more than what a log of such small files is worth
 
 # O_NONBLOCK: a FIFO in the file's place must not make open(2) wait for a reader.
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
