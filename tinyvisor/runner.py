@@ -7,13 +7,14 @@ when it wakes. What a change means for others is the supervisor's to settle: it 
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import os
 import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,16 @@ FLUSH_INTERVAL: Final = 0.05
 FLUSH_PATIENCE: Final = 0.5
 """Seconds that it has for the last of it."""
 
+AHEAD: Final = 0.05
+"""Seconds before the end of a back-off at which the next container is begun, up to the exec: so little that what it is given (an
+image, volumes, secrets) is what there is at the end."""
+
+LEAST_AHEAD: Final = 0.005
+"""Seconds that it takes; where less is left, it is launched when it is due."""
+
+AHEAD_PATIENCE: Final = 1.0
+"""Seconds after that end at which one that is not there yet is given up for a launch that can be seen."""
+
 CHUNK: Final = 16 << 10
 """Bytes read from a pipe at once."""
 
@@ -161,6 +172,9 @@ class Container(Executor, Protocol):
 
     async def wait(self) -> Exit: ...
 
+    @property
+    def since_end(self) -> float: ...
+
     async def stop(self) -> Exit: ...
 
     async def signal(self, number: int) -> None: ...
@@ -184,7 +198,14 @@ class Runtime(Protocol):
     """What the supervisor needs of a runtime."""
 
     def start(
-        self, spec: Spec, /, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+        self,
+        spec: Spec,
+        /,
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        before_exec: Callable[[], Awaitable[object]] | None = None,
     ) -> AbstractAsyncContextManager[Container]: ...
 
 
@@ -289,6 +310,8 @@ class Runner:
         self._unflushed = trio.Event()
         self._woken = trio.Event()
         self._launching = trio.CancelScope()
+        self._ahead: _Ahead | None = None  # our next container is made, or being made, and we back off
+        self._tried_ahead = -math.inf  # what was due when that was tried last
         self._watching = trio.CancelScope()
         self._container: Container | None = None
         self._pumps: trio.Nursery | None = None
@@ -296,7 +319,7 @@ class Runner:
         self._listener: Listener | None = None
         self._armed_at = 0.0  # the wall clock when it last began to wait for its time
         self._fired_at: float | None = None  # and when that last came
-        self._launch_seconds = 0.0
+        self._launch_seconds = self._begun = 0.0
         self._totals = _Totals()
 
     async def run(self) -> None:
@@ -306,8 +329,10 @@ class Runner:
                     await self._wait_for_time()
                 case "waiting":
                     await self._wait_until_ready()
+                case "backoff" if self._can_run_ahead():
+                    await self._run_ahead()
                 case "backoff":
-                    await self._wait_until_due()
+                    await self._wait_until_due(self.service)
                 case "starting" | "stopping":  # stopped by a callback in the very step that started it
                     self.feed(await self._run_container())
                 case "running" if self._adopting:
@@ -336,6 +361,8 @@ class Runner:
 
     def wake(self) -> None:
         self._woken.set()
+        if self._ahead is not None and not self._ahead.due and not self._fits(self._ahead):
+            self._launching.cancel()
 
     @property
     def stop_wanted(self) -> bool:
@@ -358,7 +385,8 @@ class Runner:
         live = self._around.live
         if live is None:
             return
-        changed: dict[str, Any] = {} if self.state.phase in WITH_CONTAINER else {"container": None}
+        has_container = self.state.phase in WITH_CONTAINER or self._ahead is not None
+        changed: dict[str, Any] = {} if has_container else {"container": None}
         if self._noted is not self.service:
             self._noted = self.service
             changed["service"] = stored.to_json(self.service)
@@ -508,7 +536,7 @@ class Runner:
 
     def _act(self, action: Action) -> None:
         match action:
-            case "launch":
+            case "launch" if self._ahead is None:
                 self._launching = trio.CancelScope()
             case "cancel":
                 self._launching.cancel()
@@ -578,12 +606,16 @@ class Runner:
                     what = f"it depends on {other.name}, which has {fate(other.state)}"
                     yield _Unmet(what, is_lost(terms.condition, other.state), terms.required)
 
-    async def _wait_until_due(self) -> None:
-        with trio.move_on_at(self.state.due):
-            while self.state.phase == "backoff":
-                await self._wait_woken()
-        if self.state.phase == "backoff":
+    async def _wait_until_due(self, service: Service) -> None:
+        """Or until it does not back off any more, or is not to be `service` any more."""
+        if await self._backs_off_until(self.state.due, service):
             self.feed(DelayElapsed())
+
+    async def _backs_off_until(self, time: float, service: Service) -> bool:
+        with trio.move_on_at(time):
+            while self.state.phase == "backoff" and self.service == service:
+                await self._wait_woken()
+        return self.state.phase == "backoff" and self.service == service
 
     async def _wait_for_time(self) -> None:
         """By the wall clock, which may be set meanwhile; ours stands still while the machine sleeps."""
@@ -623,18 +655,17 @@ class Runner:
     async def _launch(self, turn: Turn) -> ServiceEvent:
         adopted, self._adopting = self._adopting, False
         if not adopted:
-            self._seen = {other: other.generation for need in self.needs for other in need.runners}
-            self._greeted = False
+            self._begin_launch()
             if self._has_lost_provider():  # while we waited for our turn
                 return NotReady()
-        service, launched, begun = self.service, False, trio.current_time()
+        service, launched = self.service, False
         try:
-            async with self._container_of(service, adopted) as container:
+            async with self._container_of(service, adopted, turn) as container:
                 turn.end()
                 if self.state.phase == "stopping" and not adopted:  # the cancellation came too late for the launch
                     return LaunchFailed("stopped before it had started")
-                launched = True
-                self._launch_seconds = trio.current_time() - begun
+                launched, self._ahead = True, None
+                self._launch_seconds = trio.current_time() - self._begun
                 exit = await self._attend(service, container, adopted)
         except (InternalError, LauncherDied):
             raise
@@ -643,14 +674,68 @@ class Runner:
                 raise
             return NotReady() if isinstance(error, NotLaunched) else await self._launch_failed(error)
         self._totals.add(exit)
-        return Exited(exit)
+        return Exited(exit, container.since_end)
 
-    def _container_of(self, service: Service, adopted: bool) -> AbstractAsyncContextManager[Container]:
+    def _begin_launch(self) -> None:
+        self._begun = trio.current_time()
+        self._seen = {other: other.generation for need in self.needs for other in need.runners}
+        self._greeted = False
+
+    def _container_of(self, service: Service, adopted: bool, turn: Turn) -> AbstractAsyncContextManager[Container]:
         if adopted:
             assert self._around.live is not None
             return self._around.live.adopt(self.name)
         stdin = PIPE if service.spec.stdin_open else None
-        return self._around.runtime.start(service.spec, stdin=stdin, stdout=PIPE, stderr=PIPE)
+        before_exec = None if self._ahead is None else functools.partial(self._wait_to_exec, self._ahead, turn)
+        return self._around.runtime.start(service.spec, stdin=stdin, stdout=PIPE, stderr=PIPE, before_exec=before_exec)
+
+    # ---- the next container, made while we back off ----
+
+    def _can_run_ahead(self) -> bool:
+        """Once in a back-off: who needs nothing but time, and nothing that is not there yet."""
+        service, due = self.service, self.state.due
+        return (
+            due != self._tried_ahead
+            and due - trio.current_time() >= LEAST_AHEAD
+            and service.network_provider is None
+            and service.spec.notification_fd is None
+        )
+
+    async def _run_ahead(self) -> None:
+        """The launch is begun before its time; what comes of that before our state says ``starting`` is nobody else's business."""
+        service = self.service
+        if not await self._backs_off_until(self.state.due - AHEAD, service):
+            return
+        self._tried_ahead = self.state.due
+        if any(self._unmet()):
+            return
+        self._launching = trio.CancelScope(deadline=self.state.due + AHEAD_PATIENCE)
+        self._ahead = ahead = _Ahead(service)
+        try:
+            event = await self._run_container()
+        finally:
+            self._ahead = None
+        if ahead.due:
+            self.feed(event)
+        else:
+            self.note()
+
+    async def _wait_to_exec(self, ahead: _Ahead, turn: Turn) -> None:
+        """All is there but the workload, whose time may come; else this does not return."""
+        turn.end()
+        self._launching.deadline = math.inf
+        await self._wait_until_due(ahead.service)
+        if self.state.phase == "waiting" and self._fits(ahead) and not any(self._unmet()):
+            self._begin_launch()
+            ahead.due = True
+            self.feed(Ready())
+            ahead.due = self.state.phase in ("starting", "stopping")  # the start limit may be against it
+        if self.state.phase != "starting":
+            self._launching.cancel()
+            await trio.sleep_forever()
+
+    def _fits(self, ahead: _Ahead) -> bool:
+        return self.state.phase in ("backoff", "waiting") and self.service == ahead.service
 
     async def _launch_failed(self, error: TinyvisorError) -> ServiceEvent:
         """A network that went away under the launch is not this service's failure, and the news of it may come later."""
@@ -891,6 +976,14 @@ class Runner:
     def _tell_lost(self, lost: Lost | None) -> None:
         if lost is not None:
             self._around.events.emit([LogLost(self.name, lost.lines, lost.bytes, lost.reason)])
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A launch of `service` that was begun during a back-off; `due`: and is one as any other since."""
+
+    service: Service
+    due: bool = False
 
 
 class _Looking:

@@ -604,7 +604,7 @@ class Supervisor:
 
 def _is(runner: Runner, until: Until) -> bool:
     if runner.state.down:
-        return True
+        return not runner.busy  # nor is there a container that was made ahead
     if until == "down":
         return False
     return runner.state.phase == "scheduled" or (runner.is_up and (until == "running" or runner.is_well))

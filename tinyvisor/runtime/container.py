@@ -116,6 +116,7 @@ class Container:
         self._error: Exception | None = None
         self._started = False
         self._started_at = time.monotonic()
+        self._ended_at = 0.0
         self._stopped = False
         self._sent_sigsys = False
         self._held_up_by: tuple[str, ...] = ()
@@ -151,6 +152,12 @@ class Container:
         """
         await self._gone.wait()
         return self.ended()
+
+    @property
+    def since_end(self) -> float:
+        """Seconds since the workload ended, as init saw it: the container is gone a little later. 0 before, and where init had no
+        time to say."""
+        return max(0.0, time.monotonic() - self._ended_at) if self._ended_at else 0.0
 
     @property
     def exit(self) -> Exit | None:
@@ -402,6 +409,12 @@ class Container:
         self._set_gone()
 
     @property
+    def has_started(self) -> bool:
+        """Whether the workload has been exec'ed, or so we heard."""
+        self._read_events()
+        return self._started
+
+    @property
     def error(self) -> Exception | None:
         """What `wait` raises, once it is gone."""
         return self._error
@@ -415,7 +428,7 @@ class Container:
         await self._wait_until(lambda: self._started)
 
     async def wait_parked(self) -> None:
-        """Until all that a watched container needs is there but its command; `pid` is known then.
+        """Until all that a container needs which is to tell is there but its command; `pid` is known then.
 
         Raises:
             LaunchError: a step failed.
@@ -509,6 +522,7 @@ class Container:
             sent_sigsys=self._sent_sigsys,
         )
         self._exit = judge(self.spec, self._outcome)
+        self._ended_at = gone.ended if gone.exited else 0.0
         self._set_gone()
 
     async def wait_gone(self) -> None:

@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +169,7 @@ class Runtime:
         self.live: Live | None = None
         self._wants_live = live
         self._adoptable: dict[str, Container] = {}
+        self._never_started: list[Container] = []
         self._detached = False
         self.null: int = -1
         self.containers: dict[int, Container] = {}
@@ -246,14 +247,19 @@ class Runtime:
 
         for name in live.recorded():
             container = live.adopt(name, self, self._leases, make)
-            self._adoptable[name] = container
-            if container.gone:
-                self.give_back(container.ids)
-                continue
+            never_started = live.never_started(container)
+            if never_started:
+                self._never_started.append(container)
+            else:
+                self._adoptable[name] = container
             container.call_when_gone(functools.partial(self.give_back, container.ids))
+            if container.gone:
+                continue
             self.containers[container.id] = self._names[name] = container
             if not container.pid:
                 self._launcher.send(wire.encode_request(wire.KILL, container.id, flags=wire.ASK))
+            if never_started:
+                self.kill(container)
         live.forget_strangers()
         self._end_unrecorded()
         self._detached = False
@@ -264,7 +270,7 @@ class Runtime:
             with os.scandir(path) as entries:
                 names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
             for name in names:
-                if name not in self._adoptable:
+                if name not in self._adoptable and name not in self._names:
                     remove_cgroup(f"{path}/{name}")
 
     def _leave_running(self) -> None:
@@ -318,6 +324,7 @@ class Runtime:
     async def _prepare_first(self) -> None:
         """What every container needs: the fds of the cgroups, and the shared /dev."""
         if self.live is not None and self.live.adopted:
+            await self._end_never_started(self.live)
             return
         await self._prepared[0].wait("leave the host's mounts")
         locks = os.open(run_directory(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -344,6 +351,16 @@ class Runtime:
                 await self._prepare((s.Directory(path), *template), fds=devices)
         if self.live is not None:
             self.live.ready(self._launcher.pid)
+
+    async def _end_never_started(self, live: Live) -> None:
+        """Their names are free then."""
+        while self._never_started:
+            container = self._never_started[-1]
+            await shielded(container.wait_gone)
+            live.forget(container)
+            container.close()
+            live.drop(container)
+            self._never_started.pop()
 
     async def _prepare(
         self, steps: Iterable[Step], *, fds: Iterable[int] = (), flags: int = 0, epilogue: Iterable[Step] = ()
@@ -475,6 +492,7 @@ class Runtime:
         stdout: Stdio = None,
         stderr: Stdio = None,
         terminal: tuple[int, int] = (24, 80),
+        before_exec: Callable[[], Awaitable[object]] | None = None,
         **changes: Any,
     ) -> AsyncIterator[Container]:
         """A container as a scope: entered once the workload has been exec'ed, left when everything in it is gone.
@@ -485,9 +503,12 @@ class Runtime:
             stdin, stdout, stderr: None is /dev/null; `PIPE`; an fd or file that the container gets directly; for
                 stderr `STDOUT`, too. Not used with ``spec.tty``.
             terminal: rows and columns of the pty.
+            before_exec: called and waited for when all is there but the workload, which is exec'ed then; what it raises, the
+                launch ends by. Not with ``notification_fd``.
 
         Raises:
             LaunchError: a step failed; nothing is left of the container.
+            NotLaunched: it was killed while it waited for `before_exec`.
             HostError: this host can't enforce a limit that was asked for. Nothing was created.
             SpecError: a name is in use, or a user or a path is unknown. Nothing was created.
         Cancellation: kills everything in the container and waits for it to be gone.
@@ -499,9 +520,41 @@ class Runtime:
             raise SpecError("name", "a container that outlives us needs one")
         with _as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self.null, staged=self.live is not None)
-        container = await self.launch(spec, streams, terminal=terminal, events=True, live=self.live)
+        if before_exec is None:
+            container = await self.launch(spec, streams, terminal=terminal, events=True, live=self.live)
+        else:
+            container = await self._launch_ahead(spec, streams, terminal, before_exec)
         async with self._as_scope(container):
             yield container
+
+    async def _launch_ahead(
+        self, spec: Spec, streams: Streams, terminal: tuple[int, int], before_exec: Callable[[], Awaitable[object]]
+    ) -> Container:
+        """A launch up to the exec, which is on its way when this returns."""
+        container = None
+        try:
+            if spec.notification_fd is not None:
+                raise SpecError("notification_fd", "can't be had by a container that is made ahead")
+            with _as_launch_error(spec):
+                waiting = Streams(None, None, None, self.null)
+            container = await self.launch(
+                spec, waiting, terminal=terminal, events=True, park=True, live=self.live, later=streams
+            )
+            await container.wait_parked()
+            await before_exec()
+            if not self._hand_over(container, spec, streams):
+                raise NotLaunched(spec.name)
+        except BaseException:
+            try:
+                if container is not None:
+                    if self.live is not None:
+                        self.live.forget(container)
+                    await self.end(container)
+            finally:
+                streams.close_given()
+                streams.close()
+            raise
+        return container
 
     @property
     def adoptable(self) -> tuple[str, ...]:
@@ -589,6 +642,7 @@ class Runtime:
         calls = wanted_calls(filter)
         if "SYS_PTRACE" in spec.capabilities:
             raise SpecError("cap_add", "who is traced can't trace: SYS_PTRACE and a tracer exclude each other")
+        self._check_made_ahead(spec)
         check_installed()
         rules = ReadingRules.of(spec)
         if rules.told and summary:
@@ -943,6 +997,7 @@ class Runtime:
         ids: Ids | None = None,
         watch: planning.Watch | None = None,
         live: Live | None = None,
+        later: Streams | None = None,
     ) -> Container:
         """Sends a launch on its way. The streams are the container's to close from here on, whatever comes, and the ids its to
         give back.
@@ -954,6 +1009,7 @@ class Runtime:
             early, watch: as in `plan.plan`.
             ids: what `lease` gave; None: it is asked for them.
             live: holds it for the next runtime.
+            later: the streams that it will be given with its command; the caller's to close.
         """
         try:
             ids = ids or await self.lease(spec)
@@ -962,7 +1018,9 @@ class Runtime:
                 spec = await self._with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self._check_open()
-            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids, watch, live)
+            container = self._send_launch(
+                spec, view, streams, terminal, events, workspace, park, early, ids, watch, live, later
+            )
         except BaseException:
             self.give_back(ids)
             streams.close_given()
@@ -986,6 +1044,7 @@ class Runtime:
         ids: Ids | None,
         watch: planning.Watch | None,
         live: Live | None,
+        later: Streams | None,
     ) -> Container:
         if watch is None:
             _check_untraced(spec)
@@ -997,8 +1056,6 @@ class Runtime:
             raise SpecError("working_directory", "has been left, or is another runtime's")
         other = self._provider(spec)
         seccomp = filter_for(spec)
-        if park:
-            self._check_made_ahead(spec)
         with _as_launch_error(spec), contextlib.ExitStack() as stack:
             if workspace is not None and workspace.template and ids is not None:
                 self._check_tmpfs_idmap("working_directory")
@@ -1039,7 +1096,7 @@ class Runtime:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
             sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
             if live is not None:
-                live.hold(container, streams)
+                live.hold(container, later or streams, parked=park)
             unsent.pop_all()  # from here on that is done there
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
