@@ -382,7 +382,8 @@ def _restart(given: _Given, state: State, reason: str, success: bool, ago: float
     if limit is not None and state.attempt >= limit:
         why = f"gave up after {limit} restarts in a row{_because(reason)}" if limit else reason
         return _ended(given, state, why, success)
-    due = given.now - ago + backoff_delay(given.policy.backoff, state.attempt, given.random)
+    delay = backoff_delay(given.policy.backoff, state.attempt, given.random)
+    due = given.now + max(0.0, delay - ago)
     return replace(state, phase="backoff", attempt=state.attempt + 1, due=due, reason=reason), "delay"
 
 

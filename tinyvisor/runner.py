@@ -702,7 +702,7 @@ class Runner:
         )
 
     async def _run_ahead(self) -> None:
-        """The launch is begun before its time; what comes of that before our state says ``starting`` is nobody else's business."""
+        """The launch is begun before its time; what comes of it until our state says ``starting`` is nobody else's business."""
         service = self.service
         if not await self._backs_off_until(self.state.due - AHEAD, service):
             return
@@ -725,7 +725,8 @@ class Runner:
         turn.end()
         self._launching.deadline = math.inf
         await self._wait_until_due(ahead.service)
-        if self.state.phase == "waiting" and self._fits(ahead) and not any(self._unmet()):
+        given_up = self._launching.cancel_called  # a stop, with a start behind it
+        if self.state.phase == "waiting" and not given_up and self._fits(ahead) and not any(self._unmet()):
             self._begin_launch()
             ahead.due = True
             self.feed(Ready())

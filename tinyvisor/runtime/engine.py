@@ -537,9 +537,7 @@ class Runtime:
                 raise SpecError("notification_fd", "can't be had by a container that is made ahead")
             with _as_launch_error(spec):
                 waiting = Streams(None, None, None, self.null)
-            container = await self.launch(
-                spec, waiting, terminal=terminal, events=True, park=True, live=self.live, later=streams
-            )
+            container = await self.launch(spec, waiting, terminal=terminal, events=True, park=True, live=self.live, later=streams)
             await container.wait_parked()
             await before_exec()
             if not self._hand_over(container, spec, streams):
@@ -1018,9 +1016,7 @@ class Runtime:
                 spec = await self._with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self._check_open()
-            container = self._send_launch(
-                spec, view, streams, terminal, events, workspace, park, early, ids, watch, live, later
-            )
+            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids, watch, live, later)
         except BaseException:
             self.give_back(ids)
             streams.close_given()
