@@ -350,7 +350,7 @@ class Runner:
         self.state, action = decide(self.service.restart, before, event, now=now, random=jitter)
         if action == "schedule":
             self._armed_at = self._around.wall()
-        if self.state != before:
+        if self.state != before and not isinstance(event, DelayElapsed):  # who is told of the back-off knows when it ends
             self.note()  # first: what we do next may be what we die in
         self._act(action)
         self.wake()

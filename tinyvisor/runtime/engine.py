@@ -539,8 +539,9 @@ class Runtime:
                 waiting = Streams(None, None, None, self.null)
             container = await self.launch(spec, waiting, terminal=terminal, events=True, park=True, live=self.live, later=streams)
             await container.wait_parked()
+            go = self._prepared_hand_over(container, spec, streams)
             await before_exec()
-            if not self._hand_over(container, spec, streams):
+            if go is None or not go():
                 raise NotLaunched(spec.name)
         except BaseException:
             try:
@@ -940,14 +941,19 @@ class Runtime:
         return Pool(size, make, self._hand_over, self.end)
 
     def _hand_over(self, container: Container, spec: Spec, streams: Streams) -> bool:
+        go = self._prepared_hand_over(container, spec, streams)
+        return go is not None and go()
+
+    def _prepared_hand_over(self, container: Container, spec: Spec, streams: Streams) -> Callable[[], bool] | None:
+        """What gives it its command; False then, or None now: it is gone."""
         parked = self._parked.pop(container.id, None)
         if parked is None:
-            return False
+            return None
         container.describe_with(functools.partial(parked.describe, spec))
         exec_ = wire.encode_step(planning.exec_step(spec, parked.identity, container.name))
         sections = (wire.EMPTY, wire.EMPTY, parked.shape.with_exec(exec_, parked=True))
         _own_pipes(streams, container.ids, parked.identity)
-        return container.unpark(spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
+        return functools.partial(container.unpark, spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
 
     async def end(self, container: Container) -> None:
         """Kills it unless it is gone, waits for its end, gives back its fds."""
