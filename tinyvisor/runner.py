@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -284,6 +284,46 @@ class Runner:
         taps: get its container's output as it comes, and its end.
     """
 
+    __slots__ = (
+        "_adopting",
+        "_ahead",
+        "_armed_at",
+        "_around",
+        "_begun",
+        "_by_hand",
+        "_container",
+        "_dependents",
+        "_fired_at",
+        "_flushing",
+        "_greeted",
+        "_holders",
+        "_launch_seconds",
+        "_launching",
+        "_listener",
+        "_log",
+        "_looking",
+        "_noted",
+        "_pumps",
+        "_seen",
+        "_stop_wanted",
+        "_totals",
+        "_tried_ahead",
+        "_watching",
+        "_woken",
+        "busy",
+        "generation",
+        "group",
+        "has_begun",
+        "health",
+        "leaving",
+        "name",
+        "needs",
+        "probes",
+        "service",
+        "state",
+        "taps",
+    )  # fmt: skip
+
     def __init__(self, group: str, service: Service, around: Surroundings) -> None:
         self.name = service.name
         self.group = group
@@ -295,7 +335,7 @@ class Runner:
         self.leaving = False
         self.needs: tuple[Need, ...] = ()
         self.generation = 0
-        self.probes: deque[Probe] = deque(maxlen=PROBES_KEPT)
+        self.probes: tuple[Probe, ...] = ()
         self._stop_wanted = False
         self._by_hand = False  # and not only since all is to end
         self._adopting = False  # our next container is there already
@@ -307,8 +347,8 @@ class Runner:
         self._holders: list[Runner] = []
         self._seen: dict[Runner, int] = {}  # the generations of what we depend on when our launch began
         self._log: Log | None = None
-        self._unflushed = trio.Event()
-        self._woken = trio.Event()
+        self._flushing: _Flushing | None = None
+        self._woken: trio.Event | None = None
         self._launching = trio.CancelScope()
         self._ahead: _Ahead | None = None  # our next container is made, or being made, and we back off
         self._tried_ahead = -math.inf  # what was due when that was tried last
@@ -360,7 +400,8 @@ class Runner:
         return action
 
     def wake(self) -> None:
-        self._woken.set()
+        if self._woken is not None:
+            self._woken.set()
         if self._ahead is not None and not self._ahead.due and not self._fits(self._ahead):
             self._launching.cancel()
 
@@ -576,8 +617,9 @@ class Runner:
     # ---- before the launch ----
 
     async def _wait_woken(self) -> None:
-        self._woken = trio.Event()
-        await self._woken.wait()
+        woken = self._woken = trio.Event()
+        await woken.wait()
+        self._woken = None
 
     async def _wait_until_ready(self) -> None:
         while self.state.phase == "waiting":
@@ -759,11 +801,11 @@ class Runner:
     async def _attend(self, service: Service, container: Container, adopted: bool) -> Exit:
         found = adopted and self.health.ready
         self._looking = None if service.ready_log is None or found else _Looking(service.ready_log)
-        self.probes.clear()
+        self.probes = ()
         async with trio.open_nursery() as pumps:
-            ended, flushing = trio.Event(), trio.CancelScope()
-            if self._log is not None and self._log.waits:
-                pumps.start_soon(self._keep_flushing, ended, flushing)
+            flushing = self._flushing = _Flushing() if self._log is not None and self._log.waits else None
+            if flushing is not None:
+                pumps.start_soon(self._keep_flushing, flushing)
             for stream, source in _sources(container):
                 pumps.start_soon(self._pump, stream, source)
             self._container, self._pumps = container, pumps
@@ -777,10 +819,12 @@ class Runner:
             finally:
                 self._container = self._pumps = None
                 self.health = health.UNKNOWN
-                ended.set()
-                self._unflushed.set()
+                if flushing is not None:
+                    flushing.ended = True
+                    flushing.unflushed.set()
             pumps.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
-            flushing.deadline = trio.current_time() + FLUSH_PATIENCE
+            if flushing is not None:
+                flushing.scope.deadline = trio.current_time() + FLUSH_PATIENCE
         for tap in self.taps:
             tap.end(exit)
         return exit
@@ -795,22 +839,36 @@ class Runner:
         if self.state.phase == "stopping":
             self._watching.cancel()
         try:
-            async with trio.open_nursery() as company:
-                if service.post_start and not self._greeted:
-                    company.start_soon(self._greet, service.post_start, container)
-                self._hear(service, container, company)
-                if service.healthcheck is not None:
-                    company.start_soon(self._keep_probing, service, service.healthcheck, container)
-                with self._watching:
-                    exit = await _wait(container)
-                company.cancel_scope.cancel()
-            if not self._watching.cancelled_caught:
+            exit = await self._keep_company(service, container)
+            if exit is not None:
                 return exit
             if service.pre_stop:
                 await self._take_leave(service, container)
             return await container.stop()
         except ContainerError as error:  # e.g. its cgroup can't be removed
             return Exit(status="sandbox_error", reason=error.problem)
+
+    async def _keep_company(self, service: Service, container: Container) -> Exit | None:
+        """Until its end; None: until it is to be stopped."""
+        self._listener = None
+        greets = service.post_start and not self._greeted
+        speaks = container.notify is not None or container.notification is not None
+        if not (greets or speaks or service.healthcheck is not None):  # most have none, and a nursery is some memory
+            with self._watching:
+                return await _wait(container)
+            return None
+        async with trio.open_nursery() as company:
+            if greets:
+                company.start_soon(self._greet, service.post_start, container)
+            if speaks:
+                self._hear(service, container, company)
+            if service.healthcheck is not None:
+                company.start_soon(self._keep_probing, service, service.healthcheck, container)
+            exit = None
+            with self._watching:
+                exit = await _wait(container)
+            company.cancel_scope.cancel()
+        return exit
 
     # ---- hooks ----
 
@@ -859,7 +917,7 @@ class Runner:
             begun, time_of_day = trio.current_time(), self._around.wall()
             exit, output = await self._probe(check, container)
             now = trio.current_time()
-            self.probes.append(Probe(time_of_day, now - begun, exit, output))
+            self.probes = (*self.probes, Probe(time_of_day, now - begun, exit, output))[-PROBES_KEPT:]
             passed, why = exit.status == "ok", explain(exit, output)
             self._set_health(service, health.judge(check, self.health, passed=passed, why=why, elapsed=now - start))
 
@@ -870,9 +928,6 @@ class Runner:
 
     def _hear(self, service: Service, container: Container, company: trio.Nursery) -> None:
         """What it says of itself, by other ways than its output."""
-        self._listener = None
-        if container.notify is None and container.notification is None:
-            return
         told = Told(
             ready=lambda: self._change_readiness(service, health.became_ready),
             stopping=lambda: self._change_readiness(service, health.withdrew),
@@ -958,25 +1013,34 @@ class Runner:
             self._tell_lost(self._log.write(stream, pieces))
         if stage is not None and pieces:
             stage.settle()
-        if self._log is not None and self._log.waits and self._log.flush():
-            self._unflushed.set()
+        if self._log is not None and self._log.waits and self._log.flush() and self._flushing is not None:
+            self._flushing.unflushed.set()
         for piece in pieces:
             self._around.on_output(self.name, stream, piece.data)
         if self._looking is not None:
             self._look(pieces)
 
-    async def _keep_flushing(self, ended: trio.Event, scope: trio.CancelScope) -> None:
+    async def _keep_flushing(self, flushing: _Flushing) -> None:
         """For a log that takes its time. It gets some for the last lines, too."""
-        with scope:
-            while not ended.is_set():
-                await self._unflushed.wait()
+        with flushing.scope:
+            while not flushing.ended:
+                await flushing.unflushed.wait()
                 while self._log is not None and self._log.flush():  # noqa: ASYNC110 - a socket that may be replaced meanwhile
                     await trio.sleep(FLUSH_INTERVAL)
-                self._unflushed = trio.Event()
+                flushing.unflushed = trio.Event()
 
     def _tell_lost(self, lost: Lost | None) -> None:
         if lost is not None:
             self._around.events.emit([LogLost(self.name, lost.lines, lost.bytes, lost.reason)])
+
+
+@dataclass(slots=True)
+class _Flushing:
+    """Of a log that takes its time, while its container runs."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    unflushed: trio.Event = field(default_factory=trio.Event)
+    ended: bool = False
 
 
 @dataclass(slots=True)

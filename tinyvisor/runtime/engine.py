@@ -482,8 +482,7 @@ class Runtime:
 
     # ---- containers ----
 
-    @contextlib.asynccontextmanager
-    async def start(
+    def start(
         self,
         command: Spec | Sequence[str],
         *,
@@ -494,7 +493,7 @@ class Runtime:
         terminal: tuple[int, int] = (24, 80),
         before_exec: Callable[[], Awaitable[object]] | None = None,
         **changes: Any,
-    ) -> AsyncIterator[Container]:
+    ) -> AbstractAsyncContextManager[Container]:
         """A container as a scope: entered once the workload has been exec'ed, left when everything in it is gone.
 
         Args:
@@ -514,6 +513,17 @@ class Runtime:
         Cancellation: kills everything in the container and waits for it to be gone.
         """
         spec = self._spec(command, limits, changes)
+        return _Scope(self, functools.partial(self._start, spec, stdin, stdout, stderr, terminal, before_exec))
+
+    async def _start(
+        self,
+        spec: Spec,
+        stdin: Stdio,
+        stdout: Stdio,
+        stderr: Stdio,
+        terminal: tuple[int, int],
+        before_exec: Callable[[], Awaitable[object]] | None,
+    ) -> Container:
         if spec.output_limit is not None:
             raise SpecError("output_limit", "start hands out the pipes themselves; count what you read, or use run")
         if self.live is not None and spec.name == DEFAULT_NAME:
@@ -521,11 +531,8 @@ class Runtime:
         with _as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self.null, staged=self.live is not None)
         if before_exec is None:
-            container = await self.launch(spec, streams, terminal=terminal, events=True, live=self.live)
-        else:
-            container = await self._launch_ahead(spec, streams, terminal, before_exec)
-        async with self._as_scope(container):
-            yield container
+            return await self.launch(spec, streams, terminal=terminal, events=True, live=self.live)
+        return await self._launch_ahead(spec, streams, terminal, before_exec)
 
     async def _launch_ahead(
         self, spec: Spec, streams: Streams, terminal: tuple[int, int], before_exec: Callable[[], Awaitable[object]]
@@ -560,8 +567,7 @@ class Runtime:
         """Names of containers that the runtime before this one has left, until they are adopted."""
         return tuple(self._adoptable)
 
-    @contextlib.asynccontextmanager
-    async def adopt(self, name: str) -> AsyncIterator[Container]:
+    def adopt(self, name: str) -> AbstractAsyncContextManager[Container]:
         """One of `adoptable` as the scope that `start` gives. It runs, or has ended meanwhile; its output is what nobody has
         read before.
 
@@ -571,31 +577,29 @@ class Runtime:
             LaunchError: a step failed.
         Cancellation: as `start`.
         """
+        return _Scope(self, functools.partial(self._adopt, name))
+
+    async def _adopt(self, name: str) -> Container:
         if name not in self._adoptable:
             raise SpecError("name", f'no container "{name}" was left to be adopted')
-        async with self._as_scope(self._adoptable.pop(name)) as container:
-            yield container
+        return self._adoptable.pop(name)
 
-    @contextlib.asynccontextmanager
-    async def _as_scope(self, container: Container) -> AsyncIterator[Container]:
-        left = False
+    async def wait_started(self, container: Container) -> None:
+        """Or ends it."""
         try:
-            try:
-                await container.wait_started()
-            except BaseException:
-                if self.live is not None:
-                    self.live.forget(container)
-                raise
-            try:
-                yield container
-            except BaseException:
-                left = self.live is not None and self._dead is None  # what goes wrong with us is not its fault
-                raise
-        finally:
-            if left and container.id in self.containers:
-                container.close()
-            else:
-                await self.end(container)
+            await container.wait_started()
+        except BaseException:
+            if self.live is not None:
+                self.live.forget(container)
+            await self.end(container)
+            raise
+
+    async def leave(self, container: Container, *, failed: bool) -> None:
+        """Ends it, unless it is to outlive what has failed: what goes wrong with us is not its fault."""
+        if failed and self.live is not None and self._dead is None and container.id in self.containers:
+            container.close()
+        else:
+            await self.end(container)
 
     @contextlib.asynccontextmanager
     async def trace(
@@ -1427,6 +1431,30 @@ class Runtime:
         self._parked.pop(container.id, None)
         if self._names.get(container.name) is container:  # not an exec in it
             del self._names[container.name]
+
+
+class _Scope(AbstractAsyncContextManager[Container]):
+    """A container that runs, until the scope is left. No generator: thousands of them are entered for as long as they run."""
+
+    __slots__ = ("_container", "_make", "_runtime")
+
+    def __init__(self, runtime: Runtime, make: Callable[[], Awaitable[Container]]) -> None:
+        self._runtime = runtime
+        self._make: Callable[[], Awaitable[Container]] | None = make
+        self._container: Container | None = None
+
+    async def __aenter__(self) -> Container:
+        make, self._make = self._make, None
+        if make is None:
+            raise RuntimeError("entered before")
+        container = self._container = await make()
+        await self._runtime.wait_started(container)
+        return container
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        container, self._container = self._container, None
+        if container is not None:
+            await self._runtime.leave(container, failed=kind is not None)
 
 
 def _check_untraced(spec: Spec) -> None:
