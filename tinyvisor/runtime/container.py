@@ -129,7 +129,7 @@ class Container:
         self._held_up_by: tuple[str, ...] = ()
         self._output_exceeded: int | None = None
         self._waited = Waited(self._events, self._events.close) if self._events is not None else None
-        self.execs: set[Container] = set()
+        self.execs: tuple[Container, ...] = ()
         self.notify: NotifySocket | None = None
         self.notification: ReceivePipe | None = None
         self.socket: int | None = None
@@ -576,6 +576,7 @@ class Container:
         """The launcher has its own copies of the fds now."""
         if self._init_end is not None:
             self._init_end.close()
+            self._init_end = None
         self._streams.close_given()
         if self._provisions is not None:
             self._provisions.close_given()

@@ -1205,8 +1205,8 @@ class Runtime:
             self._send(process, (wire.EMPTY, shape.init, shape.workload), [], container, wire.EXEC)
         process.close_given()
         self.containers[process.id] = process
-        container.execs.add(process)
-        process.call_when_gone(lambda: container.execs.discard(process))
+        container.execs = (*container.execs, process)
+        process.call_when_gone(lambda: _forget_exec(container, process))
         try:
             await process.wait_started()
             yield process
@@ -1455,6 +1455,10 @@ class _Scope(AbstractAsyncContextManager[Container]):
         container, self._container = self._container, None
         if container is not None:
             await self._runtime.leave(container, failed=kind is not None)
+
+
+def _forget_exec(container: Container, process: Container) -> None:
+    container.execs = tuple(other for other in container.execs if other is not process)
 
 
 def _check_untraced(spec: Spec) -> None:
