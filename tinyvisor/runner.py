@@ -390,7 +390,7 @@ class Runner:
         self.state, action = decide(self.service.restart, before, event, now=now, random=jitter)
         if action == "schedule":
             self._armed_at = self._around.wall()
-        if self.state != before and not isinstance(event, DelayElapsed):  # who is told of the back-off knows when it ends
+        if self.state != before and not self._is_foregone(event):
             self.note()  # first: what we do next may be what we die in
         self._act(action)
         self.wake()
@@ -451,12 +451,17 @@ class Runner:
         )
         live.records.try_update(self.name, standing=standing, **changed)
 
+    def _is_foregone(self, event: ServiceEvent) -> bool:
+        """Whether the next supervisor finds it out by itself: that a back-off is over; that what it has no word of is wanted."""
+        return isinstance(event, DelayElapsed) or (isinstance(event, StartRequested) and self._noted is None)
+
     def restore(self, standing: Standing) -> None:
         """Stands where the supervisor before us has left it; `restore_seen` when all do. Nothing happens yet."""
         live = self._around.live
         assert live is not None
         self.state = resume.shifted(standing.state, trio.current_time() - live.monotonic())
         self._adopting = self.name in live.adoptable
+        self._noted = self.service
         self.health = standing.health
         self.has_begun = standing.has_begun
         self._stop_wanted = self._by_hand = standing.stop_wanted
