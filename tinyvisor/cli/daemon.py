@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LOG: Final = "_daemon.log"
 """Its own log, beside the services': no service can be called so."""
 
+DAEMON_FD: Final = "--daemon-fd"
 PROJECT_FD: Final = "--project-fd"
 
 LOG_SIZE: Final = 1 << 20
@@ -64,7 +65,7 @@ def start_daemon(
     try:
         words = [word for fd in given for word in (PROJECT_FD, str(fd))]
         subprocess.Popen(
-            interpreter.command("tinyvisor", "up", "--daemon-fd", str(writing), *words, *arguments),
+            interpreter.command("tinyvisor", "up", DAEMON_FD, str(writing), *words, *arguments),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -261,12 +262,7 @@ class _Daemon:
             await control.drained()
         self._say("starting anew")
         os.set_inheritable(fd, True)
-        words = sys.argv[1:]
-        words[words.index("--daemon-fd") + 1] = str(fd)
-        if PROJECT_FD in words:  # as it was then
-            at = words.index(PROJECT_FD)
-            del words[at : at + 2]
-        command = interpreter.command("tinyvisor", *words)
+        command = interpreter.command("tinyvisor", *words_anew(sys.argv[1:], fd))
         os.execv(command[0], command)
 
     async def _report(self, supervisor: Any) -> None:
@@ -297,6 +293,16 @@ class _Daemon:
         from tinyvisor.runtime.logfile import Piece
 
         self._log.write("stderr", [Piece(line.encode("utf-8", "replace"), True) for line in text.splitlines()])
+
+
+def words_anew(words: Sequence[str], fd: int) -> list[str]:
+    """A daemon's arguments for when it starts anew: `fd` is where its word goes, and the project is read again."""
+    rest = list(words)
+    rest[rest.index(DAEMON_FD) + 1] = str(fd)
+    if PROJECT_FD in rest:
+        at = rest.index(PROJECT_FD)
+        del rest[at : at + 2]
+    return rest
 
 
 def _allow_many_files() -> None:
