@@ -6,6 +6,7 @@ about its start goes to its parent through a pipe, one JSON object; everything l
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -33,6 +34,7 @@ PROJECT_FD: Final = "--project-fd"
 LOG_SIZE: Final = 1 << 20
 LOG_FILES: Final = 3
 DRAIN_PATIENCE: Final = 2.0
+GC_THRESHOLD: Final = 5_000
 
 
 UPGRADE_PATIENCE: Final = 0.5
@@ -131,6 +133,10 @@ def run_daemon(
     from tinyvisor.runtime import rootless
 
     word = _Word(word_fd)
+    # What is there now stays; and what comes is kept: with every thousand objects the collector would look for cycles, of which
+    # there are next to none, a tenth of the time that it takes to start a thousand services.
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     try:
         rootless.enter()
         trio.run(_Daemon(project, log_dir, word, reread, paths, outside, live).run)
