@@ -18,11 +18,13 @@ from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.idmap import TTY_GROUP, IdMap, map_text
+from tinyvisor.runtime.landlock import landlock_step, left_out
 from tinyvisor.runtime.rootfs import HostView, hosts_file
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import (
     CAPABILITIES,
+    DEFAULT_NAMESPACES,
     DEFAULT_PATH,
     NOTIFY_DIRECTORY,
     NOTIFY_SOCKET,
@@ -53,12 +55,17 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One launch. `trees` are to be opened in order: the first has slot `steps.FIRST_TREE`."""
+    """One launch. `trees` are to be opened in order: the first has slot `steps.FIRST_TREE`.
+
+    Attributes:
+        holes: what the spec or the kernel makes it lack of what a container has by default, a line each.
+    """
 
     init: tuple[Step, ...]
     workload: tuple[Step, ...]
     cleanup: tuple[Step, ...]
     trees: tuple[Tree, ...]
+    holes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """The plan as text, a step a line: what `tinyvisor plan` prints."""
@@ -66,6 +73,7 @@ class Plan:
         for title in ("init", "workload", "cleanup"):
             lines.append(f"{title}:")
             lines += [f"  {index:2} {step.describe()}" for index, step in enumerate(getattr(self, title))]
+        lines += ["holes:", *(f"   - {hole}" for hole in self.holes)] if self.holes else []
         return "\n".join(lines) + "\n"
 
 
@@ -118,11 +126,15 @@ class Around:
         nested: a user namespace.
         tty_group: the group that owns terminals, where the container's ids are ours.
         groups_fixed: the container can't be taken out of the groups that we are in.
+        live: a runtime whose containers are taken over by the next one, which has none of the fds that it did not give away.
+        landlock: its ABI; 0: the kernel has none.
     """
 
     nested: bool = False
     tty_group: int = TTY_GROUP
     groups_fixed: bool = False
+    live: bool = False
+    landlock: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +194,7 @@ def plan(
     early = early and bool(limits.used()) and spec.rootfs is None and not spec.volumes
     init = [
         *([ids_step(ids, identity)] if ids else []),
-        *_namespaces(spec),
+        *_namespaces(spec, around),
         *_make_cgroups(limits, name),  # before their owner changes: a container that had its cgroups could lift its limits
         *([s.Owner(root=True)] if ids else []),
         *_root(spec, view, name, resolv_conf, maps, around),
@@ -195,7 +207,7 @@ def plan(
         *_seal(spec),
         *([s.Owner(root=False)] if ids else []),
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
-        *_user_namespace(spec),
+        *_user_namespace(spec, around),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         # In the mount namespace that it is used in: its name is looked for there.
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
@@ -204,8 +216,26 @@ def plan(
         _init(spec, name, seccomp, early=early),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
-    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around, made)
-    return Plan(tuple(init), tuple(workload), tuple(cleanup), tuple(trees))
+    user = maps.slot if keeps_user(spec, around) else 0
+    wall = landlock_step(spec, around.landlock, None if workspace is None else spec.working_dir or "/")
+    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around, wall, made, user)
+    return Plan(tuple(init), tuple(workload), tuple(cleanup), tuple(trees), tuple(_holes(spec, around)))
+
+
+def _holes(spec: Spec, around: Around) -> Iterator[str]:
+    """Each is one that the user has made, or this kernel; SECURITY.md tells more of them."""
+    if spec.userns == "host":
+        yield "userns_mode: host: root inside is root outside, with the capabilities that are kept"
+    missing = sorted(DEFAULT_NAMESPACES - spec.namespaces - {"user", "net"})
+    if missing:
+        yield f"namespaces: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} the host's"
+    if spec.in_host_network:
+        yield "network_mode: host: all that listens on the host can be reached, on its loopback address, too"
+    if spec.seccomp == "unconfined":
+        yield "seccomp=unconfined: every system call can be made"
+    if not spec.no_new_privs:
+        yield "no-new-privileges:false: set-id programs give what they say"
+    yield from left_out(spec, around.landlock)
 
 
 def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
@@ -280,12 +310,34 @@ def _own_namespaces(spec: Spec) -> frozenset[str]:
     return spec.namespaces - {"pid", "cgroup", "user"} - shared
 
 
+def keeps_user(spec: Spec, around: Around) -> bool:
+    """Whether it enters a user namespace that is kept for its ids, after other containers that had these.
+
+    What a container could leave there are keys, which the default profile lets nobody have, and what takes a capability. Its
+    other namespaces are the host's then: without capabilities inside it makes no difference whose they are. Making one for
+    each took a tenth of a start.
+    """
+    plain = spec.seccomp == "default" and spec.seccomp_action is None and not spec.on_syscall and not spec.capabilities
+    return plain and spec.userns != "host" and not around.nested and not around.live
+
+
+def _owned_namespaces(spec: Spec) -> frozenset[str]:
+    """Those that belong to the container's own user namespace, so that capabilities inside count there.
+
+    The mounts do where root inside may mount, in a copy in which the kernel has locked what is there (mount_namespaces(7)). Else
+    they stay the host's: no capability of the container's has a say over them, and the copy is spared.
+    """
+    own = _own_namespaces(spec) - {"time"}
+    return own if "SYS_ADMIN" in spec.capabilities or own == {"mount"} else own - {"mount"}
+
+
 def _flags(names: Iterable[str]) -> int:
     return sum(NAMESPACE_FLAGS[name] for name in set(names))
 
 
-def _namespaces(spec: Spec) -> Iterator[Step]:
-    yield s.Unshare(_flags(_own_namespaces(spec) if spec.userns == "host" else {"mount"}))
+def _namespaces(spec: Spec, around: Around) -> Iterator[Step]:
+    of_host = spec.userns == "host" or keeps_user(spec, around)
+    yield s.Unshare(_flags(_own_namespaces(spec) if of_host else {"mount"}))
     if spec.network_mode.startswith("service:"):
         yield s.Join(NAMESPACE_FLAGS["net"], spec.network_mode.removeprefix("service:"))
 
@@ -419,11 +471,10 @@ def _seal(spec: Spec) -> Iterator[Step]:
         yield s.Remount("/", RDONLY)
 
 
-def _user_namespace(spec: Spec) -> Iterator[Step]:
-    if spec.userns != "host":
-        wanted = _own_namespaces(spec)
-        yield s.UserNamespace(_flags(wanted - {"time"}))
-        if "time" in wanted:
+def _user_namespace(spec: Spec, around: Around) -> Iterator[Step]:
+    if spec.userns != "host" and not keeps_user(spec, around):
+        yield s.UserNamespace(_flags(_owned_namespaces(spec)))
+        if "time" in spec.namespaces:
             yield s.Unshare(_flags({"time"}))
 
 
@@ -483,16 +534,18 @@ def exec_plan(
     """One more process in the running container `name`: it joins what its init has made, and takes the workload's steps.
 
     ``spec`` is the container's with the command, user, environment, working_dir, tty and timeout of the process; `ids` are the
-    container's, `terminal` as in `plan`.
+    container's, `terminal` as in `plan`. Where it `keeps_user`, that user namespace comes as the one fd.
     """
     owner = (ids.uid(identity.uid), ids.gid(identity.gid)) if ids else (identity.uid, identity.gid)
     own = {"pid", *_own_namespaces(spec) - {"time"}}
     own |= {"net"} if spec.network_mode.startswith("service:") else set()
     # What it shares with us it need not join, nor may it everywhere: a user namespace has no rights over the host's network.
-    joined = _flags(own | ({"user"} if spec.userns != "host" else set()))
+    found = spec.userns != "host" and not keeps_user(spec, around)
+    joined, owned = (own | {"user"}, sorted(_owned_namespaces(spec))[:1]) if found else (own, [])
+    user = s.FIRST_TREE if keeps_user(spec, around) else 0
     init = [
         *_born_in(limits, name),
-        s.Join(joined, name),
+        s.Join(_flags(joined), name, _flags(owned)),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         *([s.Pty(*owner, *terminal, console=False)] if spec.tty else []),
         s.Init(
@@ -500,7 +553,9 @@ def exec_plan(
             0, spec.stop_signal, _milliseconds(spec.timeout), name,
         ),
     ]  # fmt: skip
-    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp, None, around)), (), ())
+    wall = landlock_step(spec, around.landlock)
+    workload = _workload(spec, limits, name, identity, seccomp, None, around, wall, user=user)
+    return Plan(tuple(init), tuple(workload), (), ())
 
 
 def socket_steps(spec: Spec, name: str, domain: int, type: int) -> tuple[Step, ...]:
@@ -530,7 +585,9 @@ def _workload(
     seccomp: Filter | None,
     stops: Filter | None,
     around: Around,
+    wall: s.Landlock | None,
     made: int = 0,
+    user: int = 0,
 ) -> Iterator[Step]:
     rules = [rule for rule in spec.on_syscall if not rule.reads]
     assert (seccomp is None) == (spec.seccomp == "unconfined" and not rules)
@@ -548,7 +605,7 @@ def _workload(
         yield s.Affinity(spec.cpuset)
     yield s.Session()
     if spec.userns != "host":  # what comes before takes rights of the host's: limits may be raised
-        yield s.EnterUser()
+        yield s.EnterUser(user)
         yield from cgroup
     yield s.Umask(spec.umask)
     kept = capability_mask(spec.capabilities)
@@ -556,6 +613,8 @@ def _workload(
     if spec.notification_fd is not None:
         yield s.PassFd(made + made_fds(spec).index("notification_fd"), spec.notification_fd)
     yield s.CloseFds()
+    if wall:
+        yield wall
     if seccomp and not spec.no_new_privs:
         yield from _seccomp(spec, seccomp)  # while there is CAP_SYS_ADMIN; what follows is `seccomp.NEEDED`
     yield s.SetIdentity(identity.uid, identity.gid, identity.groups, keep_groups=around.groups_fixed)

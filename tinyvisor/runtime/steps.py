@@ -78,14 +78,16 @@ class Unshare(Step):
 
 @dataclass(frozen=True, slots=True)
 class Join(Step):
-    """Joins namespaces of the container that the request names. Its user namespace is only opened: `EnterUser` enters it."""
+    """Joins namespaces of the container that the request names. Its user namespace, which is found as the owner of `owned`, one
+    flag, is only opened: `EnterUser` enters it."""
 
     op = 2
     flags: int
     whose: str
+    owned: int = 0
 
     def numbers(self) -> tuple[int, ...]:
-        return (self.flags,)
+        return self.flags, self.owned
 
     def describe(self) -> str:
         return f"join the {_namespaces(self.flags)} namespace of {self.whose}"
@@ -491,11 +493,15 @@ class Owner(Step):
 
 @dataclass(frozen=True, slots=True)
 class IdMap(Step):
-    """Makes a user namespace for idmapped mounts; its fd comes with the answer."""
+    """Makes a user namespace that nobody is in, as `owner`, a uid of the host; its fd comes with the answer."""
 
     op = 35
+    owner: int
     uid_map: str
     gid_map: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.owner,)
 
     def strings(self) -> tuple[str | bytes, ...]:
         return self.uid_map, self.gid_map
@@ -792,10 +798,49 @@ class Exec(Step):
 
 @dataclass(frozen=True, slots=True)
 class EnterUser(Step):
+    """Enters the user namespace that comes as fd `slot`; with 0, the one that `UserNamespace` made or `Join` found."""
+
     op = 53
+    slot: int = 0
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.slot,)
 
     def describe(self) -> str:
-        return "enter the user namespace"
+        return "enter the user namespace of its ids" if self.slot else "enter the user namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class Landlock(Step):
+    """Walls that neither root nor a mount's flags take away: see landlock.py. Before the filter, which may refuse the calls, and
+    while there is CAP_SYS_ADMIN: paths are opened that the user may not be able to.
+
+    Attributes:
+        rights: to write, LANDLOCK_ACCESS_FS_*, that nobody has but below these; 0: files are not its matter.
+        scopes: LANDLOCK_SCOPE_*.
+        below: paths below which all of the rights are given.
+        files: paths below which those of the rights are given that a file can be given.
+    """
+
+    op = 54
+    rights: int
+    scopes: int
+    below: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.rights, self.scopes
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return "".join(f"{path}\0" for path in self.below), "".join(f"{path}\0" for path in self.files)
+
+    def describe(self) -> str:
+        words = []
+        if self.rights:
+            words.append(f"write only below {', '.join(self.below)}, and to what there is below {', '.join(self.files)}")
+        if self.scopes:
+            words.append("connect to no abstract sockets but its own")
+        return f"landlock: {'; '.join(words)}"
 
 
 @dataclass(frozen=True, slots=True)
