@@ -75,6 +75,23 @@ async def test_it_is_as_any_other_once_it_runs(shared: Runtime, terminal: bool) 
     assert sorted(set(found)) == [b"1234", b"a line", b"secret", b"socket"]
 
 
+WALLS = (
+    "grep -E 'Cap|NoNew|Sec' /proc/self/status; echo x > /tmp/x; echo x > /etc/x; ls /proc/self/fd; wc -l < /proc/self/mountinfo"
+)
+
+
+@pytest.mark.parametrize("fields", [{}, {"read_only": True}, {"capabilities": frozenset({"SYS_PTRACE"}), "userns_mode": "host"}])
+async def test_its_walls_are_those_of_any_other(shared: Runtime, fields: dict[str, Any]) -> None:
+    found = []
+    for gate in (None, anyio.lowlevel.checkpoint):
+        script = spec("one", f"({WALLS}) 2>&1", **fields)
+        async with shared.start(script, stdout=PIPE, before_exec=gate) as container:
+            assert container.stdout is not None
+            found.append([line async for line in container.stdout])
+    assert found[0] == found[1]
+    assert b"0" in b"".join(found[0])
+
+
 async def test_a_cancelled_one_leaves_nothing(shared: Runtime) -> None:
     gate = Gate()
 
