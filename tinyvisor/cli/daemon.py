@@ -47,8 +47,8 @@ def start_daemon(
     """Starts ``tinyvisor up`` with `arguments` in the background, for the project `name`.
 
     Args:
-        project: as it has been read; None: the daemon reads it. To read one takes half of the time that the daemon has to start a
-            thousand services, and what reads it is a third of the memory of a daemon with a few.
+        project: as it has been read; None: the daemon reads it. A thousand services take 0.4 s to read, and what reads them takes
+            10 MB, which a daemon then need not have before its first reload.
 
     Returns:
         0 when all services run, or have ended well; 1 when one has failed (the others go on); 2 when nothing was started.
@@ -133,8 +133,8 @@ def run_daemon(
     from tinyvisor.runtime import rootless
 
     word = _Word(word_fd)
-    # What is there now stays; and what comes is kept: with every thousand objects the collector would look for cycles, of which
-    # there are next to none, a tenth of the time that it takes to start a thousand services.
+    # What is there now stays, and so does what comes for each service, next to none of it in cycles: to look for them as often as
+    # by default is a tenth of our time in the start of a thousand services.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     try:
