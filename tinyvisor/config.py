@@ -21,8 +21,9 @@ from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import core_schema
@@ -59,6 +60,7 @@ from tinyvisor.yamlfile import Mark, Node, TextError, Variables, parse_env, pars
 
 Step = str | int
 Path_ = tuple[Step, ...]
+_T = TypeVar("_T")
 """Keys and list indices from a file's root to a value."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -867,6 +869,16 @@ def parse_ulimit(text: str) -> tuple[str, Ulimit]:
     raise AssertionError
 
 
+def _shared(value: _T) -> _T:
+    """The first that equals it: of a thousand services most are alike in most."""
+    return cast(_T, _first_of_them(value))
+
+
+@lru_cache(maxsize=128)
+def _first_of_them(value: Any) -> Any:
+    return value
+
+
 def parse_capabilities(add: Iterable[str], drop: Iterable[str] = ()) -> frozenset[str]:
     """The capabilities kept: `add` without `drop`. ``ALL`` works in both; with ``drop: ALL`` those named in `add` stay.
 
@@ -1208,7 +1220,7 @@ class SpecBuilder:
         if model.seccomp:
             values["seccomp_action"] = model.seccomp.action
         values |= self._on_syscall()
-        values["capabilities"] = parse_capabilities(model.cap_add or (), model.cap_drop or ())
+        values["capabilities"] = _shared(parse_capabilities(model.cap_add or (), model.cap_drop or ()))
         values |= self._mounts() | {"ulimits": self._ulimits()} | self._limits()
         return values
 
@@ -1445,7 +1457,7 @@ class _ServiceBuilder(SpecBuilder):
         if "max_file" in found:
             found["max_files"] = found.pop("max_file")
         with self._at_field():
-            return {"logging": Logging(**found)}
+            return {"logging": _shared(Logging(**found))}
         return {}
 
     def _restart(self) -> RestartPolicy | None:
@@ -1464,12 +1476,12 @@ class _ServiceBuilder(SpecBuilder):
         values: dict[str, Any] = {f"start_limit_{name}": value for name, value in limit.items()}
         values |= {"condition": condition, "max_attempts": attempts}
         for name in ("success_exit_codes", "restart_prevent_exit_codes", "restart_force_exit_codes"):
-            values[name] = frozenset(getattr(model, name) or ())
+            values[name] = _shared(frozenset(getattr(model, name) or ()))
         if model.schedule is not None and "schedule" not in self._bad:
             with self._at_field():
                 values["schedule"] = Schedule(**model.schedule.model_dump(exclude_none=True))
         values |= {"backoff": self.checked(Backoff, backoff) or Backoff()}
-        return cast(RestartPolicy | None, self.checked(RestartPolicy, values))
+        return _shared(cast(RestartPolicy | None, self.checked(RestartPolicy, values)))
 
 
 def _blkio_fields(model: _Blkio) -> dict[str, Any]:

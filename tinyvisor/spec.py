@@ -12,6 +12,7 @@ import re
 import signal as signals
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
@@ -1045,6 +1046,11 @@ class Logging:
             )
 
 
+@cache
+def _local_logging() -> Logging:
+    return Logging()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A container that is kept in the state its policy asks for.
@@ -1081,7 +1087,7 @@ class Service:
     pre_stop: tuple[Hook, ...] = ()
     scale: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    logging: Logging = field(default_factory=Logging)
+    logging: Logging = field(default_factory=_local_logging)
 
     def __post_init__(self) -> None:
         if not isinstance(self.depends_on, Mapping):

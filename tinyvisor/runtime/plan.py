@@ -180,7 +180,7 @@ def plan(
         ids: of the user namespace; given where ``spec.userns`` is not ``host``. They are in the first step of init and in no
             other.
         idmapped: targets of the shared trees that can be idmapped. A user namespace for that comes as the last fd.
-        watch: a tracer will have it: it waits for its command, and says so.
+        watch: a tracer will have it.
         around: where we are.
     """
     assert (ids is None) == (spec.userns == "host")
@@ -213,7 +213,7 @@ def plan(
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *_identity_of_host(spec, name),
         *_cpu_time(spec, limits, name),
-        _init(spec, name, seccomp, early=early, watched=watch is not None),
+        _init(spec, name, seccomp, early=early),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
     user = maps.slot if keeps_user(spec, around) else 0
@@ -484,14 +484,12 @@ def _cpu_time(spec: Spec, limits: Limits, name: str) -> Iterator[Step]:
         yield s.CpuTime(s.KEPT | hierarchy, f"{name}/{file}", max(1, round(spec.cpu_time * 1000)), min(most), label)
 
 
-def _init(spec: Spec, name: str, seccomp: Filter | None, *, early: bool, watched: bool) -> Step:
+def _init(spec: Spec, name: str, seccomp: Filter | None, *, early: bool) -> Step:
     flags = s.INIT_SIGNAL_GROUP if spec.signal_group else 0
     if "time" in spec.namespaces:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
     if early:
         flags |= s.INIT_EARLY
-    if watched:
-        flags |= s.INIT_TELL_PARKED
     if seccomp and seccomp.notifies:
         flags |= s.INIT_REFUSALS
     if "SYS_PTRACE" in spec.capabilities and spec.userns == "host":
