@@ -99,6 +99,13 @@ async def test_ordinary_sockets(shared: Runtime, family: str) -> None:
     assert int(out) > 0
 
 
+async def test_the_hosts_uevents_are_not_heard(shared: Runtime) -> None:
+    """The kernel tells every network namespace of its own user namespace of each device of the host, and asks for no capability
+    (lib/kobject_uevent.c)."""
+    out = await inside(shared, "import socket\nprint(attempt(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 15))")
+    assert out == "EAFNOSUPPORT\n"
+
+
 CODE = """
 import mmap
 page = mmap.mmap(-1, 4096, prot=7)

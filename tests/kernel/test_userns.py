@@ -113,15 +113,16 @@ async def test_who_can_leave_nothing_in_it_enters_a_user_namespace_that_is_kept(
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="has system calls by their number on x86-64")
 async def test_what_the_kept_one_could_be_left_in_is_refused(shared: Runtime) -> None:
-    """Keys, sysctls, namespaces below it, and to make it deny setgroups for good; signals that wait end with their process."""
+    """Keys, sysctls, namespaces below it, to make it deny setgroups for good, and a map of projects, which takes no capability;
+    signals that wait end with their process."""
     code = (
         PRELUDE
         + """
 print(call(248, b"user", b"left", b"x", 1, -4), call(250, 0, -4, 1), call(249, b"user", b"left", 0, -4))
 print(call(272, 0x10000000), call(56, 0x10000000 | 17, 0, 0, 0, 0))
-for path in ("/proc/self/setgroups", "/proc/self/uid_map", "/proc/sys/user/max_net_namespaces"):
+for path in ("/proc/self/setgroups", "/proc/self/uid_map", "/proc/sys/user/max_net_namespaces", "/proc/self/projid_map"):
     fd = attempt(os.open, path, os.O_WRONLY)
-    print(fd if isinstance(fd, str) else attempt(os.write, fd, b"deny"))
+    print(fd if isinstance(fd, str) else attempt(os.write, fd, b"0 4096 77" if "proj" in path else b"deny"))
 """
     )
     out = await python(shared, code)

@@ -466,7 +466,8 @@ class Runtime:
             self._leases.give_back(ids.slot)
 
     async def _user_namespace(self, map_: IdMap, name: str) -> int:
-        step = s.IdMap(map_.uid(0), map_text(map_.uids), map_text(map_.gids))
+        projects = "" if self.host.nested else "0 0 1"  # nested, nobody enters it, and our own may have no projects to map
+        step = s.IdMap(map_.uid(0), map_text(map_.uids), map_text(map_.gids), projects)
         fds = await self._prepare([step])
         if not fds:  # the kernel drops what we have no number for
             raise LaunchError(name, step.describe(), errno.EMFILE)

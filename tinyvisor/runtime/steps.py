@@ -493,18 +493,23 @@ class Owner(Step):
 
 @dataclass(frozen=True, slots=True)
 class IdMap(Step):
-    """Makes a user namespace that nobody is in, as `owner`, a uid of the host; its fd comes with the answer."""
+    """Makes a user namespace that nobody is in, as `owner`, a uid of the host; its fd comes with the answer.
+
+    Attributes:
+        projid_map: of project ids, where there is to be one: else whoever enters can write it, once and for all.
+    """
 
     op = 35
     owner: int
     uid_map: str
     gid_map: str
+    projid_map: str = ""
 
     def numbers(self) -> tuple[int, ...]:
         return (self.owner,)
 
     def strings(self) -> tuple[str | bytes, ...]:
-        return self.uid_map, self.gid_map
+        return self.uid_map, self.gid_map, self.projid_map
 
     def describe(self) -> str:
         return "make a user namespace"

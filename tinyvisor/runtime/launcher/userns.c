@@ -86,21 +86,25 @@ static int found(void *owner)
 }
 
 /* A user namespace that nobody is in: for idmapped mounts, and for the containers, one after another, that leave nothing in it.
- * Number: its maker's uid; strings: the maps. */
+ * Number: its maker's uid; strings: the maps; of projects, if any, for a map that there is not can be written, once, by whoever is
+ * inside, with no capability, and the next one would find it. */
 int step_id_map(struct context *context, const struct step *step)
 {
 	struct clone_arguments arguments = {.exit_signal = SIGCHLD};
 	uid_t owner = (uid_t)step->number[0];
-	int status;
+	int status, error = 0;
 	pid_t helper = clone3_vm(&arguments, found, &owner);
 
 	if (helper < 0 || waitpid(helper, &status, WUNTRACED) < 0)
 		return -errno;
 	if (!WIFSTOPPED(status))
 		return WIFEXITED(status) ? -WEXITSTATUS(status) : -ECHILD;
-	context->user_namespace = map_ids(proc_fd, helper, step);
+	if (step->size[2])
+		error = write_map(proc_fd, helper, "projid_map", step, 2);
+	if (!error)
+		context->user_namespace = error = map_ids(proc_fd, helper, step);
 	end_helper(helper);
-	return context->user_namespace < 0 ? context->user_namespace : 0;
+	return error < 0 ? error : 0;
 }
 
 /* As `found`, with other namespaces that belong to it. */
