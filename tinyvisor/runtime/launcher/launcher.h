@@ -213,7 +213,8 @@ struct context {
 	unsigned orphan_grace_ms;
 	uint64_t timeout_ms;
 	int cpu_usage;       /* fd of the cgroup file that counts CPU time, or -1 */
-	uint64_t cpu_ms, cpus; /* the limit, and how many can be used at once */
+	uint64_t cpu_ms;
+	unsigned cpus;       /* how many can be used at once */
 	bool park, exec;
 	unsigned passed; /* an fd of the workload's beside stdio, or 0 */
 	char name[65];
