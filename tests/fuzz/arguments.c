@@ -1,11 +1,12 @@
 /* Target: the launcher's command line, that of its stand-alone init above all, which runs a command from there on. The first
  * message is the words, each with a NUL behind it. */
+#define main launcher_main
+#include <main.c>
+#undef main
+#include <keeper.c>
 #include "kernel.h"
-#include <launcher.h>
 
 #define MAX_WORDS 64
-
-int launcher_main(int argc, char **argv);
 
 static void run_command_line(void)
 {
@@ -34,5 +35,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (ENTER_WORLD() == RUNNING)
 		run_command_line();
 	end_world();
+	title_start = title_end = NULL;
+	running = free_count = 0;
+	all = NULL;
+	count = space = 0;
 	return 0;
 }

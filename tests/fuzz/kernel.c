@@ -113,8 +113,9 @@ void draw_bytes(void *out, size_t size)
 	memset(out, 0, size);
 	if (size > left)
 		size = left;
-	if (size)
-		memcpy(out, world.answer, size);
+	if (!size) /* there may be none at all */
+		return;
+	memcpy(out, world.answer, size);
 	world.answer += size;
 }
 
@@ -616,14 +617,15 @@ int ioctl(int fd, unsigned long request, ...)
 
 /* ---- processes ---- */
 
-static pid_t new_child(void)
+static pid_t new_child(bool sleeps)
 {
 	if (world.child_count == MAX_CHILDREN) {
 		errno = EAGAIN;
 		return -1;
 	}
 	world.next_pid += (pid_t)(draw(1) % 4 == 3 ? 4096 : 1); /* the same bucket */
-	world.children[world.child_count++] = world.next_pid;
+	world.children[world.child_count].pid = world.next_pid;
+	world.children[world.child_count++].sleeps = sleeps;
 	return world.next_pid;
 }
 
@@ -632,7 +634,7 @@ static void become_child(void)
 	world.child_count = 0;
 }
 
-static pid_t clone_(bool is_child, bool new_pids)
+static pid_t clone_(bool is_child, uint64_t flags)
 {
 	pid_t child;
 
@@ -640,17 +642,17 @@ static pid_t clone_(bool is_child, bool new_pids)
 		return -1;
 	if (has_answers() && draw(1) & 1)
 		is_child = !is_child;
-	child = new_child();
+	child = new_child(flags & NEW_USER); /* what is wanted of it is its namespaces */
 	if (child < 0 || !is_child)
 		return child;
 	become_child();
-	world.self = new_pids ? 1 : child;
+	world.self = flags & NEW_PID ? 1 : child;
 	return 0;
 }
 
 pid_t fork(void)
 {
-	return clone_(world.clone_is_child, false);
+	return clone_(world.clone_is_child, 0);
 }
 
 static long clone3(struct clone_arguments *arguments, size_t size)
@@ -661,7 +663,7 @@ static long clone3(struct clone_arguments *arguments, size_t size)
 	touch(arguments, size);
 	if (arguments->flags & 0x1000u && (pidfd = open_fd(FD_PIDFD, 0)) < 0) /* CLONE_PIDFD */
 		return -1;
-	child = clone_(world.clone_is_child && !(arguments->flags & NEW_USER), arguments->flags & NEW_PID);
+	child = clone_(world.clone_is_child && !(arguments->flags & NEW_USER), arguments->flags);
 	if (pidfd >= 0 && child <= 0)
 		world.fds[pidfd] = FD_CLOSED;
 	if (child > 0 && pidfd >= 0)
@@ -676,7 +678,16 @@ static long clone3(struct clone_arguments *arguments, size_t size)
 static int find_child(pid_t pid)
 {
 	for (int i = 0; i < world.child_count; i++)
-		if (pid <= 0 || world.children[i] == pid)
+		if (world.children[i].pid == pid)
+			return i;
+	return -1;
+}
+
+/* -1: none, or none yet. */
+static int find_ended(pid_t pid)
+{
+	for (int i = 0; i < world.child_count; i++)
+		if (!world.children[i].sleeps && (pid <= 0 || world.children[i].pid == pid))
 			return i;
 	return -1;
 }
@@ -691,7 +702,12 @@ static pid_t wait_for_child(pid_t pid, int *status, int options)
 		return -1;
 	if (has_answers() && draw(1) % 8 == 7)
 		return options & WNOHANG ? 0 : 1; /* 1: a stranger whose parent has ended, and who is ours now */
-	child = find_child(pid);
+	child = find_ended(pid);
+	if (child < 0 && (pid <= 0 ? world.child_count > 0 : find_child(pid) >= 0)) {
+		if (options & WNOHANG)
+			return 0;
+		leave_world(SLEPT_FOR_EVER);
+	}
 	if (child < 0) {
 		errno = ECHILD;
 		return -1;
@@ -699,7 +715,7 @@ static pid_t wait_for_child(pid_t pid, int *status, int options)
 	one = (int)draw(2);
 	if (!(options & WUNTRACED) && WIFSTOPPED(one))
 		one = 0;
-	pid = world.children[child];
+	pid = world.children[child].pid;
 	if (!WIFSTOPPED(one))
 		world.children[child] = world.children[--world.child_count];
 	if (status)
@@ -735,12 +751,17 @@ int waitid(idtype_t type, id_t id, siginfo_t *info, int options)
 /* Nobody may be hit but our own. */
 int kill(pid_t pid, int signal)
 {
-	(void)signal;
+	const int child = find_child(pid < 0 ? -pid : pid);
+
 	if (pid == -1)
 		EXPECT(world.self == 1);
-	else if (pid != 0 && pid != world.self)
-		EXPECT(find_child(pid < 0 ? -pid : pid) >= 0 && pid != 1);
-	return plain();
+	else
+		EXPECT(pid == 0 || pid == world.self || child >= 0);
+	if (fails())
+		return -1;
+	if (child >= 0 && signal == SIGKILL)
+		world.children[child].sleeps = false;
+	return 0;
 }
 
 pid_t getpid(void)

@@ -43,7 +43,7 @@ struct world {
 	const uint8_t *answer, *answers_end;
 	enum fd_kind fds[MAX_OPEN];
 	const struct frame *contents[MAX_OPEN];
-	pid_t children[MAX_CHILDREN];
+	struct { pid_t pid; bool sleeps; } children[MAX_CHILDREN]; /* sleeps: till it is killed */
 	int child_count;
 	pid_t self, next_pid;
 	bool clone_is_child; /* where no answer says otherwise */

@@ -49,13 +49,14 @@ static void check_step(const struct step *step, int section, int fds, const char
 
 static void check_plan(const char *request, uint32_t size, int fds)
 {
-	char *written = malloc(size), *at = written + sizeof(struct request);
+	char *written = malloc(size), *at;
 	const char *cleanup = plan.cleanup;
 	static struct step again[MAX_STEPS];
 	int steps = 0;
 
 	if (!written)
 		return;
+	at = written + sizeof(struct request);
 	for (int section = 0; section < SECTIONS; section++)
 		for (int i = 0; i < plan.count[section]; i++, steps++) {
 			const struct step *step = plan.section[section] + i;
@@ -102,7 +103,6 @@ static void receive_all(void)
 		for (int i = 0; i < count; i++)
 			close(fds[i]);
 	}
-	EXPECT(count_open() == 4);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

@@ -79,8 +79,11 @@ static void end_helper(pid_t helper)
 int step_id_map(struct context *context, const struct step *step)
 {
 	struct clone_arguments arguments = {.flags = NEW_USER, .exit_signal = SIGCHLD};
-	pid_t helper = clone3_vm(&arguments, wait_for_the_end, context);
+	pid_t helper;
 
+	if (context->user_namespace >= 0) /* one answer has room for one */
+		return -EBUSY;
+	helper = clone3_vm(&arguments, wait_for_the_end, context);
 	if (helper < 0)
 		return -errno;
 	context->user_namespace = map_ids(proc_fd, helper, step);
