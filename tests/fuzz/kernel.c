@@ -42,6 +42,7 @@ void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t 
 
 #define MAX_CALLS 2000000 /* of one input: more is an endless loop */
 #define MAX_MAPPINGS 16
+#define YEARS (10 * 365 * 86400 * 1000000000LL) /* ns: for ever */
 
 struct world world;
 
@@ -203,6 +204,7 @@ int open_fd(enum fd_kind kind, int least)
 		if (world.fds[fd] == FD_CLOSED) {
 			world.fds[fd] = kind;
 			world.contents[fd] = NULL;
+			world.swept[fd] = false;
 			return fd;
 		}
 	errno = EMFILE;
@@ -244,7 +246,7 @@ static int open_at(int directory, const char *path)
 int close(int fd)
 {
 	count_call();
-	if (fd < 0) {
+	if (fd < 0 || (fd < MAX_OPEN && world.swept[fd] && !is_open(fd))) {
 		errno = EBADF;
 		return -1;
 	}
@@ -261,8 +263,10 @@ static int close_range_(unsigned first, unsigned last)
 	}
 	if (fails())
 		return -1;
-	for (unsigned fd = first; fd <= last && fd < MAX_OPEN; fd++)
+	for (unsigned fd = first; fd <= last && fd < MAX_OPEN; fd++) {
 		world.fds[fd] = FD_CLOSED;
+		world.swept[fd] = true;
+	}
 	return 0;
 }
 
@@ -565,7 +569,7 @@ static int wait_for(struct pollfd *fds, nfds_t count, int64_t timeout, bool may_
 			fds[i].revents = POLLIN;
 		ready += fds[i].revents != 0;
 	}
-	if (!ready && timeout < 0 && !any)
+	if (!ready && (timeout < 0 ? !any : timeout > YEARS))
 		leave_world(SLEPT_FOR_EVER);
 	if (!ready && timeout > 0)
 		world.now += timeout;
@@ -757,11 +761,12 @@ int kill(pid_t pid, int signal)
 		EXPECT(world.self == 1);
 	else
 		EXPECT(pid == 0 || pid == world.self || child >= 0);
-	if (fails())
-		return -1;
-	if (child >= 0 && signal == SIGKILL)
-		world.children[child].sleeps = false;
-	return 0;
+	if (pid > 0 && child >= 0) { /* that can't fail: it is there until it is waited for */
+		if (signal == SIGKILL)
+			world.children[child].sleeps = false;
+		return 0;
+	}
+	return plain();
 }
 
 pid_t getpid(void)
@@ -1010,7 +1015,7 @@ int clock_gettime(clockid_t clock, struct timespec *time)
 {
 	(void)clock;
 	count_call();
-	world.now += 1000 + (int64_t)draw(1) * 1000000;
+	world.now += (1 + (int64_t)draw(1)) * 1000000;
 	*time = (struct timespec){world.now / 1000000000, world.now % 1000000000};
 	return 0;
 }

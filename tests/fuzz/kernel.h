@@ -42,6 +42,7 @@ struct world {
 	int message_count, next_message;
 	const uint8_t *answer, *answers_end;
 	enum fd_kind fds[MAX_OPEN];
+	bool swept[MAX_OPEN]; /* closed with many others, by one who need not know them */
 	const struct frame *contents[MAX_OPEN];
 	struct { pid_t pid; bool sleeps; } children[MAX_CHILDREN]; /* sleeps: till it is killed */
 	int child_count;

@@ -5,6 +5,9 @@
 #include <main.c>
 #undef main
 #include <steps.c>
+#define fail init_fail
+#define usage init_usage
+#include <init.c>
 #include "kernel.h"
 
 static char words[] = "tinyvisor-launcher\0serve\0003\00077\0                                        ";
@@ -40,6 +43,7 @@ static void forget_all(void)
 	running = 0;
 	free_count = kept_count = 0;
 	ledger = NULL;
+	own_report = NULL;
 	control = signals = ended = launcher_pidfd = supervisor_pidfd = reports_fd = ended_fd = proc_fd = -1;
 }
 

@@ -1,9 +1,7 @@
 /* Target: the steps of a plan, run as the launcher, init and the workload run them. Each string of a step is in memory of its own:
  * a read past its end is seen. */
+#include <init.c>
 #include "kernel.h"
-#include <launcher.h>
-
-#include <sys/mman.h>
 
 static struct plan plan;
 
@@ -88,5 +86,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (ENTER_WORLD() == RUNNING)
 		run_plan();
 	end_world();
+	own_report = NULL;
 	return 0;
 }
