@@ -9,30 +9,38 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hatch_build import SANITIZED, SOURCES
+from hatch_build import SANITIZED
+from hatch_build import SOURCES as REAL
 
 HERE = Path(__file__).parent
+GCC = "gcc"
 TARGETS = ("request", "steps", "launcher", "init", "keeper", "arguments")
 
-CALLS = tuple(
-    "_exit accept4 calloc chdir chroot clock_gettime close dup2 dup3 execve execvp fchdir fchown fchownat fcntl fork fprintf fread "
-    "free fstat fstatfs ftruncate geteuid getpgrp getpid getppid getrlimit getrusage getsockopt ioctl kill madvise malloc "
-    "memfd_create mkdir mkdirat mknod mknodat mmap mount nanosleep open openat perror pipe2 poll ppoll prctl pread printf ptrace "
-    "read realloc recv recvmsg sendmsg setfsgid setfsuid sethostname setns setpgid setrlimit setsid setsockopt sigaction socket "
-    "socketpair symlinkat syscall tcgetpgrp tcsetpgrp umask umount2 unlinkat unshare wait4 waitid waitpid write".split()
-)
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+CALLS = _words("""
+    _exit accept4 calloc chdir chroot clock_gettime close dup2 dup3 execve execvp fchdir fchown fchownat fcntl fork fprintf
+    fread free fstat fstatfs ftruncate geteuid getpgrp getpid getppid getrlimit getrusage getsockopt ioctl kill madvise
+    malloc memfd_create mkdir mkdirat mknod mknodat mmap mount nanosleep open openat perror pipe2 poll ppoll prctl pread
+    printf ptrace read realloc recv recvmsg sendmsg setfsgid setfsuid sethostname setns setpgid setrlimit setsid setsockopt
+    sigaction socket socketpair symlinkat syscall tcgetpgrp tcsetpgrp umask umount2 unlinkat unshare wait4 waitid waitpid
+    write
+""")
 """What the launcher asks the kernel for, by the functions of libc's that do it."""
 
-HARMLESS = frozenset(
-    "__cmsg_nxthdr __ctype_b_loc __errno_location _setjmp abort atoi fflush fwrite getopt gnu_dev_makedev memcmp memcpy memmove "
-    "memset opterr optarg optind snprintf stderr stdin stdout strchr strcmp strcspn strerror strlen strncmp strspn strtok_r strtol "
-    "strtoll __isoc23_strtol __isoc23_strtoll __stack_chk_fail".split()
-)
-"""What works on memory alone, or is told to print by who is known to be only this program."""
+HARMLESS = _words("""
+    __cmsg_nxthdr __ctype_b_loc __errno_location __isoc23_strtol __isoc23_strtoll __stack_chk_fail _setjmp abort atoi fflush
+    fwrite getopt gnu_dev_makedev memcmp memcpy memmove memset opterr optarg optind snprintf stderr stdin stdout strchr
+    strcmp strcspn strerror strlen strncmp strspn strtok_r strtol strtoll
+""")
+"""What works on memory alone, or prints."""
 
 _OF_THE_COMPILER = re.compile(r"_*(start|stop)?_*(asan|ubsan|sanitizer|sancov)_|_GLOBAL_OFFSET_TABLE_")
 _INCLUDED = re.compile(r"#include <(\w+\.c)>")
@@ -57,9 +65,9 @@ def _has_fuzzer(clang: str) -> bool:
     return any(list(place.glob("libclang_rt.fuzzer*")) for place in places if place.is_dir())
 
 
-def _options(compiler: str, *, fuzzer: bool) -> list[str]:
-    options = [compiler, "-std=gnu17", "-Wall", "-Wextra", "-Werror", *SANITIZED, f"-I{SOURCES}", f"-I{HERE}"]
-    return [*options, *(f"-D{name}=fake_{name}" for name in CALLS)] + (["-fsanitize=fuzzer-no-link"] if fuzzer else [])
+def _options(compiler: str, sources: Path, *, fuzzer: bool) -> list[str]:
+    options = [compiler, "-std=gnu17", "-Wall", "-Wextra", "-Werror", *SANITIZED, f"-I{sources}", f"-I{HERE}"]
+    return [*options, *(f"-D{name}=fake_{name}" for name in sorted(CALLS))] + (["-fsanitize=fuzzer-no-link"] if fuzzer else [])
 
 
 def _compile(command: Sequence[str], source: Path, output: Path) -> Path:
@@ -76,48 +84,69 @@ def unsafe_calls(object_file: Path, own: frozenset[str]) -> set[str]:
 
 
 def _defined(object_files: Sequence[Path]) -> frozenset[str]:
-    lines = subprocess.run(["nm", "--defined-only", *object_files], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        ["nm", "--defined-only", *object_files], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return frozenset(fields[2] for line in lines if len(fields := line.split()) == 3)
 
 
-def build(directory: Path, targets: Sequence[str] = TARGETS, *, clang: str | None) -> dict[str, Path]:
+def _objects(directory: Path, compiler: str, sources: Path, known: Path | None, pool: ThreadPoolExecutor) -> dict[str, Path]:
+    """The launcher's own. `known`: a directory with those of the real sources, for what is the same here."""
+    command = [*_options(compiler, sources, fuzzer=compiler != GCC), "-Dmain=launcher_main"]
+
+    def make(source: Path) -> Path:
+        if known and source.read_bytes() == (REAL / source.name).read_bytes():
+            return known / f"{source.name}.o"
+        return _compile(command, source, directory / f"{source.name}.o")
+
+    names = sorted(sources.glob("*.c"))
+    return dict(zip((path.name for path in names), pool.map(make, names), strict=True))
+
+
+def _around(directory: Path, compiler: str, known: Path | None, pool: ThreadPoolExecutor) -> list[Path]:
+    """The kernel, and what there is beside it."""
+    with_kernel = _options(compiler, REAL, fuzzer=False)
+    commands = {"kernel": with_kernel, "mutate": with_kernel}
+    if compiler == GCC:
+        commands = {"kernel": with_kernel, "replay": [compiler, *SANITIZED, f"-I{HERE}"]}
+    if known:
+        return [known / f"{name}.o" for name in commands]
+    made = [pool.submit(_compile, command, HERE / f"{name}.c", directory / f"{name}.o") for name, command in commands.items()]
+    return [future.result() for future in made]
+
+
+def build(
+    directory: Path, targets: Sequence[str] = TARGETS, *, clang: str | None, sources: Path = REAL, known: Path | None = None
+) -> dict[str, Path]:
     """One program per target, in `directory`.
 
     Args:
         clang: None: gcc, and no fuzzer.
+        sources: the launcher's, or others in their place.
+        known: a directory where `build` was before with the same compiler and the real sources.
 
     Raises:
         UnsafeError: nothing was linked.
         subprocess.CalledProcessError: the compiler's words are on stderr.
     """
-    compiler, fuzzer = clang or "gcc", clang is not None
-    watched, unwatched = _options(compiler, fuzzer=fuzzer), _options(compiler, fuzzer=False)
-    sources = {path.name: [*watched, "-Dmain=launcher_main"] for path in SOURCES.glob("*.c")}
+    compiler = clang or GCC
+    watched = _options(compiler, sources, fuzzer=clang is not None)
     with ThreadPoolExecutor(2) as pool:
-        # The real main.c is not the program's own: launcher_main.
-        made = {name: pool.submit(_compile, command, SOURCES / name, directory / f"{name}.o") for name, command in sources.items()}
-        entries = {
-            name: pool.submit(_compile, watched, HERE / f"{name}.c", directory / f"target-{name}.o") for name in targets
-        }
-        kernel = [pool.submit(_compile, unwatched, HERE / "kernel.c", directory / "kernel.o")]
-        if fuzzer:
-            kernel.append(pool.submit(_compile, unwatched, HERE / "mutate.c", directory / "mutate.o"))
-        else:
-            plain = [compiler, *SANITIZED, f"-I{HERE}"]
-            kernel.append(pool.submit(_compile, plain, HERE / "replay.c", directory / "replay.o"))
-        objects = {name: future.result() for name, future in made.items()}
-        roots = {name: future.result() for name, future in entries.items()}
-        around = [future.result() for future in kernel]
+        entries = [pool.submit(_compile, watched, HERE / f"{name}.c", directory / f"target-{name}.o") for name in targets]
+        objects = _objects(directory, compiler, sources, known, pool)
+        around = _around(directory, compiler, known, pool)
+        roots = {name: future.result() for name, future in zip(targets, entries, strict=True)}
         own = _defined([*objects.values(), *around])
         for file in (*objects.values(), *roots.values()):
             if unsafe := unsafe_calls(file, own):
                 raise UnsafeError(f"{file.name} calls {', '.join(sorted(unsafe))}: CALLS and kernel.c know nothing of it")
-        link = [compiler, *SANITIZED, *(["-fsanitize=fuzzer"] if fuzzer else [])]
-        return dict(pool.map(lambda name: (name, _link(link, name, roots[name], objects, around, directory)), targets))
+        link = [compiler, *SANITIZED, *(["-fsanitize=fuzzer"] if clang else [])]
+        programs = pool.map(lambda name: _link(link, name, roots[name], objects, around, directory), targets)
+        return dict(zip(targets, programs, strict=True))
 
 
 def _link(
-    command: Sequence[str], name: str, root: Path, objects: dict[str, Path], around: Sequence[Path], directory: Path
+    command: Sequence[str], name: str, root: Path, objects: Mapping[str, Path], around: Sequence[Path], directory: Path
 ) -> Path:
     included = set(_INCLUDED.findall((HERE / f"{name}.c").read_text()))
     files = [str(file) for source, file in objects.items() if source not in included]

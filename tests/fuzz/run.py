@@ -1,9 +1,12 @@
-"""Runs targets: over inputs, and on from there by libFuzzer. Without rights: as nobody, where we are root."""
+"""Runs targets: over inputs, and on from there by libFuzzer. Without rights: as nobody, where we are root. All paths are
+relative: what is above the place may be closed to nobody.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -19,6 +22,7 @@ NOBODY = 65534
 MAX_INPUT = 16384
 LIMITS = ("-timeout=60", "-rss_limit_mb=2048", "-detect_leaks=0")
 """Seconds for one input: by the wall, and a busy machine is no failure; kernel.c counts calls. MiB."""
+_PROGRESS = re.compile(r"#\d+\t")
 
 
 class Crash(Exception):
@@ -45,7 +49,7 @@ def _no_core() -> None:
 
 def _run(command: Sequence[str], place: Path, timeout: float) -> tuple[int, str]:
     rights = {"user": NOBODY, "group": NOBODY, "extra_groups": ()} if os.geteuid() == 0 else {}
-    environment = {**os.environ, **SANITIZER}
+    environment = {**os.environ, **SANITIZER, "TMPDIR": "."}
     if not shutil.which("llvm-symbolizer") and (symbolizer := shutil.which("addr2line")):
         environment["ASAN_SYMBOLIZER_PATH"] = symbolizer
     ended = subprocess.run(
@@ -56,11 +60,16 @@ def _run(command: Sequence[str], place: Path, timeout: float) -> tuple[int, str]
 
 
 def _put(directory: Path, inputs: Mapping[str, bytes]) -> list[str]:
-    directory.mkdir(exist_ok=True)
+    directory.mkdir()
     directory.chmod(0o777)
     for name, data in inputs.items():
         directory.joinpath(name).write_bytes(data)
-    return [str(directory / name) for name in inputs]
+    return [f"{directory.name}/{name}" for name in inputs]
+
+
+def _copy(program: Path, place: Path) -> str:
+    shutil.copy(program, place)
+    return f"./{program.name}"
 
 
 def all_inputs(target: str) -> dict[str, bytes]:
@@ -70,7 +79,8 @@ def all_inputs(target: str) -> dict[str, bytes]:
 
 def _crash(target: str, text: str, place: Path) -> Crash:
     left = sorted(place.glob("crash-*")) + sorted(place.glob("timeout-*")) + sorted(place.glob("oom-*"))
-    return Crash(target, text, left[0].read_bytes() if left else None)
+    words = "\n".join(line for line in text.splitlines() if not _PROGRESS.match(line))
+    return Crash(target, words, left[0].read_bytes() if left else None)
 
 
 def replay(program: Path, target: str, inputs: Mapping[str, bytes], *, timeout: float = 300) -> None:
@@ -80,7 +90,7 @@ def replay(program: Path, target: str, inputs: Mapping[str, bytes], *, timeout: 
         Crash: at one of them, the last that is named in the text.
     """
     with workplace() as place:
-        copy = shutil.copy(program, place)
+        copy = _copy(program, place)
         status, text = _run([copy, *LIMITS, *_put(place / "inputs", inputs)], place, timeout)
         if status:
             raise _crash(target, text, place)
@@ -96,7 +106,7 @@ def fuzz(program: Path, target: str, seconds: int, *, keep: Path | None = None) 
         Crash: it found something.
     """
     with workplace() as place:
-        copy = shutil.copy(program, place)
+        copy = _copy(program, place)
         _put(place / "new", {})
         _put(place / "inputs", all_inputs(target))
         limits = [*LIMITS, f"-max_len={MAX_INPUT}", "-print_final_stats=1"]

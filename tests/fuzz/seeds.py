@@ -4,6 +4,7 @@ from one of every step. They are made anew each time, and so are always of this 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import struct
@@ -109,10 +110,9 @@ def every_step() -> dict[str, bytes]:
 def _with_slot(step: Step, section: int) -> Step:
     """`sample_step`'s numbers are too large for a slot."""
     slot = KEPT | 1 if section == 3 else 4
-    for name in ("slot", "ids"):
-        if hasattr(step, name):
-            step = type(step)(**{field: getattr(step, field) for field in step.__dataclass_fields__} | {name: slot})  # type: ignore[attr-defined]
-    return step
+    assert dataclasses.is_dataclass(step)
+    slots = {field.name: slot for field in dataclasses.fields(step) if field.name in ("slot", "ids")}
+    return dataclasses.replace(step, **slots)
 
 
 # ---- targets ----
@@ -120,16 +120,13 @@ def _with_slot(step: Step, section: int) -> Step:
 
 def _requests() -> dict[str, bytes]:
     found = {f"plan-{name}": request(wire.LAUNCH, sections, fds=4) for name, sections in plans().items()}
-    launch = sample_launch()
+    prepare = wire.encode([s.Directory("/t/x"), s.Bind(0, "/t/x", 1, "")]), EMPTY, EMPTY, wire.encode([s.Remove(KEPT, "x", "")])
     by_memfd = wire.encode_request(wire.LAUNCH, 8, plans()["web-v2"], fds=4, flags=wire.BODY_IN_MEMFD)
     size = wire._REQUEST.size
     return found | every_step() | {
-        "everything": frame(MESSAGE, launch, 8),
+        "everything": frame(MESSAGE, sample_launch(), 8),
         "memfd": frame(MESSAGE, by_memfd[:size], 5) + frame(FILE, by_memfd[size:]),
-        "prepare": request(
-            wire.PREPARE, (wire.encode([s.Directory("/t/x"), s.Bind(0, "/t/x", 1, "")]), EMPTY, EMPTY, wire.encode([s.Remove(KEPT, "x", "")])),
-            fds=2, flags=wire.KEEP_FDS,
-        ),
+        "prepare": request(wire.PREPARE, prepare, fds=2, flags=wire.KEEP_FDS),
         "run": request(wire.RUN, (EMPTY, EMPTY, wire.encode([s.Exec(("a",), ())])), fds=3),
         "kill": request(wire.KILL, pid=1001) + request(wire.KILL, flags=wire.ASK),
     }  # fmt: skip
@@ -141,12 +138,22 @@ def _answers(seed: int, size: int = 400) -> bytes:
     return frame(ANSWERS, bytes(rng.randrange(256) if rng.randrange(4) == 0 else 0 for _ in range(size)))
 
 
+def _launched(*steps: Step, section: int = 1) -> bytes:
+    return request(wire.LAUNCH, [wire.encode(steps) if number == section else EMPTY for number in range(4)], fds=4)
+
+
 def _steps() -> dict[str, bytes]:
     found = {name: data for name, data in _requests().items() if name not in ("kill", "memfd", "run")}
     parked = wire.encode_request(wire.LAUNCH, 9, plans()["web-v2"], fds=4, flags=wire.PARK)
     found["parked"] = frame(MESSAGE, parked, 4) + _requests()["run"]
+    found |= {
+        "long-times": _launched(s.Init(0, 2**64 - 1, 15, 2**64 - 1, "x"), s.CpuTime(KEPT, "cpu.stat", 2**64 - 1, 2**64 - 1, "")),
+        "oom-score-of-20-digits": _launched(s.OomScoreAdj(-(2**63)), section=2),
+        "two-id-maps": request(wire.PREPARE, (wire.encode([s.IdMap("0 0 1", "0 0 1")] * 2),)),
+    }
     found["exec"] = request(wire.LAUNCH, plans()["tick-v1"], fds=4, flags=wire.EXEC, other=3, pid=1001)
-    return found | {f"{name}-failing": found[name] + _answers(number) for number, name in enumerate(sorted(found)) if number % 5 == 0}
+    some = sorted(found)[::5]
+    return found | {f"{name}-failing": found[name] + _answers(number) for number, name in enumerate(some)}
 
 
 def _sessions() -> dict[str, bytes]:
@@ -154,11 +161,11 @@ def _sessions() -> dict[str, bytes]:
     whole = made["prepare"] + made["plan-web-v2"] + made["plan-tick-v1"] + made["kill"] + made["run"] + made["memfd"]
     twins = b"".join(request(wire.LAUNCH, plans()["hog-v2"], fds=4, id=number) for number in range(1, 9))
     other = request(wire.LAUNCH, plans()["tick-v2"], fds=4, id=20, other=7, pid=1001, flags=wire.EXEC)
-    return {
-        "whole": whole, "twins": twins, "exec": made["plan-web-v2"] + other, "memfd": made["memfd"], "garbage": frame(MESSAGE, b"x" * 60, 3),
-    } | {f"answers-{number}": whole + twins + _answers(number) for number in range(4)} | {
-        f"alone-{name}": made[name] for name in ("prepare", "kill", "run", "plan-web-v2")
+    found = {
+        "whole": whole, "twins": twins, "exec": made["plan-web-v2"] + other, "garbage": frame(MESSAGE, b"x" * 60, 3),
+        **{name: made[name] for name in ("prepare", "kill", "run", "memfd", "plan-web-v2")},
     }  # fmt: skip
+    return found | {f"answers-{number}": whole + twins + _answers(number) for number in range(4)}
 
 
 def _inits() -> dict[str, bytes]:
@@ -166,12 +173,17 @@ def _inits() -> dict[str, bytes]:
     real = compile_profile(parse_profile(default_profile_text()), MACHINES["x86_64"], capabilities=frozenset())
     commands = b"".join(frame(MESSAGE, wire.encode_signal(number, scope)) for number in (1, 15, 64) for scope in range(3))
     program = frame(MESSAGE, listener + real.program, 1)
-    found = {"commands": commands, "program": program + commands + frame(ANSWERS, b"\x80")}
+    found = {
+        "commands": commands, "program": program + commands + frame(ANSWERS, b"\x80"),
+        "several-listeners": frame(MESSAGE, listener + real.program, 9) + frame(ANSWERS, b"\x80"),
+        "long-time": frame(ANSWERS, b"\x60\0\0" + b"\xff" * 16),
+    }  # fmt: skip
     for flags in range(0, 256, 5):
-        found[f"flags-{flags}"] = (program if flags & 128 else b"") + commands + frame(ANSWERS, bytes([flags])) 
+        found[f"flags-{flags}"] = (program if flags & 128 else b"") + commands + frame(ANSWERS, bytes([flags]))
     for seed in range(6):
         rng = random.Random(seed)
-        found[f"answers-{seed}"] = program + commands + frame(ANSWERS, bytes([0xFF & ~seed]) + bytes(rng.choice((0, 0, 1, 9, 13, 255)) for _ in range(600)))
+        answers = bytes([0xFF & ~seed]) + bytes(rng.choice((0, 0, 1, 9, 13, 255)) for _ in range(600))
+        found[f"answers-{seed}"] = program + commands + frame(ANSWERS, answers)
     return found
 
 
@@ -182,15 +194,22 @@ def _keepers() -> dict[str, bytes]:
     put = say(keeper._PUT, 5, 0x876, 3) + say(keeper._PUT, 6, 0x9, 1) + say(keeper._PUT, 0, 0x43, 2)
     drop, all_, end = say(keeper._DROP, 5), say(keeper._LIST), say(keeper._END)
     many = b"".join(say(keeper._PUT, number, 0x76543210, 8) for number in range(12))
-    found = {"put": put, "drop": put + drop, "list": put + all_, "end": put + drop + all_ + end, "many": many + all_ + drop}
+    found = {
+        "empty-with-fds": frame(MESSAGE, b"", 8) + put,
+        "put": put,
+        "drop": put + drop,
+        "list": put + all_,
+        "end": put + drop + all_ + end,
+        "many": many + all_ + drop,
+    }
     return found | {f"answers-{seed}": many + put + drop + all_ + end + _answers(seed, 200) for seed in range(3)}
 
 
 def _arguments() -> dict[str, bytes]:
     lines = (
-        "init -- sh -c true", "init -g -s -p 9 -t 5 -- true", "init -p 64 -t 2147483647 true", "init -p x -- true", "init", "init -t",
-        "init -z", "init -t 99999999999999999999 -- a", "steps", "check 4", "serve 3 77", "serve 3 77 title", "serve-nested 3 77 title",
-        "keep 3 77 title", "serve x y", "", "nothing",
+        "init -- sh -c true", "init -g -s -p 9 -t 5 -- true", "init -p 64 -t 2147483647 true", "init -p x -- true", "init",
+        "init -t", "init -z", "init -t 99999999999999999999 -- a", "steps", "check 4", "serve 3 77", "serve 3 77 title",
+        "serve-nested 3 77 title", "keep 3 77 title", "serve x y", "", "nothing",
     )  # fmt: skip
     found = {}
     for number, line in enumerate(lines):

@@ -35,6 +35,7 @@
 #define NEW_USER 0x10000000u
 #define NEW_PID 0x20000000u
 #define NEW_NET 0x40000000u
+#define NEW_ANY (NEW_TIME | NEW_MOUNT | NEW_CGROUP | NEW_UTS | NEW_IPC | NEW_USER | NEW_PID | NEW_NET)
 
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 

@@ -117,7 +117,7 @@ int step_user_namespace(struct context *context, const struct step *step)
 					    .pidfd = (uint64_t)(uintptr_t)&pidfd, .set_tid = (uint64_t)(uintptr_t)&pid, .set_tid_size = 1};
 	pid_t helper;
 
-	if (!context->ids.maps)
+	if (!context->ids.maps || step->number[0] & ~(uint64_t)NEW_ANY) /* other flags are about memory and pointers */
 		return -EINVAL;
 	proc = open_in_root(context, "proc", O_RDONLY | O_DIRECTORY);
 	if (proc < 0)
