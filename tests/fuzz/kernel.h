@@ -30,7 +30,7 @@ struct frame {
 
 int parse_frames(const uint8_t *data, size_t size, struct frame *frames);
 
-enum fd_kind { FD_CLOSED, FD_OPEN, FD_SIGNALS, FD_PIDFD, FD_PROC, FD_DEVPTS };
+enum fd_kind { FD_CLOSED, FD_OPEN, FD_FILE, FD_PIPE, FD_SIGNALS, FD_PIDFD, FD_PROC, FD_DEVPTS };
 enum ending { RUNNING, EXITED, EXECUTED, SLEPT_FOR_EVER };
 
 #define MAX_OPEN 1024
@@ -46,6 +46,8 @@ struct world {
 	const struct frame *contents[MAX_OPEN];
 	struct { pid_t pid; bool sleeps; } children[MAX_CHILDREN]; /* sleeps: till it is killed */
 	int child_count;
+	int visitors;
+	int patience; /* how often none has ended yet, where no answer says so: there are messages to be read first */
 	pid_t self, next_pid;
 	bool clone_is_child; /* where no answer says otherwise */
 	unsigned fsuid, fsgid;

@@ -11,19 +11,13 @@
 #include "kernel.h"
 
 static char words[] = "tinyvisor-launcher\0serve\0003\00077\0                                        ";
-static int when_serving; /* fds */
-
 static void tamper_with_reports(void)
 {
-	if (when_serving == 0)
-		when_serving = count_open();
-	for (int i = 0; i < MAX_CONTAINERS && has_answers(); i++) {
-		const int slot = MAX_CONTAINERS - 1 - i;
-		if (!ledger->at_slot[slot])
-			break;
-		if (draw(1) & 1)
+	for (int slot = 0; slot < MAX_FRAMES && has_answers(); slot++)
+		if (ledger->at_slot[slot] && draw(1) & 1)
 			draw_bytes(report_of(slot), sizeof(struct report));
-	}
+	if (!has_answers() && ledger->at_slot[0])
+		report_of(0)->flags |= GONE_EMPTY; /* and the pipe says 0 */
 }
 
 static void run_launcher(void)

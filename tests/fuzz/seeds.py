@@ -34,7 +34,7 @@ MESSAGE, ANSWERS, FILE = range(3)
 _FRAME = struct.Struct("=BBHI")
 _MAGIC_AND_VERSION = struct.Struct("=IH")
 _KEPT = keeper._MESSAGE
-NAMES = 9  # slots of a request that the steps of `sample_step` may name
+NAMES = 9  # fds of a request: the socket, stdio, and what steps may name
 
 
 def frame(kind: int, data: bytes, fds: int = 0) -> bytes:
@@ -119,13 +119,13 @@ def _with_slot(step: Step, section: int) -> Step:
 
 
 def _requests() -> dict[str, bytes]:
-    found = {f"plan-{name}": request(wire.LAUNCH, sections, fds=4) for name, sections in plans().items()}
+    found = {f"plan-{name}": request(wire.LAUNCH, sections, fds=NAMES) for name, sections in plans().items()}
     prepare = wire.encode([s.Directory("/t/x"), s.Bind(0, "/t/x", 1, "")]), EMPTY, EMPTY, wire.encode([s.Remove(KEPT, "x", "")])
-    by_memfd = wire.encode_request(wire.LAUNCH, 8, plans()["web-v2"], fds=4, flags=wire.BODY_IN_MEMFD)
+    by_memfd = wire.encode_request(wire.LAUNCH, 8, plans()["web-v2"], fds=NAMES, flags=wire.BODY_IN_MEMFD)
     size = wire._REQUEST.size
     return found | every_step() | {
         "everything": frame(MESSAGE, sample_launch(), 8),
-        "memfd": frame(MESSAGE, by_memfd[:size], 5) + frame(FILE, by_memfd[size:]),
+        "memfd": frame(MESSAGE, by_memfd[:size], NAMES + 1) + frame(FILE, by_memfd[size:]),
         "prepare": request(wire.PREPARE, prepare, fds=2, flags=wire.KEEP_FDS),
         "run": request(wire.RUN, (EMPTY, EMPTY, wire.encode([s.Exec(("a",), ())])), fds=3),
         "kill": request(wire.KILL, pid=1001) + request(wire.KILL, flags=wire.ASK),
@@ -144,14 +144,18 @@ def _launched(*steps: Step, section: int = 1) -> bytes:
 
 def _steps() -> dict[str, bytes]:
     found = {name: data for name, data in _requests().items() if name not in ("kill", "memfd", "run")}
-    parked = wire.encode_request(wire.LAUNCH, 9, plans()["web-v2"], fds=4, flags=wire.PARK)
-    found["parked"] = frame(MESSAGE, parked, 4) + _requests()["run"]
+    parked = (EMPTY, wire.encode([s.Init(s.INIT_TELL_PARKED, 0, 15, 0, "x")]), wire.encode([s.Session()]))
+    listener = wire.encode([s.Init(s.INIT_REFUSALS, 0, 15, 0, "x")]), wire.encode([s.Seccomp(bytes(24), 8, "")])
     found |= {
+        "parked": request(wire.LAUNCH, parked, fds=4, flags=wire.PARK) + _requests()["run"],
+        "listener": request(wire.LAUNCH, (EMPTY, *listener), fds=4),
+        "path": _launched(s.Exec(("x",), (("PATH", "/a:/b::"),)), section=2),
+        "long-strings": _launched(s.Mount("tmpfs", "/x", "x" * 4096, 0), s.Directory("x/" * 2500)),
         "long-times": _launched(s.Init(0, 2**64 - 1, 15, 2**64 - 1, "x"), s.CpuTime(KEPT, "cpu.stat", 2**64 - 1, 2**64 - 1, "")),
         "oom-score-of-20-digits": _launched(s.OomScoreAdj(-(2**63)), section=2),
         "two-id-maps": request(wire.PREPARE, (wire.encode([s.IdMap("0 0 1", "0 0 1")] * 2),)),
     }
-    found["exec"] = request(wire.LAUNCH, plans()["tick-v1"], fds=4, flags=wire.EXEC, other=3, pid=1001)
+    found["exec"] = request(wire.LAUNCH, plans()["tick-v1"], fds=NAMES, flags=wire.EXEC, other=3, pid=1001)
     some = sorted(found)[::5]
     return found | {f"{name}-failing": found[name] + _answers(number) for number, name in enumerate(some)}
 
@@ -159,8 +163,8 @@ def _steps() -> dict[str, bytes]:
 def _sessions() -> dict[str, bytes]:
     made = _requests()
     whole = made["prepare"] + made["plan-web-v2"] + made["plan-tick-v1"] + made["kill"] + made["run"] + made["memfd"]
-    twins = b"".join(request(wire.LAUNCH, plans()["hog-v2"], fds=4, id=number) for number in range(1, 9))
-    other = request(wire.LAUNCH, plans()["tick-v2"], fds=4, id=20, other=7, pid=1001, flags=wire.EXEC)
+    twins = b"".join(request(wire.LAUNCH, plans()["hog-v2"], fds=NAMES, id=number) for number in range(1, 9))
+    other = request(wire.LAUNCH, plans()["tick-v2"], fds=NAMES, id=20, other=7, pid=1001, flags=wire.EXEC)
     found = {
         "whole": whole, "twins": twins, "exec": made["plan-web-v2"] + other, "garbage": frame(MESSAGE, b"x" * 60, 3),
         **{name: made[name] for name in ("prepare", "kill", "run", "memfd", "plan-web-v2")},
@@ -173,7 +177,10 @@ def _inits() -> dict[str, bytes]:
     real = compile_profile(parse_profile(default_profile_text()), MACHINES["x86_64"], capabilities=frozenset())
     commands = b"".join(frame(MESSAGE, wire.encode_signal(number, scope)) for number in (1, 15, 64) for scope in range(3))
     program = frame(MESSAGE, listener + real.program, 1)
+    # Flags, no failure, many already; then each poll says that there is something, and each wait that nobody has ended.
+    many = bytes([0x80, 0, 1]) + bytes(20) + b"\x07" * 3000
     found = {
+        "many-refusals": program + frame(ANSWERS, many),
         "commands": commands, "program": program + commands + frame(ANSWERS, b"\x80"),
         "several-listeners": frame(MESSAGE, listener + real.program, 9) + frame(ANSWERS, b"\x80"),
         "long-time": frame(ANSWERS, b"\x60\0\0" + b"\xff" * 16),
