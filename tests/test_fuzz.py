@@ -22,7 +22,7 @@ from tinyvisor.runtime import launcher as wire
 
 sanitized = harness.sanitized
 
-SECONDS = {"request": 2, "steps": 6, "launcher": 6, "init": 3, "keeper": 2, "arguments": 3}
+SECONDS = {"request": 2, "steps": 5, "launcher": 5, "init": 3, "keeper": 2, "arguments": 3}
 
 
 class Built(NamedTuple):

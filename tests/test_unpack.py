@@ -367,12 +367,16 @@ def test_any_damage_ends_well(tmp_path: Path, damage: list[tuple[int, int]]) -> 
 
 
 PATHS = st.lists(st.sampled_from(["a", "b", "..", ".", "", "a\n"]), min_size=1, max_size=4).map("/".join)
+PLAIN = st.sampled_from(["a", "b", "a/b", "b/a", "a/b/a", "b/kept"])
+MODES = st.sampled_from([0, 0o700, 0o7777])
 HOSTILE = st.one_of(
-    st.builds(directory, PATHS, st.sampled_from([0, 0o700, 0o7777])),
-    st.builds(member, PATHS, st.binary(max_size=3), mode=st.sampled_from([0, 0o600, 0o6777])),
-    st.builds(symlink, PATHS, PATHS | st.just("/../../outside")),
-    st.builds(hardlink, PATHS, PATHS | st.just("../../../outside/kept")),
-    st.builds(member, PATHS, type=st.sampled_from([tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])),
+    st.builds(directory, PLAIN, MODES),
+    st.builds(member, PLAIN, st.binary(max_size=3), mode=MODES),
+    st.builds(symlink, PLAIN, PLAIN | PATHS | st.sampled_from(["/../../../outside", "../../../outside"])),
+    st.builds(hardlink, PLAIN, PLAIN | st.just("a/kept")),
+    st.builds(member, PATHS, mode=MODES),
+    st.builds(hardlink, PLAIN, PATHS | st.just("../../../outside/kept")),
+    st.builds(member, PLAIN, type=st.sampled_from([tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])),
 )
 
 

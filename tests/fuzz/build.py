@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -90,17 +90,32 @@ def _defined(object_files: Sequence[Path]) -> frozenset[str]:
     return frozenset(fields[2] for line in lines if len(fields := line.split()) == 3)
 
 
+def _same(sources: Path, names: Iterable[str]) -> bool:
+    return all((sources / name).read_bytes() == (REAL / name).read_bytes() for name in names)
+
+
 def _objects(directory: Path, compiler: str, sources: Path, known: Path | None, pool: ThreadPoolExecutor) -> dict[str, Path]:
     """The launcher's own. `known`: a directory with those of the real sources, for what is the same here."""
     command = [*_options(compiler, sources, fuzzer=compiler != GCC), "-Dmain=launcher_main"]
 
-    def make(source: Path) -> Path:
-        if known and source.read_bytes() == (REAL / source.name).read_bytes():
-            return known / f"{source.name}.o"
-        return _compile(command, source, directory / f"{source.name}.o")
+    def make(name: str) -> Path:
+        if known and _same(sources, [name]):
+            return known / f"{name}.o"
+        return _compile(command, sources / name, directory / f"{name}.o")
 
-    names = sorted(sources.glob("*.c"))
-    return dict(zip((path.name for path in names), pool.map(make, names), strict=True))
+    names = sorted(path.name for path in sources.glob("*.c"))
+    return dict(zip(names, pool.map(make, names), strict=True))
+
+
+def _included(target: str) -> set[str]:
+    """The launcher's sources that a target has in itself."""
+    return set(_INCLUDED.findall((HERE / f"{target}.c").read_text()))
+
+
+def _root(directory: Path, compiler: str, sources: Path, known: Path | None, target: str) -> Path:
+    if known and _same(sources, _included(target)):
+        return known / f"target-{target}.o"
+    return _compile(_options(compiler, sources, fuzzer=compiler != GCC), HERE / f"{target}.c", directory / f"target-{target}.o")
 
 
 def _around(directory: Path, compiler: str, known: Path | None, pool: ThreadPoolExecutor) -> list[Path]:
@@ -130,9 +145,8 @@ def build(
         subprocess.CalledProcessError: the compiler's words are on stderr.
     """
     compiler = clang or GCC
-    watched = _options(compiler, sources, fuzzer=clang is not None)
     with ThreadPoolExecutor(2) as pool:
-        entries = [pool.submit(_compile, watched, HERE / f"{name}.c", directory / f"target-{name}.o") for name in targets]
+        entries = [pool.submit(_root, directory, compiler, sources, known, name) for name in targets]
         objects = _objects(directory, compiler, sources, known, pool)
         around = _around(directory, compiler, known, pool)
         roots = {name: future.result() for name, future in zip(targets, entries, strict=True)}
@@ -148,8 +162,7 @@ def build(
 def _link(
     command: Sequence[str], name: str, root: Path, objects: Mapping[str, Path], around: Sequence[Path], directory: Path
 ) -> Path:
-    included = set(_INCLUDED.findall((HERE / f"{name}.c").read_text()))
-    files = [str(file) for source, file in objects.items() if source not in included]
+    files = [str(file) for source, file in objects.items() if source not in _included(name)]
     program = directory / f"fuzz-{name}"
     subprocess.run([*command, str(root), *files, *map(str, around), "-o", str(program)], check=True)
     return program

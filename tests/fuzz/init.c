@@ -9,12 +9,13 @@ static struct report *page;
 static void run_init(void)
 {
 	struct init init = {.tty = -1, .refusals = -1};
-	int handover = open_fd(FD_OPEN, 3);
+	int handover = open_fd(FD_OPEN, 3), *listener = malloc(sizeof *listener); /* so that a second one beside it is seen */
 	const unsigned flags = (unsigned)draw(1);
 
 	page = calloc(1, PAGE);
-	if (!page)
+	if (!page || !listener)
 		return;
+	*listener = -1;
 	page->refused_in_all = draw(1) & 1 ? 9990 : 0; /* of 10,000 that are answered at once */
 	init.exec = flags & 1;
 	world.self = init.exec ? 900 : 1;
@@ -31,7 +32,8 @@ static void run_init(void)
 	init.started = now();
 	init.deadline = flags & 64 ? init.started + nanoseconds(draw(8)) : 0;
 	if (flags & 128)
-		(void)take_refusals(handover, page, &init.refusals);
+		(void)take_refusals(handover, page, listener);
+	init.refusals = *listener;
 	init.workload = fork();
 	if (init.workload > 0)
 		run(&init);

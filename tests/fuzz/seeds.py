@@ -15,6 +15,7 @@ from hatch_build import ROOT
 from tests.test_configs import GROUP, PASSWD, VIEW, v1, v2
 from tests.test_steps import CLASSES
 from tests.test_steps import sample as sample_step
+from tests.test_wire import FDS, REFUSED
 from tests.test_wire import sample as sample_launch
 from tinyvisor.config import load
 from tinyvisor.profile import default_profile_text, parse_profile
@@ -124,12 +125,17 @@ def _requests() -> dict[str, bytes]:
     by_memfd = wire.encode_request(wire.LAUNCH, 8, plans()["web-v2"], fds=NAMES, flags=wire.BODY_IN_MEMFD)
     size = wire._REQUEST.size
     return found | every_step() | {
-        "everything": frame(MESSAGE, sample_launch(), 8),
+        "everything": frame(MESSAGE, sample_launch(), FDS),
         "memfd": frame(MESSAGE, by_memfd[:size], NAMES + 1) + frame(FILE, by_memfd[size:]),
         "prepare": request(wire.PREPARE, prepare, fds=2, flags=wire.KEEP_FDS),
         "run": request(wire.RUN, (EMPTY, EMPTY, wire.encode([s.Exec(("a",), ())])), fds=3),
         "kill": request(wire.KILL, pid=1001) + request(wire.KILL, flags=wire.ASK),
     }  # fmt: skip
+
+
+def _requests_and_garbage() -> dict[str, bytes]:
+    garbage = {f"refused-{name.replace(' ', '-')}": frame(MESSAGE, data, FDS) for name, (data, _) in REFUSED.items()}
+    return _requests() | garbage
 
 
 def _answers(seed: int, size: int = 400) -> bytes:
@@ -152,7 +158,9 @@ def _steps() -> dict[str, bytes]:
         "path": _launched(s.Exec(("x",), (("PATH", "/a:/b::"),)), section=2),
         "long-strings": _launched(s.Mount("tmpfs", "/x", "x" * 4096, 0), s.Directory("x/" * 2500)),
         "long-times": _launched(s.Init(0, 2**64 - 1, 15, 2**64 - 1, "x"), s.CpuTime(KEPT, "cpu.stat", 2**64 - 1, 2**64 - 1, "")),
-        "oom-score-of-20-digits": _launched(s.OomScoreAdj(-(2**63)), section=2),
+        "oom-score-of-20-digits": request(
+            wire.LAUNCH, (EMPTY, wire.encode([s.RootTmpfs(1, 1, 0)]), wire.encode([s.OomScoreAdj(-(2**63))])), fds=4
+        ),
         "two-id-maps": request(wire.PREPARE, (wire.encode([s.IdMap("0 0 1", "0 0 1")] * 2),)),
     }
     found["exec"] = request(wire.LAUNCH, plans()["tick-v1"], fds=NAMES, flags=wire.EXEC, other=3, pid=1001)
@@ -163,13 +171,19 @@ def _steps() -> dict[str, bytes]:
 def _sessions() -> dict[str, bytes]:
     made = _requests()
     whole = made["prepare"] + made["plan-web-v2"] + made["plan-tick-v1"] + made["kill"] + made["run"] + made["memfd"]
-    twins = b"".join(request(wire.LAUNCH, plans()["hog-v2"], fds=NAMES, id=number) for number in range(1, 9))
+    twins = b"".join(request(wire.LAUNCH, plans()["hog-v2"], fds=NAMES, id=number) for number in range(1, 4))
     other = request(wire.LAUNCH, plans()["tick-v2"], fds=NAMES, id=20, other=7, pid=1001, flags=wire.EXEC)
     found = {
         "whole": whole, "twins": twins, "exec": made["plan-web-v2"] + other, "garbage": frame(MESSAGE, b"x" * 60, 3),
         **{name: made[name] for name in ("prepare", "kill", "run", "memfd", "plan-web-v2")},
     }  # fmt: skip
-    return found | {f"answers-{number}": whole + twins + _answers(number) for number in range(4)}
+    return found | {f"answers-{number}": _answers(number) + whole for number in range(4)}
+
+
+def _refusal(number: int) -> bytes:
+    """Answers: nobody has ended, and of signals, commands and refusals there is one refusal, of this system call."""
+    call = bytes(16) + struct.pack("=II", number, MACHINES["x86_64"].audit) + bytes(56)
+    return bytes([0, 7, 0, 0, 0, 0, 1, 0, 0]) + call + bytes(1)
 
 
 def _inits() -> dict[str, bytes]:
@@ -177,19 +191,20 @@ def _inits() -> dict[str, bytes]:
     real = compile_profile(parse_profile(default_profile_text()), MACHINES["x86_64"], capabilities=frozenset())
     commands = b"".join(frame(MESSAGE, wire.encode_signal(number, scope)) for number in (1, 15, 64) for scope in range(3))
     program = frame(MESSAGE, listener + real.program, 1)
-    # Flags, no failure, many already; then each poll says that there is something, and each wait that nobody has ended.
-    many = bytes([0x80, 0, 1]) + bytes(20) + b"\x07" * 3000
+    # No two words are alloted, flags, a page, not many yet; and so on until the workload is there.
+    start = bytes([0, 0x80]) + bytes(22)
     found = {
-        "many-refusals": program + frame(ANSWERS, many),
-        "commands": commands, "program": program + commands + frame(ANSWERS, b"\x80"),
-        "several-listeners": frame(MESSAGE, listener + real.program, 9) + frame(ANSWERS, b"\x80"),
-        "long-time": frame(ANSWERS, b"\x60\0\0" + b"\xff" * 16),
+        "many-kinds": program + frame(ANSWERS, start + b"".join(map(_refusal, range(20)))),
+        "many-refusals": program + frame(ANSWERS, start[:3] + b"\1" + start[4:] + b"".join(map(_refusal, range(12)))),
+        "commands": commands, "program": program + commands + frame(ANSWERS, b"\0\x80"),
+        "several-listeners": frame(MESSAGE, listener + real.program, 2) + frame(ANSWERS, b"\0\x80"),
+        "long-time": frame(ANSWERS, b"\0\x60\0\0\0" + b"\xff" * 16),
     }  # fmt: skip
     for flags in range(0, 256, 5):
-        found[f"flags-{flags}"] = (program if flags & 128 else b"") + commands + frame(ANSWERS, bytes([flags]))
+        found[f"flags-{flags}"] = (program if flags & 128 else b"") + commands + frame(ANSWERS, bytes([0, flags]))
     for seed in range(6):
         rng = random.Random(seed)
-        answers = bytes([0xFF & ~seed]) + bytes(rng.choice((0, 0, 1, 9, 13, 255)) for _ in range(600))
+        answers = bytes([0, 0xFF & ~seed]) + bytes(rng.choice((0, 0, 1, 9, 13, 255)) for _ in range(600))
         found[f"answers-{seed}"] = program + commands + frame(ANSWERS, answers)
     return found
 
@@ -229,7 +244,7 @@ def _arguments() -> dict[str, bytes]:
 def seeds(target: str) -> dict[str, bytes]:
     """By name."""
     makers = {
-        "request": _requests, "steps": _steps, "launcher": _sessions, "init": _inits, "keeper": _keepers, "arguments": _arguments,
+        "request": _requests_and_garbage, "steps": _steps, "launcher": _sessions, "init": _inits, "keeper": _keepers, "arguments": _arguments,
     }  # fmt: skip
     return makers[target]()
 
