@@ -57,12 +57,8 @@ def find_clang() -> str | None:
 
 
 def _has_fuzzer(clang: str) -> bool:
-    run = subprocess.run([clang, "-print-runtime-dir"], capture_output=True, text=True, check=False)
-    places = [Path(run.stdout.strip())]
-    named = subprocess.run([clang, "-print-file-name=lib"], capture_output=True, text=True, check=False).stdout.strip()
-    resources = subprocess.run([clang, "-print-resource-dir"], capture_output=True, text=True, check=False).stdout.strip()
-    places += [Path(named), Path(resources, "lib", "linux")]
-    return any(list(place.glob("libclang_rt.fuzzer*")) for place in places if place.is_dir())
+    run = subprocess.run([clang, "-print-resource-dir"], capture_output=True, text=True, check=False)
+    return run.returncode == 0 and any(Path(run.stdout.strip(), "lib").rglob("libclang_rt.fuzzer*"))
 
 
 def _options(compiler: str, sources: Path, *, fuzzer: bool) -> list[str]:

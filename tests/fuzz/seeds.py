@@ -244,7 +244,8 @@ def _arguments() -> dict[str, bytes]:
 def seeds(target: str) -> dict[str, bytes]:
     """By name."""
     makers = {
-        "request": _requests_and_garbage, "steps": _steps, "launcher": _sessions, "init": _inits, "keeper": _keepers, "arguments": _arguments,
+        "request": _requests_and_garbage, "steps": _steps, "launcher": _sessions, "init": _inits, "keeper": _keepers,
+        "arguments": _arguments,
     }  # fmt: skip
     return makers[target]()
 
