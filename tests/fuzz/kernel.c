@@ -355,7 +355,7 @@ int socket(int domain, int type, int protocol)
 int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags)
 {
 	(void)address, (void)size, (void)flags;
-	if (!has_answers() && world.visitors++ > world.message_count) /* nobody comes any more */
+	if (world.visitors++ > world.message_count) /* nobody comes any more */
 		leave_world(SLEPT_FOR_EVER);
 	return on_fd(fd) < 0 ? -1 : open_fd(FD_OPEN, 0);
 }
@@ -405,8 +405,8 @@ int fstatfs(int fd, struct statfs *status)
 
 /* ---- reading and writing ---- */
 
-/* What is read of signals is whole; of others, as many bytes as an answer says. Without answers: a file has a number, a pipe a
- * zero, and there is no signal. */
+/* What is read of signals is whole; of others, as many bytes as an answer says. Zero: a file has a number, a pipe a zero, and
+ * there is no signal. */
 ssize_t read(int fd, void *out, size_t size)
 {
 	const uint32_t answer = (uint32_t)draw(1);
@@ -414,12 +414,8 @@ ssize_t read(int fd, void *out, size_t size)
 
 	if (on_fd(fd) < 0)
 		return -1;
-	if (!has_answers() && world.fds[fd] == FD_FILE) {
-		memset(out, '7', size < 8 ? size : 8);
-		return size < 8 ? (ssize_t)size : 8;
-	}
-	if (!has_answers() && world.fds[fd] == FD_PIPE) {
-		memset(out, 0, size < 4 ? size : 4);
+	if (!answer && (world.fds[fd] == FD_FILE || world.fds[fd] == FD_PIPE)) {
+		memset(out, world.fds[fd] == FD_FILE ? '7' : 0, size < 4 ? size : 4);
 		return size < 4 ? (ssize_t)size : 4;
 	}
 	if (!answer) {
@@ -561,7 +557,6 @@ ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
 /* What is waited for comes, but for the end of a process. Nothing and no time: it would sleep for ever. */
 static int wait_for(struct pollfd *fds, nfds_t count, int64_t timeout, bool may_fail)
 {
-	const bool any = has_answers();
 	int ready = 0;
 
 	count_call();
@@ -573,13 +568,12 @@ static int wait_for(struct pollfd *fds, nfds_t count, int64_t timeout, bool may_
 		fds[i].revents = 0;
 		if (fds[i].fd < 0 || !is_open(fds[i].fd))
 			continue;
-		if (any)
-			fds[i].revents = (short)(draw(1) & (POLLIN | POLLHUP | POLLERR));
-		else if (world.fds[fds[i].fd] != FD_PIDFD)
-			fds[i].revents = POLLIN;
+		fds[i].revents = (short)(draw(1) & (POLLIN | POLLHUP | POLLERR));
+		if (world.fds[fds[i].fd] != FD_PIDFD)
+			fds[i].revents ^= POLLIN;
 		ready += fds[i].revents != 0;
 	}
-	if (!ready && (timeout < 0 ? !any : timeout > YEARS))
+	if (!ready && (timeout < 0 ? !has_answers() : timeout > YEARS))
 		leave_world(SLEPT_FOR_EVER);
 	if (!ready && timeout > 0)
 		world.now += timeout;
@@ -607,7 +601,7 @@ int ioctl(int fd, unsigned long request, ...)
 	va_end(arguments);
 	switch (request) {
 	case 0xc0502100u: /* SECCOMP_IOCTL_NOTIF_RECV */
-		if (!has_answers()) {
+		if (!draw(1)) {
 			errno = ENOENT;
 			return -1;
 		}
@@ -654,7 +648,7 @@ static pid_t clone_(bool is_child, uint64_t flags)
 
 	if (fails())
 		return -1;
-	if (has_answers() && draw(1) & 1)
+	if (draw(1) & 1)
 		is_child = !is_child;
 	child = new_child(flags & NEW_USER); /* what is wanted of it is its namespaces */
 	if (child < 0 || !is_child)
@@ -708,15 +702,17 @@ static int find_ended(pid_t pid)
 
 static pid_t wait_for_child(pid_t pid, int *status, int options)
 {
+	unsigned answer;
 	int child, one;
 
 	if (world.before_wait)
 		world.before_wait();
 	if (fails())
 		return -1;
-	if (has_answers() && draw(1) % 8 == 7)
+	answer = (unsigned)draw(1);
+	if (answer % 8 == 7)
 		return options & WNOHANG ? 0 : 1; /* 1: a stranger whose parent has ended, and who is ours now */
-	if (!has_answers() && options & WNOHANG && world.patience) {
+	if (!answer && options & WNOHANG && world.patience) {
 		world.patience--;
 		return 0;
 	}
@@ -760,7 +756,7 @@ int waitid(idtype_t type, id_t id, siginfo_t *info, int options)
 	memset(info, 0, sizeof *info);
 	if (fails())
 		return -1;
-	info->si_code = has_answers() ? (int)(draw(1) % 8) : CLD_EXITED;
+	info->si_code = (int)((CLD_EXITED + draw(1)) % 8);
 	info->si_status = (int)draw(2);
 	info->si_pid = (pid_t)id;
 	return 0;
@@ -990,7 +986,7 @@ int setfsgid(gid_t gid)
 int getrlimit(__rlimit_resource_t resource, struct rlimit *limit)
 {
 	(void)resource;
-	*limit = has_answers() ? (struct rlimit){16 + draw(1), 16 + draw(1)} : (struct rlimit){256, 256};
+	*limit = (struct rlimit){256 - draw(1), 256 - draw(1)};
 	return plain();
 }
 
@@ -1157,7 +1153,7 @@ void perror(const char *text)
 size_t fread(void *out, size_t size, size_t count, FILE *file)
 {
 	(void)file;
-	if (!has_answers())
+	if (!draw(1))
 		return 0;
 	draw_bytes(out, size * count);
 	return count;
@@ -1230,11 +1226,10 @@ long syscall(long number, ...)
 	case SYS_rt_sigaction:
 		return set_from(POINTER(1), 8);
 	case SYS_rt_sigtimedwait:
-		if (!has_answers()) {
-			errno = EAGAIN;
-			return -1;
-		}
-		return fails() ? -1 : (long)(draw(1) % 65);
+		if ((argument[0] = (long)draw(1) % 65))
+			return argument[0];
+		errno = EAGAIN;
+		return -1;
 	case SYS_rt_sigsuspend:
 		leave_world(SLEPT_FOR_EVER);
 	case SYS_exit_group:

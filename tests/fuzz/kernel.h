@@ -3,7 +3,7 @@
  *
  * An input is frames: {kind, fds, unused, size} and the bytes. A message is what recvmsg and recv give next; a file is what the
  * last fd of the message before it holds; the answers say of each call whether it fails and, where there is something to say,
- * what. Where there are none left, calls succeed, and what is waited for comes: so every input ends. */
+ * what. A zero, and all where none are left, is that it succeeds, and that what is waited for comes: so every input ends. */
 #pragma once
 #define _GNU_SOURCE
 

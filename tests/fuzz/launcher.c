@@ -13,11 +13,13 @@
 static char words[] = "tinyvisor-launcher\0serve\0003\00077\0                                        ";
 static void tamper_with_reports(void)
 {
-	for (int slot = 0; slot < MAX_FRAMES && has_answers(); slot++)
-		if (ledger->at_slot[slot] && draw(1) & 1)
-			draw_bytes(report_of(slot), sizeof(struct report));
-	if (!has_answers() && ledger->at_slot[0])
-		report_of(0)->flags |= GONE_EMPTY; /* and the pipe says 0 */
+	for (int slot = 0; slot < MAX_FRAMES; slot++)
+		if (ledger->at_slot[slot]) {
+			if (draw(1))
+				draw_bytes(report_of(slot), sizeof(struct report));
+			else if (slot == 0)
+				report_of(slot)->flags |= GONE_EMPTY; /* and the pipe says 0 */
+		}
 }
 
 static void run_launcher(void)

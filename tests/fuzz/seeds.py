@@ -165,6 +165,9 @@ def _steps() -> dict[str, bytes]:
     }
     found["exec"] = request(wire.LAUNCH, plans()["tick-v1"], fds=NAMES, flags=wire.EXEC, other=3, pid=1001)
     some = sorted(found)[::5]
+    found |= {
+        f"{name}-neutral": frame(ANSWERS, bytes(300)) + found[name] for name in ("everything", "plan-web-v2", "listener", "path")
+    }
     return found | {f"{name}-failing": found[name] + _answers(number) for number, name in enumerate(some)}
 
 
@@ -177,13 +180,17 @@ def _sessions() -> dict[str, bytes]:
         "whole": whole, "twins": twins, "exec": made["plan-web-v2"] + other, "garbage": frame(MESSAGE, b"x" * 60, 3),
         **{name: made[name] for name in ("prepare", "kill", "run", "memfd", "plan-web-v2")},
     }  # fmt: skip
-    return found | {f"answers-{number}": _answers(number) + whole for number in range(4)}
+    return (
+        found
+        | {f"answers-{number}": _answers(number) + whole for number in range(4)}
+        | {f"neutral-{name}": frame(ANSWERS, bytes(600)) + data for name, data in found.items()}
+    )
 
 
 def _refusal(number: int) -> bytes:
     """Answers: nobody has ended, and of signals, commands and refusals there is one refusal, of this system call."""
     call = bytes(16) + struct.pack("=II", number, MACHINES["x86_64"].audit) + bytes(56)
-    return bytes([0, 7, 0, 0, 0, 0, 1, 0, 0]) + call + bytes(1)
+    return bytes([0, 7, 0, 0, 1, 1, 0, 0, 1, 0]) + call + bytes(1)
 
 
 def _inits() -> dict[str, bytes]:
@@ -224,7 +231,11 @@ def _keepers() -> dict[str, bytes]:
         "end": put + drop + all_ + end,
         "many": many + all_ + drop,
     }
-    return found | {f"answers-{seed}": many + put + drop + all_ + end + _answers(seed, 200) for seed in range(3)}
+    return (
+        found
+        | {f"answers-{seed}": many + put + drop + all_ + end + _answers(seed, 200) for seed in range(3)}
+        | {"neutral": frame(ANSWERS, bytes(200)) + put + drop + all_ + end}
+    )
 
 
 def _arguments() -> dict[str, bytes]:
@@ -237,6 +248,7 @@ def _arguments() -> dict[str, bytes]:
     for number, line in enumerate(lines):
         words = b"".join(word.encode() + b"\0" for word in ("tinyvisor-launcher", *line.split()))
         found[f"line-{number}"] = frame(MESSAGE, words)
+        found[f"line-{number}-neutral"] = frame(MESSAGE, words) + frame(ANSWERS, bytes(120))
         found[f"line-{number}-failing"] = frame(MESSAGE, words) + _answers(number, 120)
     return found
 
