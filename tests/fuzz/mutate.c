@@ -261,6 +261,8 @@ static void change_payload(struct frame *frame, size_t max_size)
 		memcpy(&magic, payload, sizeof magic);
 	if (frame->header.kind == FRAME_MESSAGE && magic == MAGIC && chance(8))
 		size = mutate_request(payload, size);
+	else if (frame->header.kind == FRAME_ANSWERS && size && chance(4)) /* one call fails, or says something else */
+		payload[chance((unsigned)size)] = (uint8_t)(chance(4) ? 224 + chance(32) : chance(224));
 	else if (size && chance(4) == 0) /* what has a fixed size */
 		(void)LLVMFuzzerMutate(payload, size, size);
 	else
@@ -269,12 +271,26 @@ static void change_payload(struct frame *frame, size_t max_size)
 	frame->header.size = (uint32_t)size;
 }
 
+static int find_answers(void)
+{
+	int at = 0;
+
+	while (at < frame_count && frames[at].header.kind != FRAME_ANSWERS)
+		at++;
+	return at;
+}
+
 static void change_frames(size_t max_size)
 {
-	static const uint8_t nothing[16];
+	static const uint8_t nothing[200];
 	const unsigned which = chance((unsigned)frame_count), other = chance((unsigned)frame_count);
 	const struct frame one = frames[which];
+	const int answers = find_answers();
 
+	if (answers < frame_count && chance(3) == 0) {
+		change_payload(frames + answers, max_size);
+		return;
+	}
 	switch (chance(12)) {
 	case 0:
 		frames[frame_count] = one;

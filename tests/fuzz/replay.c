@@ -1,4 +1,4 @@
-/* Instead of a fuzzer, where there is none: runs a target on the files that are named. */
+/* Instead of a fuzzer, where there is none: runs a target on the files that are named. Options are libFuzzer's. */
 #include "kernel.h"
 
 #include <stdio.h>
@@ -7,9 +7,11 @@
 int main(int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++) {
-		FILE *file = fopen(argv[i], "rb");
+		FILE *file = argv[i][0] == '-' ? NULL : fopen(argv[i], "rb");
 		uint8_t *data;
 		long size;
+		if (argv[i][0] == '-')
+			continue;
 		if (!file || fseek(file, 0, SEEK_END) || (size = ftell(file)) < 0 || fseek(file, 0, SEEK_SET) || !(data = malloc((size_t)size)) ||
 		    fread(data, 1, (size_t)size, file) != (size_t)size)
 			return perror(argv[i]), 1;
