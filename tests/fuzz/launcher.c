@@ -10,7 +10,7 @@
 #include <init.c>
 #include "kernel.h"
 
-static char words[] = "tinyvisor-launcher\0serve\0003\00077\0                                        ";
+static const char command_line[] = "tinyvisor-launcher\0serve\0003\00077\0                                        ";
 static void tamper_with_reports(void)
 {
 	for (int slot = 0; slot < MAX_FRAMES; slot++)
@@ -24,8 +24,10 @@ static void tamper_with_reports(void)
 
 static void run_launcher(void)
 {
+	char words[sizeof command_line]; /* an init writes its title there */
 	char *argv[] = {words, words + 19, words + 25, words + 27, words + 30, NULL};
 
+	memcpy(words, command_line, sizeof words);
 	world.self = 500;
 	(void)launcher_main(5, argv);
 	EXPECT(running == 0 && !cleaning);
