@@ -11,6 +11,7 @@
 #include "kernel.h"
 
 static const char command_line[] = "tinyvisor-launcher\0serve\0003\00077\0                                        ";
+
 static void tamper_with_reports(void)
 {
 	for (int slot = 0; slot < MAX_FRAMES; slot++)
