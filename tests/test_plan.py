@@ -33,10 +33,12 @@ from tinyvisor.runtime.plan import (
 from tinyvisor.runtime.rootfs import HostView
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
-from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Secret, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Secret, Spec, SyscallRule, Tmpfs, Ulimit, Volume
 
 BASE = 1 << 20
 OF_THE_HOST = Around()
+OWN: dict[str, Any] = {"capabilities": {"CHOWN"}}
+"""So that it has a user namespace of its own (`keeps_user`)."""
 VIEW = HostView(("/usr",), (("/bin", "usr/bin"),))
 SEPARATE = Layout(
     hierarchies=(
@@ -96,7 +98,7 @@ def targets(steps: tuple[Step, ...]) -> list[str]:
 DEFAULT = """\
 init:
    0 ids of the host: uids 0 1048576 65536; gids 0 1114112 65536
-   1 new namespaces: mount
+   1 new namespaces: ipc, mount, net, uts
    2 make cgroup cgroup2/web
    3 start the workload in cgroup cgroup2/web
    4 what is made from here on belongs to the container's root
@@ -122,14 +124,13 @@ init:
   24 make /proc/sys read-only
   25 what is made from here on belongs to the host's root
   26 pivot_root into a shell around the new root, detach the old one
-  27 new user namespace, and owned by it: ipc, mount, net, uts; join these
-  28 enter the container's root (/container)
-  29 set hostname web
-  30 bring up loopback
-  31 init as web
+  27 enter the container's root (/container)
+  28 set hostname web
+  29 bring up loopback
+  30 init as web
 workload:
    0 new session
-   1 enter the user namespace
+   1 enter the user namespace of its ids
    2 new namespaces: cgroup
    3 umask 0022
    4 capability bounding set 0x0
@@ -327,18 +328,24 @@ def test_in_a_user_namespace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fields, joined",
     [
-        ({}, {"pid", "mount", "uts", "ipc", "net", "user"}),
+        (OWN, {"pid", "mount", "uts", "ipc", "net", "user"}),
+        ({}, {"pid", "mount", "uts", "ipc", "net"}),
         ({"userns_mode": "host"}, {"pid", "mount", "uts", "ipc", "net"}),
-        ({"network_mode": "host"}, {"pid", "mount", "uts", "ipc", "user"}),
-        ({"network_mode": "service:other"}, {"pid", "mount", "uts", "ipc", "net", "user"}),
-        ({"namespaces": DEFAULT_NAMESPACES - {"ipc"} | {"time"}}, {"pid", "mount", "uts", "net", "user"}),
+        ({"network_mode": "host"} | OWN, {"pid", "mount", "uts", "ipc", "user"}),
+        ({"network_mode": "service:other"} | OWN, {"pid", "mount", "uts", "ipc", "net", "user"}),
+        ({"namespaces": DEFAULT_NAMESPACES - {"ipc"} | {"time"}} | OWN, {"pid", "mount", "uts", "net", "user"}),
     ],
 )
 def test_what_is_executed_joins_what_is_the_containers_own(fields: dict[str, Any], joined: set[str]) -> None:
     """What it shares with us is ours already; a user namespace has no right over the host's network."""
     spec = Spec(command=("true",), **fields)
     made = exec_plan(spec, limits=Limits(UNIFIED), seccomp=Filter(bytes(24), 4, ()), name="web", identity=ROOT_USER)
-    assert of(made.init, s.Join)[0].flags == sum(s.NAMESPACE_FLAGS[name] for name in joined)
+    (step,) = of(made.init, s.Join)
+    assert step.flags == sum(s.NAMESPACE_FLAGS[name] for name in joined)
+    ours = "user" in joined
+    assert step.owned == (s.NAMESPACE_FLAGS["net" if "ipc" not in joined else "ipc"] if ours else 0)
+    entered = [] if fields == {"userns_mode": "host"} else [s.EnterUser(0 if ours else s.FIRST_TREE)]
+    assert list(of(made.workload, s.EnterUser)) == entered, "what is kept comes along"
 
 
 # ---- namespaces and network ----
@@ -346,27 +353,65 @@ def test_what_is_executed_joins_what_is_the_containers_own(fields: dict[str, Any
 
 @pytest.mark.parametrize("left_out", ["uts", "ipc", "net", "cgroup"])
 def test_a_namespace_that_is_left_out(left_out: str) -> None:
-    made = planned(namespaces=DEFAULT_NAMESPACES - {left_out})
-    owned = [step.flags for step in (*of(made.init, s.UserNamespace), *of(made.workload, s.Unshare))]
-    assert sum(owned) == sum(NAMESPACE_FLAGS[name] for name in DEFAULT_NAMESPACES - {"pid", "user", left_out})
-    assert [step.flags for step in of(made.init, s.Unshare)] == [NAMESPACE_FLAGS["mount"]], "what is copied then"
+    for fields in ({}, OWN):
+        made = planned(namespaces=DEFAULT_NAMESPACES - {left_out}, **fields)
+        flags = [
+            step.flags for step in (*of(made.init, s.Unshare), *of(made.init, s.UserNamespace), *of(made.workload, s.Unshare))
+        ]
+        assert sum(flags) == sum(NAMESPACE_FLAGS[name] for name in DEFAULT_NAMESPACES - {"pid", "user", left_out})
     assert len(of(made.init, s.Hostname)) == (left_out != "uts")
     assert len(of(made.init, s.LoopbackUp)) == (left_out != "net")
+
+
+def test_mounts_belong_to_the_user_namespace_only_where_that_matters() -> None:
+    mount, uts = NAMESPACE_FLAGS["mount"], NAMESPACE_FLAGS["uts"]
+    for fields, owned in (
+        ({"capabilities": {"SYS_ADMIN"}, "namespaces": {"pid", "mount", "uts", "user"}}, mount | uts),
+        ({"namespaces": {"pid", "mount", "uts", "user"}}, uts),
+        ({"namespaces": {"pid", "mount", "user"}}, mount),  # an exec finds the user namespace as the owner of another
+        ({"namespaces": {"pid", "mount", "net", "user"}, "network_mode": "service:db"}, mount),  # its net is that one's
+    ):
+        made = planned(**OWN | fields)
+        assert [step.flags for step in of(made.init, s.UserNamespace)] == [owned]
+        assert of(made.init, s.Unshare)[0].flags == mount, "what it is made in"
+
+
+@pytest.mark.parametrize(
+    "fields, kept",
+    [
+        ({}, True),
+        ({"user": "5", "userns_mode": "keep-id"}, True),
+        ({"capabilities": {"CHOWN"}}, False),
+        ({"seccomp": "unconfined"}, False),
+        ({"seccomp": "profile.json"}, False),
+        ({"seccomp_action": "log"}, False),
+        ({"on_syscall": (SyscallRule(syscall="keyctl", action="allow"),)}, False),
+        ({"around": Around(nested=True, tty_group=0)}, False),
+        ({"around": Around(live=True)}, False),
+    ],
+)
+def test_a_user_namespace_is_kept_where_nothing_can_be_left_in_it(fields: dict[str, Any], kept: bool) -> None:
+    made = planned(**fields)
+    assert len(of(made.init, s.UserNamespace)) == (not kept)
+    assert of(made.workload, s.EnterUser) == [s.EnterUser(s.FIRST_TREE if kept else 0)]
+    whose = {name for name in ("mount", "uts", "ipc", "net") if of(made.init, s.Unshare)[0].flags & NAMESPACE_FLAGS[name]}
+    assert whose == ({"mount", "uts", "ipc", "net"} if kept else {"mount"}), "the host's"
 
 
 def test_network_modes() -> None:
     net = NAMESPACE_FLAGS["net"]
     for mode in ("host", "service:db"):
-        made = planned(network_mode=mode)
+        made = planned(network_mode=mode, **OWN)
         assert not of(made.init, s.UserNamespace)[0].flags & net
         assert of(made.init, s.LoopbackUp) == []
         assert of(made.init, s.Join) == ([s.Join(net, "db")] if mode != "host" else [])
-    assert of(planned().init, s.UserNamespace)[0].flags & net
+        assert not of(planned(network_mode=mode).init, s.Unshare)[0].flags & net
+    assert of(planned(**OWN).init, s.UserNamespace)[0].flags & net
 
 
 def test_a_container_without_a_user_namespace() -> None:
     """As one with: but for the namespace, nothing changes hands."""
-    with_, without = planned(), planned(userns_mode="host")
+    with_, without = planned(**OWN), planned(userns_mode="host", **OWN)
     assert of(without.init, s.Unshare)[0].flags == sum(NAMESPACE_FLAGS[name] for name in ("mount", "uts", "ipc", "net"))
     left = [step for step in with_.init if not isinstance(step, s.Ids | s.Owner | s.UserNamespace | s.BindTemplate | s.Unshare)]
     assert left == [step for step in without.init if not isinstance(step, s.BindTemplate | s.Unshare)]

@@ -86,7 +86,7 @@ class Batch:
         outputs: OutputDir | None = None,
         on_finished: Callable[[NumberedJob, Result], None] = lambda job, result: None,
     ) -> None:
-        self.tally = Tally()
+        self.tally: Tally = Tally()
         self.running: dict[int, NumberedJob] = {}
         self.failed_fast = False
         self._runtime, self._jobs, self._policy = runtime, jobs, policy

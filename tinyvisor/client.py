@@ -36,7 +36,7 @@ class Refusal(TinyvisorError):
     def __init__(self, status: int, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
         self.status = status
-        self.problems = tuple(problems)
+        self.problems: tuple[str, ...] = tuple(problems)
 
 
 def find_project(name: str | None, here: Path) -> str:

@@ -382,7 +382,7 @@ class Template:
 
     def __init__(self, text: str) -> None:
         try:
-            self.words = tuple(shlex.split(text))
+            self.words: tuple[str, ...] = tuple(shlex.split(text))
         except ValueError:
             raise ValueError(f"a quote or backslash is not finished in {shown(text)}") from None
         if not self.words:

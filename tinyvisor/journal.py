@@ -73,7 +73,7 @@ class Journal:
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
         self.path = path
-        self.done = Digests()
+        self.done: Digests = Digests()
         self._begun = Digests()
         self._begun_fd = -1
         try:

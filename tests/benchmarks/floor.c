@@ -4,8 +4,8 @@
  *   floor ITERATIONS CONCURRENCY -- COMMAND...
  *
  * The first form makes containers: a small process in a nearly empty mount namespace clones an init (new pid namespace),
- * which makes the other namespaces, owned by a user namespace, two cgroups (v1; one on v2), a root, its mounts and masks, pivots,
- * and vforks a workload that joins the cgroups, enters the user namespace, drops its rights and runs /bin/true. The parent reaps
+ * which makes the other namespaces, two cgroups (v1; one on v2), a root, its mounts and masks, pivots, and vforks a workload that
+ * joins the cgroups, enters the user namespace that is kept for its ids, drops its rights and runs /bin/true. The parent reaps
  * init, reads the counters, removes the cgroups.
  * The second form runs any command instead, "{}" in its words being the iteration: other programs, started as cheaply.
  * CONCURRENCY of them are in flight at any time. One line of JSON says what it took; any failure ends it with status 1.
@@ -80,7 +80,7 @@ struct took {
 static struct flight in_flight[MAX_IN_FLIGHT];
 static int cgroups[2] = {-1, -1}; /* v1: pids, memory */
 static int cgroup2 = -1;
-static int idmap = -1, user = -1, procfs = -1; /* user namespaces: of idmapped mounts, and the container's */
+static int user = -1; /* namespace: of the idmapped mounts, too */
 static char **command; /* NULL: a container */
 
 static bool has(enum part part)
@@ -131,7 +131,7 @@ static int tree_of(const char *path, unsigned attributes)
 
 	if (attributes & IDMAPPED && has(USER)) {
 		attr.set |= 0x100000; /* MOUNT_ATTR_IDMAP */
-		attr.userns = (uint64_t)idmap;
+		attr.userns = (uint64_t)user;
 	}
 	if (attr.set)
 		check(syscall(NR_mount_setattr, tree, "", 0x1000 | 0x8000, &attr, sizeof attr), "mount_setattr");
@@ -248,22 +248,19 @@ static void write_map(int proc, pid_t pid, const char *file)
 	close(fd);
 }
 
-/* The fd of a new user namespace with its ids mapped; the others that are made with it are joined. */
-static int new_user_namespace(int proc, int others)
+/* The fd of a new user namespace with its ids mapped. */
+static int new_user_namespace(int proc)
 {
 	static char stack[16 << 10] __attribute__((aligned(16)));
 	char path[64];
-	int pidfd = -1, made;
-	pid_t helper = clone(sleep_for_ever, stack + sizeof stack, CLONE_VM | CLONE_PIDFD | CLONE_NEWUSER | others | SIGCHLD, NULL, &pidfd);
+	int made;
+	pid_t helper = clone(sleep_for_ever, stack + sizeof stack, CLONE_VM | CLONE_NEWUSER | SIGCHLD, NULL);
 
 	check(helper, "user namespace");
 	write_map(proc, helper, "uid_map");
 	write_map(proc, helper, "gid_map");
 	snprintf(path, sizeof path, "%d/ns/user", (int)helper);
 	made = (int)check(openat(proc, path, O_RDONLY | O_CLOEXEC), path);
-	if (others)
-		check(setns(pidfd, others), "setns");
-	close(pidfd);
 	check(kill(helper, SIGKILL), "kill");
 	check(waitpid(helper, NULL, 0), "waitpid");
 	return made;
@@ -291,7 +288,7 @@ static void make_world(void)
 
 	enter_own_world();
 	proc = new_mount("proc", NULL, NOSUID | NODEV | NOEXEC);
-	idmap = new_user_namespace(proc, 0);
+	user = new_user_namespace(proc);
 	close(proc);
 }
 
@@ -345,7 +342,7 @@ static void mount_all(void)
 	}
 	if (!has(PROC))
 		return;
-	attach(procfs >= 0 ? procfs : new_mount("proc", NULL, NOSUID | NODEV | NOEXEC), "/new/proc");
+	attach(new_mount("proc", NULL, NOSUID | NODEV | NOEXEC), "/new/proc");
 	for (size_t i = 0; has(MASKS) && i < COUNT(masked); i++) {
 		snprintf(path, sizeof path, "/new%s", masked[i]);
 		if (stat(path, &status) == 0)
@@ -452,12 +449,7 @@ static _Noreturn void run_init(unsigned number)
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	snprintf(name, sizeof name, "%u", number);
-	if (has(USER)) {
-		procfs = new_mount("proc", NULL, NOSUID | NODEV | NOEXEC);
-		user = new_user_namespace(procfs, namespaces);
-	} else {
-		check(unshare(namespaces), "unshare");
-	}
+	check(unshare(namespaces), "unshare");
 	for (size_t i = 0; has(CGROUP) && i < COUNT(cgroups); i++)
 		if (cgroups[i] >= 0)
 			check(mkdirat(cgroups[i], name, 0755), "mkdir of a cgroup");

@@ -727,6 +727,8 @@ static pid_t wait_for_child(pid_t pid, int *status, int options)
 		return -1;
 	}
 	one = (int)draw(2);
+	if (!one && options == WUNTRACED) /* who waits for that has a child that stops when it is ready */
+		one = SIGSTOP << 8 | 0x7f;
 	if (!(options & WUNTRACED) && WIFSTOPPED(one))
 		one = 0;
 	pid = world.children[child].pid;

@@ -169,5 +169,22 @@ class Running:
         return bool(data)
 
 
+def wait_until_foreground(*command: str) -> None:
+    """Until the one process with this command line is its terminal's foreground group: before, keys go to the shell."""
+    deadline = time.monotonic() + BOUND
+    while not any(_in_foreground(entry, command) for entry in Path("/proc").glob("[0-9]*")):
+        assert time.monotonic() < deadline, f"{command} never had the terminal"
+        time.sleep(0.005)  # nobody tells
+
+
+def _in_foreground(process: Path, command: Sequence[str]) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")[:-1]
+        fields = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return words == [word.encode() for word in command] and fields[2] == fields[5]  # pgrp, tpgid: proc_pid_stat(5)
+
+
 def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.command import BOUND, Running, arguments, environment, tinyvisor
+from tests.kernel.command import BOUND, Running, arguments, environment, tinyvisor, wait_until_foreground
 from tinyvisor.places import run_directory
 
 pytestmark = pytest.mark.kernel
@@ -251,8 +251,8 @@ def test_exec_on_a_terminal(directory: Directory) -> None:
         os.kill(command.process.pid, signal.SIGCONT)
         command.send("stty size\r")
         command.expect(r"20 60")
-        command.send("sleep 99\r")
-        command.expect("sleep 99")
+        command.send(f"sleep 4{os.getpid()}\r")
+        wait_until_foreground("sleep", f"4{os.getpid()}")
         command.send("\x03")
         command.send("head -c 300000 /dev/zero | tr '\\0' x; echo; exit 7\r")
         assert command.end() == 7

@@ -66,18 +66,20 @@ async def test_a_writable_layer_without_room_for_the_start(
 
 
 @pytest.mark.parametrize(
-    "mode, room, step",
+    "fields, room, step",
     [
-        ("auto", 0, "clone the container's init"),
-        ("auto", 1, "new user namespace, and owned by it"),
-        ("host", 1, "start the workload"),
-        ("auto", 2, None),
+        ({}, 0, "clone the container's init"),
+        ({"capabilities": {"CHOWN"}}, 1, "new user namespace, and owned by it"),
+        ({}, 1, "start the workload"),
+        ({"userns_mode": "host"}, 1, "start the workload"),
+        ({"capabilities": {"CHOWN"}}, 2, None),
     ],
 )
-async def test_no_more_processes(anyio_backend: str, mode: str, room: int, step: str | None) -> None:
+async def test_no_more_processes(anyio_backend: str, fields: dict[str, Any], room: int, step: str | None) -> None:
     """`room`: how many may be made beside the launcher, which is in a cgroup that has no place for more."""
     async with open_runtime() as runtime:
-        assert (await runtime.run(TRUE.with_(userns_mode=mode))).status == "ok"
+        spec = TRUE.with_(**fields)
+        assert (await runtime.run(spec)).status == "ok"
         if any(hierarchy.version == 2 for _, hierarchy in runtime._limits(TRUE.with_(pids_limit=1)).used()):
             pytest.skip("a process can't be put beside cgroups that have controllers")
         group = cgroup_of(runtime, "pids", "").parent / f"tinyvisor-faults-{os.getpid()}"
@@ -86,7 +88,6 @@ async def test_no_more_processes(anyio_backend: str, mode: str, room: int, step:
         try:
             (group / "pids.max").write_text(str(room + 1))
             (group / "cgroup.procs").write_text(str(runtime._launcher.pid))
-            spec = TRUE.with_(userns_mode=mode)
             if step is None:
                 assert (await runtime.run(spec)).status == "ok"
             else:

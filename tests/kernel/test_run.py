@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.command import Running, tinyvisor
+from tests.kernel.command import Running, tinyvisor, wait_until_foreground
 from tinyvisor.spec import CAPABILITIES
 
 pytestmark = pytest.mark.kernel
@@ -314,14 +314,17 @@ def test_keys_make_signals_inside() -> None:
 def test_interactive_shell_has_job_control() -> None:
     with Running(["run", "-it", "-e", "PS1=prompt> ", "bash", "--norc", "--noprofile", "-i"], terminal=True) as running:
         running.expect("prompt> ")
-        running.send("sleep 100 &\r")
+        job = f"sleep 4{os.getpid()}"
+        running.send(f"{job} &\r")
         running.expect(r"\[1\] \d+")
         running.send("fg\r")
-        running.expect("fg\r\n.*sleep 100\r\n")
+        running.expect(f"fg\r\n.*{job}\r\n")
+        wait_until_foreground(*job.split())
         running.send("\x1a")
         running.expect(r"\[1\]\+  Stopped")
         running.send("jobs; fg\r")  # not kill and wait: bash's wait doesn't wait for a job that it knows as stopped
-        running.expect("sleep 100\r\n.*sleep 100\r\n")
+        running.expect(f"{job}\r\n.*{job}\r\n")
+        wait_until_foreground(*job.split())
         running.send("\x03")
         running.expect(r"\^C[\s\S]*prompt> ")
         running.send("echo d''one\r")

@@ -66,19 +66,67 @@ def on_ext4(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", ["pivot", "chroot"])
-async def test_all_namespaces_belong_to_the_user_namespace(shared: Runtime, method: str) -> None:
-    async with waiting(shared, root_method=method) as container:
+async def test_namespaces_belong_to_the_user_namespace(shared: Runtime, method: str) -> None:
+    async with waiting(shared, root_method=method, capabilities={"CHOWN"}) as container:
         pid, init = workload(container), container.pid
-        user = namespace(pid, "user")
-        assert user != namespace("self", "user") == namespace(init, "user")
-        assert {name: owner(pid, file) for name, file in FILES.items()} == dict.fromkeys(FILES, user)
-        assert owner(pid, "pid") == namespace("self", "user"), "made before; nothing of it is the container's to change"
+        user, host = namespace(pid, "user"), namespace("self", "user")
+        assert user != host == namespace(init, "user")
+        assert {name: owner(pid, file) for name, file in FILES.items()} == dict.fromkeys(FILES, user) | {"mount": host}
+        assert owner(pid, "pid") == host, "made before; nothing of it is the container's to change"
         assert {name for name, file in FILES.items() if namespace(init, file) != namespace(pid, file)} == {"cgroup"}
         first = base(pid)
         assert container.ids is not None
         assert first == container.ids.map.uid(0)
         assert status(pid)["Uid"].split() == status(pid)["Gid"].split() == [str(first)] * 4
         assert status(init)["Uid"].split() == ["0"] * 4, "out of reach for whom it serves"
+
+
+async def test_mounts_are_the_user_namespaces_where_its_root_may_mount(shared: Runtime) -> None:
+    """Or where there is nothing else by which to find it, for an exec."""
+    only: dict[str, Any] = {"capabilities": {"CHOWN"}, "namespaces": {"pid", "mount", "user"}}
+    for fields in ({"capabilities": {"SYS_ADMIN"}}, only):
+        async with waiting(shared, **fields) as container:
+            assert owner(workload(container), "mnt") == namespace(workload(container), "user") != namespace("self", "user")
+            script = f'read inside outside count < /proc/self/uid_map; test "$outside" = {base(workload(container))}'
+            assert (await container.exec(["sh", "-c", script])).status == "ok"
+
+
+async def test_who_can_leave_nothing_in_it_enters_a_user_namespace_that_is_kept(shared: Runtime) -> None:
+    """The next container with these ids does, and so does an exec; what belongs to it is the cgroup namespace alone."""
+    found = []
+    specs: list[dict[str, Any]] = [{}, {}, {"user": "0"}, {"capabilities": {"CHOWN"}}, {"seccomp": "unconfined"}]
+    for fields in specs:
+        async with waiting(shared, **fields) as container:
+            pid = workload(container)
+            found.append((base(pid), namespace(pid, "user")))
+            if not fields:
+                owners = {name: owner(pid, file) for name, file in FILES.items()}
+                assert owners == dict.fromkeys(FILES, namespace("self", "user")) | {"cgroup": namespace(pid, "user")}
+                script = f'test "$(readlink /proc/self/ns/user)" = "user:[{namespace(pid, "user")}]"'
+                assert (await container.exec(["sh", "-c", script])).status == "ok"
+                assert int(status(pid)["CapBnd"], 16) == 0
+    assert len({first for first, _ in found}) == 1
+    users = [user for _, user in found]
+    assert users[0] == users[1] == users[2], "kept"
+    assert len({*users}) == 3, "their own"
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="has system calls by their number on x86-64")
+async def test_what_the_kept_one_could_be_left_in_is_refused(shared: Runtime) -> None:
+    """Keys, sysctls, namespaces below it, and to make it deny setgroups for good; signals that wait end with their process."""
+    code = (
+        PRELUDE
+        + """
+print(call(248, b"user", b"left", b"x", 1, -4), call(250, 0, -4, 1), call(249, b"user", b"left", 0, -4))
+print(call(272, 0x10000000), call(56, 0x10000000 | 17, 0, 0, 0, 0))
+for path in ("/proc/self/setgroups", "/proc/self/uid_map", "/proc/sys/user/max_net_namespaces"):
+    fd = attempt(os.open, path, os.O_WRONLY)
+    print(fd if isinstance(fd, str) else attempt(os.write, fd, b"deny"))
+"""
+    )
+    out = await python(shared, code)
+    refused = {"EPERM", "EACCES", "ENOSYS", "EROFS", "ENOENT"}
+    assert {word for line in out.splitlines() for word in line.split()} <= refused, out
 
 
 async def test_host_and_namespaces_say_the_same(shared: Runtime) -> None:
@@ -418,15 +466,44 @@ print("userns", call(272, 0x10000000))
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="has system calls by their number on x86-64")
 @pytest.mark.parametrize("method", ["pivot", "chroot"])
-async def test_its_root_is_not_the_hosts(shared: Runtime, method: str) -> None:
+@pytest.mark.parametrize("without", [(), ("SYS_ADMIN",)], ids=["", "may not mount"])
+async def test_its_root_is_not_the_hosts(shared: Runtime, method: str, without: tuple[str, ...]) -> None:
     """With every capability: not the kernel's files, nor others' namespaces; no mount loses its lock; init can't be touched."""
-    out = await python(shared, PRELUDE + OUTSIDE, root_method=method, **ALL)
+    out = await python(
+        shared, PRELUDE + OUTSIDE, root_method=method, **ALL | {"capabilities": frozenset(CAPABILITIES).difference(without)}
+    )
     refused = {"EPERM", "EACCES", "EROFS", "EINVAL", "ENOENT", "EBUSY", "ESTALE", "ENOTDIR", "ENOSYS"}
     allowed = {"kill None"}  # it is PID 1: the kernel drops what it has no handler for
     wrong = [line for line in out.splitlines() if line not in allowed and not set(line.split()[1:]) & refused]
     assert wrong == [], out
     for word in ("write", "attach", "writable", "umount", "mknod", "userns"):
         assert word in out
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="has system calls by their number on x86-64")
+async def test_mounts_of_the_host_are_locked_for_who_leaves_the_root(shared: Runtime) -> None:
+    """Outside of the chroot the kernel gives a user namespace again, with every capability in it; and a copy of the mounts."""
+    out = await python(
+        shared,
+        PRELUDE
+        + """
+top = os.open("/", os.O_RDONLY)
+os.mkdir("/tmp/jail")
+os.chroot("/tmp/jail")
+os.fchdir(top)
+for _ in range(9):
+    os.chdir("..")
+os.chroot(".")
+print("new", call(272, 0x10020000))
+points = [line.split()[4] for line in open("/container/proc/self/mountinfo")]
+print(len(points) > 9, {call(166, point.encode(), 2) for point in points if point != "/"})
+print({mount(None, f"/container{point}".encode(), None, 32 | 4096) for point in ("/usr", "/etc", "/dev", "/proc/sys")})
+""",
+        capabilities=frozenset(CAPABILITIES) - {"SYS_ADMIN"},
+        seccomp="unconfined",
+        **LIMITS,
+    )
+    assert out.splitlines() == ["new 0", "True {'EINVAL'}", "{'EPERM'}"]
 
 
 async def test_a_neighbour_and_the_host_are_out_of_reach_of_all_capabilities(shared: Runtime, on_ext4: Path) -> None:

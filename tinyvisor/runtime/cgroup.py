@@ -592,8 +592,11 @@ class CgroupTree:
     """
 
     def __init__(self, layout: Layout, project: str, fds: tuple[int, ...], parent_fds: tuple[int, ...]) -> None:
-        self.layout, self.project, self.fds, self.parent_fds = layout, project, fds, parent_fds
-        self.paths = tuple(project_path(hierarchy, project) for hierarchy in layout.hierarchies)
+        self.layout: Layout = layout
+        self.project: str = project
+        self.fds: tuple[int, ...] = fds
+        self.parent_fds: tuple[int, ...] = parent_fds
+        self.paths: tuple[str, ...] = tuple(project_path(hierarchy, project) for hierarchy in layout.hierarchies)
 
     @classmethod
     def open(cls, layout: Layout, project: str) -> Self:

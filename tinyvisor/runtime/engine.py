@@ -190,7 +190,7 @@ class Runtime:
         self._leases: Leases | None = None
         self._mapped: Mapped | None = None
         self._shared: dict[Hashable, Ids] = {}  # of containers that get files of the host's, in a user namespace
-        self._around = planning.Around(host.nested, host.tty_group, host.groups_fixed)
+        self._around = planning.Around(host.nested, host.tty_group, host.groups_fixed, live)
         self._idmapped: frozenset[str] | None = None  # of the shared trees; None: not tried yet
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
@@ -449,7 +449,7 @@ class Runtime:
             self._leases.give_back(ids.slot)
 
     async def _user_namespace(self, map_: IdMap, name: str) -> int:
-        step = s.IdMap(map_text(map_.uids), map_text(map_.gids))
+        step = s.IdMap(map_.uid(0), map_text(map_.uids), map_text(map_.gids))
         fds = await self._prepare([step])
         if not fds:  # the kernel drops what we have no number for
             raise LaunchError(name, step.describe(), errno.EMFILE)
@@ -1130,6 +1130,7 @@ class Runtime:
                     around=self._around,
                 )
                 shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
+                given = [container.ids.fd] if container.ids is not None and planning.keeps_user(spec, self._around) else []
 
                 def describe(section: int, step: int) -> str:
                     return _step_in((plan.init, plan.workload)[section - 1], step)
@@ -1139,7 +1140,7 @@ class Runtime:
                 streams.close_given()
                 streams.close()
                 raise
-            self._send(process, (wire.EMPTY, shape.init, shape.workload), [], container, wire.EXEC)
+            self._send(process, (wire.EMPTY, shape.init, shape.workload), given, container, wire.EXEC)
         process.close_given()
         self.containers[process.id] = process
         container.execs.add(process)

@@ -95,7 +95,7 @@ class Leases:
     def __init__(self, directory: Path, ranges: Ranges, fd: int = -1) -> None:
         """`fd`: of the supervisor before us, with its locks; ours to close. What of these is not `restore`d is free."""
         private_directory(directory)
-        self.path = directory / FILE
+        self.path: Path = directory / FILE
         self.fd: int = fd if fd >= 0 else os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._ranges = ranges
         self.size: int = ranges.size

@@ -63,7 +63,7 @@ class Live:
             if self._is_unfinished(self.keeper):
                 self._end_unfinished(self.keeper)
                 self.keeper = None
-        self.adopted = self.keeper is not None
+        self.adopted: bool = self.keeper is not None
         self._held: dict[int, int] = {}
 
     def _is_unfinished(self, keeper: Keeper) -> bool:

@@ -118,11 +118,13 @@ class Around:
         nested: a user namespace.
         tty_group: the group that owns terminals, where the container's ids are ours.
         groups_fixed: the container can't be taken out of the groups that we are in.
+        live: a runtime whose containers are taken over by the next one, which has none of the fds that it did not give away.
     """
 
     nested: bool = False
     tty_group: int = TTY_GROUP
     groups_fixed: bool = False
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def plan(
     early = early and bool(limits.used()) and spec.rootfs is None and not spec.volumes
     init = [
         *([ids_step(ids, identity)] if ids else []),
-        *_namespaces(spec),
+        *_namespaces(spec, around),
         *_make_cgroups(limits, name),  # before their owner changes: a container that had its cgroups could lift its limits
         *([s.Owner(root=True)] if ids else []),
         *_root(spec, view, name, resolv_conf, maps, around),
@@ -195,7 +197,7 @@ def plan(
         *_seal(spec),
         *([s.Owner(root=False)] if ids else []),
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
-        *_user_namespace(spec),
+        *_user_namespace(spec, around),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         # In the mount namespace that it is used in: its name is looked for there.
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
@@ -204,7 +206,8 @@ def plan(
         _init(spec, name, seccomp, early=early, watched=watch is not None),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
-    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around, made)
+    user = maps.slot if keeps_user(spec, around) else 0
+    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around, made, user)
     return Plan(tuple(init), tuple(workload), tuple(cleanup), tuple(trees))
 
 
@@ -280,12 +283,34 @@ def _own_namespaces(spec: Spec) -> frozenset[str]:
     return spec.namespaces - {"pid", "cgroup", "user"} - shared
 
 
+def keeps_user(spec: Spec, around: Around) -> bool:
+    """Whether it enters a user namespace that is kept for its ids, after other containers that had these.
+
+    What a container could leave there are keys, which the default profile lets nobody have, and what takes a capability. Its
+    other namespaces are the host's then: without capabilities inside it makes no difference whose they are. Making one for
+    each took a tenth of a start.
+    """
+    plain = spec.seccomp == "default" and spec.seccomp_action is None and not spec.on_syscall and not spec.capabilities
+    return plain and spec.userns != "host" and not around.nested and not around.live
+
+
+def _owned_namespaces(spec: Spec) -> frozenset[str]:
+    """Those that belong to the container's own user namespace, so that capabilities inside count there.
+
+    The mounts do where root inside may mount, in a copy in which the kernel has locked what is there (mount_namespaces(7)). Else
+    they stay the host's: no capability of the container's has a say over them, and the copy is spared.
+    """
+    own = _own_namespaces(spec) - {"time"}
+    return own if "SYS_ADMIN" in spec.capabilities or own == {"mount"} else own - {"mount"}
+
+
 def _flags(names: Iterable[str]) -> int:
     return sum(NAMESPACE_FLAGS[name] for name in set(names))
 
 
-def _namespaces(spec: Spec) -> Iterator[Step]:
-    yield s.Unshare(_flags(_own_namespaces(spec) if spec.userns == "host" else {"mount"}))
+def _namespaces(spec: Spec, around: Around) -> Iterator[Step]:
+    of_host = spec.userns == "host" or keeps_user(spec, around)
+    yield s.Unshare(_flags(_own_namespaces(spec) if of_host else {"mount"}))
     if spec.network_mode.startswith("service:"):
         yield s.Join(NAMESPACE_FLAGS["net"], spec.network_mode.removeprefix("service:"))
 
@@ -419,11 +444,10 @@ def _seal(spec: Spec) -> Iterator[Step]:
         yield s.Remount("/", RDONLY)
 
 
-def _user_namespace(spec: Spec) -> Iterator[Step]:
-    if spec.userns != "host":
-        wanted = _own_namespaces(spec)
-        yield s.UserNamespace(_flags(wanted - {"time"}))
-        if "time" in wanted:
+def _user_namespace(spec: Spec, around: Around) -> Iterator[Step]:
+    if spec.userns != "host" and not keeps_user(spec, around):
+        yield s.UserNamespace(_flags(_owned_namespaces(spec)))
+        if "time" in spec.namespaces:
             yield s.Unshare(_flags({"time"}))
 
 
@@ -485,16 +509,18 @@ def exec_plan(
     """One more process in the running container `name`: it joins what its init has made, and takes the workload's steps.
 
     ``spec`` is the container's with the command, user, environment, working_dir, tty and timeout of the process; `ids` are the
-    container's, `terminal` as in `plan`.
+    container's, `terminal` as in `plan`. Where it `keeps_user`, that user namespace comes as the one fd.
     """
     owner = (ids.uid(identity.uid), ids.gid(identity.gid)) if ids else (identity.uid, identity.gid)
     own = {"pid", *_own_namespaces(spec) - {"time"}}
     own |= {"net"} if spec.network_mode.startswith("service:") else set()
     # What it shares with us it need not join, nor may it everywhere: a user namespace has no rights over the host's network.
-    joined = _flags(own | ({"user"} if spec.userns != "host" else set()))
+    found = spec.userns != "host" and not keeps_user(spec, around)
+    joined, owned = (own | {"user"}, sorted(_owned_namespaces(spec))[:1]) if found else (own, [])
+    user = s.FIRST_TREE if keeps_user(spec, around) else 0
     init = [
         *_born_in(limits, name),
-        s.Join(joined, name),
+        s.Join(_flags(joined), name, _flags(owned)),
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         *([s.Pty(*owner, *terminal, console=False)] if spec.tty else []),
         s.Init(
@@ -502,7 +528,7 @@ def exec_plan(
             0, spec.stop_signal, _milliseconds(spec.timeout), name,
         ),
     ]  # fmt: skip
-    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp, None, around)), (), ())
+    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp, None, around, user=user)), (), ())
 
 
 def socket_steps(spec: Spec, name: str, domain: int, type: int) -> tuple[Step, ...]:
@@ -533,6 +559,7 @@ def _workload(
     stops: Filter | None,
     around: Around,
     made: int = 0,
+    user: int = 0,
 ) -> Iterator[Step]:
     rules = [rule for rule in spec.on_syscall if not rule.reads]
     assert (seccomp is None) == (spec.seccomp == "unconfined" and not rules)
@@ -550,7 +577,7 @@ def _workload(
         yield s.Affinity(spec.cpuset)
     yield s.Session()
     if spec.userns != "host":  # what comes before takes rights of the host's: limits may be raised
-        yield s.EnterUser()
+        yield s.EnterUser(user)
         yield from cgroup
     yield s.Umask(spec.umask)
     kept = capability_mask(spec.capabilities)

@@ -461,7 +461,7 @@ class Simulator:
         """Raises ValueError for a program that the kernel would not take."""
         if len(program) % _INSTRUCTION.size or not 0 < len(program) // _INSTRUCTION.size <= MAX_INSTRUCTIONS:
             raise ValueError(f"{len(program)} bytes are no program")
-        self.code = [Instruction(*fields) for fields in _INSTRUCTION.iter_unpack(program)]
+        self.code: list[Instruction] = [Instruction(*fields) for fields in _INSTRUCTION.iter_unpack(program)]
         self.steps: int = 0
         for at, (code, jt, jf, k) in enumerate(self.code):
             if code == LD_ABS:

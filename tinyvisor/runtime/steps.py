@@ -78,14 +78,16 @@ class Unshare(Step):
 
 @dataclass(frozen=True, slots=True)
 class Join(Step):
-    """Joins namespaces of the container that the request names. Its user namespace is only opened: `EnterUser` enters it."""
+    """Joins namespaces of the container that the request names. Its user namespace, which is found as the owner of `owned`, one
+    flag, is only opened: `EnterUser` enters it."""
 
     op = 2
     flags: int
     whose: str
+    owned: int = 0
 
     def numbers(self) -> tuple[int, ...]:
-        return (self.flags,)
+        return self.flags, self.owned
 
     def describe(self) -> str:
         return f"join the {_namespaces(self.flags)} namespace of {self.whose}"
@@ -491,11 +493,15 @@ class Owner(Step):
 
 @dataclass(frozen=True, slots=True)
 class IdMap(Step):
-    """Makes a user namespace for idmapped mounts; its fd comes with the answer."""
+    """Makes a user namespace that nobody is in, as `owner`, a uid of the host; its fd comes with the answer."""
 
     op = 35
+    owner: int
     uid_map: str
     gid_map: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.owner,)
 
     def strings(self) -> tuple[str | bytes, ...]:
         return self.uid_map, self.gid_map
@@ -794,10 +800,16 @@ class Exec(Step):
 
 @dataclass(frozen=True, slots=True)
 class EnterUser(Step):
+    """Enters the user namespace that comes as fd `slot`; with 0, the one that `UserNamespace` made or `Join` found."""
+
     op = 53
+    slot: int = 0
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.slot,)
 
     def describe(self) -> str:
-        return "enter the user namespace"
+        return "enter the user namespace of its ids" if self.slot else "enter the user namespace"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 6
+#define VERSION 7
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -296,7 +296,8 @@ int become_kept(int first_client, int listening);
 
 /* userns.c */
 step_function step_ids, step_id_map, step_user_namespace;
-int owner_of(pid_t pid);
+int keep_rights(void);
+int owner_of(pid_t pid, uint64_t flag);
 
 /* init.c */
 struct clone_arguments { /* linux/sched.h struct clone_args */

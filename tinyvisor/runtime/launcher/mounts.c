@@ -394,14 +394,21 @@ int step_chroot(struct context *context, const struct step *step)
 
 /* ---- what is put into the root ---- */
 
+/* Uid 0 would lose its rights by becoming another, without the secure bit. */
+int keep_rights(void)
+{
+	return prctl(PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0) < 0 ? -errno : 0;
+}
+
 /* What is made from here on belongs to these ids, of the host. The rights to override what modes say stay, for the set-up's
- * sake: uid 0 would lose them by becoming another, without the secure bit. */
+ * sake. */
 int step_owner(struct context *context, const struct step *step)
 {
 	const bool root = step->number[0];
+	const int error = keep_rights();
 
-	if (prctl(PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0) < 0)
-		return -errno;
+	if (error)
+		return error;
 	/* These two say what was, not whether they did it. */
 	(void)setfsgid(root ? context->ids.root_gid : 0);
 	(void)setfsuid(root ? context->ids.root_uid : 0);

@@ -48,7 +48,7 @@ static int step_join(struct context *context, const struct step *step)
 	if (context->joined < 0)
 		return context->joined;
 	if (flags & NEW_USER) { /* entered by the workload, later */
-		context->user_namespace = owner_of(context->joined_pid);
+		context->user_namespace = owner_of(context->joined_pid, step->number[1]);
 		if (context->user_namespace < 0)
 			return context->user_namespace;
 		flags &= ~NEW_USER;
@@ -140,7 +140,7 @@ static int step_cpu_time(struct context *context, const struct step *step)
 static const struct step_kind kinds[] = {
 	/*                        name          ints strings  where  slots */
 	[1] = {"unshare",            1, 0, I | W, 0, step_unshare},
-	[2] = {"join",               1, 0, I,     0, step_join},
+	[2] = {"join",               2, 0, I,     0, step_join},
 	[3] = {"root_tmpfs",         3, 0, I,     0, step_root_tmpfs},
 	[4] = {"root_tree",          2, 0, I,     1, step_root_tree},
 	[5] = {"root_overlay",       5, 0, I,     1, step_root_overlay},
@@ -170,7 +170,7 @@ static const struct step_kind kinds[] = {
 	[32] = {"enter",             0, 1, I,     0, step_enter},
 	[33] = {"ids",               5, 2, I,     0, step_ids},
 	[34] = {"owner",             1, 0, I,     0, step_owner},
-	[35] = {"id_map",            0, 2, L,     0, step_id_map},
+	[35] = {"id_map",            1, 2, L,     0, step_id_map},
 	[36] = {"devpts",            1, 0, I,     0, step_devpts},
 	[40] = {"cgroup_join",       1, 1, W,     1, step_cgroup_join},
 	[41] = {"session",           0, 0, W,     0, step_session},
@@ -185,7 +185,7 @@ static const struct step_kind kinds[] = {
 	[50] = {"no_new_privs",      0, 0, W,     0, step_no_new_privs},
 	[51] = {"working_dir",       0, 1, W,     0, step_working_dir},
 	[52] = {"exec",              2, 2, W,     0, step_exec},
-	[53] = {"enter_user",        0, 0, W,     0, step_enter_user},
+	[53] = {"enter_user",        1, 0, W,     1, step_enter_user},
 	/* 54 is landlock's place, before seccomp. */
 	[55] = {"seccomp",           1, 1, W,     0, step_seccomp},
 	[56] = {"pass_fd",           2, 0, W,     1, step_pass_fd},

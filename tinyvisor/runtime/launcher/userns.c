@@ -2,10 +2,10 @@
  *
  * A container's other namespaces belong to its user namespace: what capabilities its root is given count in there, and
  * nowhere else. Its root file system is made before, with all rights, in a mount namespace of the host's; then a helper is
- * cloned into new namespaces, all at once. Its mount namespace is a copy in which the kernel has locked every mount and its
- * flags (mount_namespaces(7)): no capability inside can take a mask away, or write where it was read-only. Init maps the ids
- * and joins the namespaces, but for the user namespace, whose rights it does not need and whose root has none over it. The
- * workload enters it last. */
+ * cloned into new namespaces, all at once. A mount namespace among them is a copy in which the kernel has locked every mount
+ * and its flags (mount_namespaces(7)): no capability inside can take a mask away, or write where it was read-only; without one,
+ * the host's stays, over which nobody inside has a say. Init maps the ids and joins the namespaces, but for the user namespace,
+ * whose rights it does not need and whose root has none over it. The workload enters it last. */
 #define _GNU_SOURCE
 #include "launcher.h"
 
@@ -43,10 +43,9 @@ static int write_map(int proc, pid_t pid, const char *file, const struct step *m
 }
 
 /* It has to live, while others look at what it is in. */
-static int wait_for_the_end(void *dies)
+static int wait_for_the_end(void *unused)
 {
-	if (dies)
-		die_with_launcher();
+	(void)unused;
 	for (;;)
 		(void)syscall(SYS_rt_sigsuspend, &(uint64_t){~0ull}, sizeof(uint64_t));
 	return 0;
@@ -75,24 +74,39 @@ static void end_helper(pid_t helper)
 		;
 }
 
-/* For idmapped mounts: a user namespace that nobody is in. */
+/* What a user namespace uses up is counted for who made it, too (ucounts: pending signals, inotify watches, message queues): that
+ * must not be the host's root. The rights stay, see step_owner. Stops when it is in one. */
+static int found(void *owner)
+{
+	if (keep_rights() < 0 || syscall(SYS_setresuid, (uid_t)-1, *(const uid_t *)owner, (uid_t)-1) < 0 || unshare((int)NEW_USER) < 0)
+		return errno;
+	die_with_launcher();
+	for (;;)
+		(void)kill(getpid(), SIGSTOP);
+}
+
+/* A user namespace that nobody is in: for idmapped mounts, and for the containers, one after another, that leave nothing in it.
+ * Number: its maker's uid; strings: the maps. */
 int step_id_map(struct context *context, const struct step *step)
 {
-	struct clone_arguments arguments = {.flags = NEW_USER, .exit_signal = SIGCHLD};
+	struct clone_arguments arguments = {.exit_signal = SIGCHLD};
+	uid_t owner = (uid_t)step->number[0];
+	int status;
 	pid_t helper;
 
 	if (context->user_namespace >= 0) /* one answer has room for one */
 		return -EBUSY;
-	helper = clone3_vm(&arguments, wait_for_the_end, context);
-	if (helper < 0)
+	helper = clone3_vm(&arguments, found, &owner);
+	if (helper < 0 || waitpid(helper, &status, WUNTRACED) < 0)
 		return -errno;
+	if (!WIFSTOPPED(status))
+		return WIFEXITED(status) ? -WEXITSTATUS(status) : -ECHILD;
 	context->user_namespace = map_ids(proc_fd, helper, step);
 	end_helper(helper);
 	return context->user_namespace < 0 ? context->user_namespace : 0;
 }
 
-/* What a user namespace uses up is counted for who made it, too (ucounts: pending signals, inotify watches, message queues): that
- * must not be the host's root. The rights stay, see step_owner. */
+/* As `found`, with other namespaces that belong to it. */
 static pid_t clone_as_its_root(const struct context *context, struct clone_arguments *arguments)
 {
 	pid_t child;
@@ -134,14 +148,17 @@ int step_user_namespace(struct context *context, const struct step *step)
 	return error;
 }
 
-/* The user namespace that a container's mount namespace belongs to: its fd or -errno. By the launcher's own /proc, and not by
+/* The user namespace that one of a container's namespaces belongs to: its fd or -errno. By the launcher's own /proc, and not by
  * anything that the container has. */
-int owner_of(pid_t pid)
+int owner_of(pid_t pid, uint64_t flag)
 {
+	const char *file = flag == NEW_MOUNT ? "mnt" : flag == NEW_UTS ? "uts" : flag == NEW_IPC ? "ipc" : flag == NEW_NET ? "net" : NULL;
 	char path[64];
 	int fd, owner;
 
-	snprintf(path, sizeof path, "%d/ns/mnt", (int)pid);
+	if (!file)
+		return -EINVAL;
+	snprintf(path, sizeof path, "%d/ns/%s", (int)pid, file);
 	fd = openat(proc_fd, path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;

@@ -127,10 +127,10 @@ int step_bounding(struct context *context, const struct step *step)
 	return 0;
 }
 
+/* That of the slot; with none, the one that was made or found. */
 int step_enter_user(struct context *context, const struct step *step)
 {
-	(void)step;
-	return result(setns(context->user_namespace, (int)NEW_USER));
+	return result(setns(step->number[0] ? slot_fd(context, step->number[0]) : context->user_namespace, (int)NEW_USER));
 }
 
 /* Supplementary groups come as 32-bit numbers. */
