@@ -161,7 +161,7 @@ def _steps() -> dict[str, bytes]:
         "oom-score-of-20-digits": request(
             wire.LAUNCH, (EMPTY, wire.encode([s.RootTmpfs(1, 1, 0)]), wire.encode([s.OomScoreAdj(-(2**63))])), fds=4
         ),
-        "two-id-maps": request(wire.PREPARE, (wire.encode([s.IdMap("0 0 1", "0 0 1")] * 2),)),
+        "two-id-maps": request(wire.PREPARE, (wire.encode([s.IdMap(0, "0 0 1", "0 0 1")] * 2),)),
     }
     found["exec"] = request(wire.LAUNCH, plans()["tick-v1"], fds=NAMES, flags=wire.EXEC, other=3, pid=1001)
     some = sorted(found)[::5]
