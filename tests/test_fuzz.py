@@ -5,6 +5,7 @@ seconds of libFuzzer, where there is a clang. `python -m tests.fuzz` for longer.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -115,6 +116,12 @@ def test_every_kind_of_step_has_an_input_that_is_accepted(sanitized: Path) -> No
     reached = {op for request in inputs.values() for op, _, _ in decode_steps(request[wire._REQUEST.size :])}
     assert reached == {kind.op for kind in CLASSES}
     assert seeds("steps").keys() > inputs.keys()
+
+
+def test_real_plans_are_accepted(sanitized: Path) -> None:
+    plans = {name: frames(data)[0][2] for name, data in seeds("steps").items() if re.fullmatch(r"plan-\w+(-v[12])?", name)}
+    assert len(plans) > 10
+    assert all(answer[0] == 0 for answer in check_all(sanitized, list(plans.values()), NAMES))
 
 
 def test_every_kind_of_request_and_message_has_an_input() -> None:

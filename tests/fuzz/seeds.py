@@ -28,7 +28,7 @@ from tinyvisor.runtime.idmap import DEFAULT_RANGES, auto_map
 from tinyvisor.runtime.launcher import EMPTY, Section
 from tinyvisor.runtime.plan import Limits, plan
 from tinyvisor.runtime.seccomp import MACHINES, Filter, compile_profile
-from tinyvisor.runtime.steps import KEPT, Step
+from tinyvisor.runtime.steps import KEPT, NAMESPACE_FLAGS, Step
 from tinyvisor.spec import Spec
 
 MESSAGE, ANSWERS, FILE = range(3)
@@ -161,6 +161,7 @@ def _steps() -> dict[str, bytes]:
         "oom-score-of-20-digits": request(
             wire.LAUNCH, (EMPTY, wire.encode([s.RootTmpfs(1, 1, 0)]), wire.encode([s.OomScoreAdj(-(2**63))])), fds=4
         ),
+        "join": _launched(s.Join(NAMESPACE_FLAGS["user"] | NAMESPACE_FLAGS["net"], "x", NAMESPACE_FLAGS["net"])),
         "two-id-maps": request(wire.PREPARE, (wire.encode([s.IdMap(0, "0 0 1", "0 0 1")] * 2),)),
     }
     found["exec"] = request(wire.LAUNCH, plans()["tick-v1"], fds=NAMES, flags=wire.EXEC, other=3, pid=1001)
@@ -203,6 +204,11 @@ def _inits() -> dict[str, bytes]:
     found = {
         "many-kinds": program + frame(ANSWERS, start + b"".join(map(_refusal, range(20)))),
         "many-refusals": program + frame(ANSWERS, start[:3] + b"\1" + start[4:] + b"".join(map(_refusal, range(12)))),
+        **{
+            f"answer-{answer:x}": frame(MESSAGE, listener + struct.pack("=HBBI", 6, 0, 0, 0x7FC00000 | answer), 1)
+            + frame(ANSWERS, start + _refusal(0) * 2)
+            for answer in (1, 0xFFFE, 0xFFFF)
+        },
         "commands": commands, "program": program + commands + frame(ANSWERS, b"\0\x80"),
         "several-listeners": frame(MESSAGE, listener + real.program, 2) + frame(ANSWERS, b"\0\x80"),
         "long-time": frame(ANSWERS, b"\0\x60\0\0\0" + b"\xff" * 16),
