@@ -773,6 +773,8 @@ int kill(pid_t pid, int signal)
 		EXPECT(world.self == 1);
 	else
 		EXPECT(pid == 0 || pid == world.self || child >= 0);
+	if (pid == world.self && signal == SIGSTOP && world.stopped++)
+		leave_world(SLEPT_FOR_EVER); /* once its tracer continues it */
 	if (pid > 0 && child >= 0) { /* that can't fail: it is there until it is waited for */
 		if (signal == SIGKILL)
 			world.children[child].sleeps = false;

@@ -46,7 +46,7 @@ struct world {
 	const struct frame *contents[MAX_OPEN];
 	struct { pid_t pid; bool sleeps; } children[MAX_CHILDREN]; /* sleeps: till it is killed */
 	int child_count;
-	int visitors;
+	int visitors, stopped;
 	int patience; /* how often none has ended yet, where no answer says so: there are messages to be read first */
 	pid_t self, next_pid;
 	bool clone_is_child; /* where no answer says otherwise */
