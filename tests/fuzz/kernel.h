@@ -1,5 +1,5 @@
 /* A kernel for fuzzing: what the launcher's sources call instead of the real one, which is not touched. The driver compiles them,
- * this and the targets with -Dopen=fake_open and so on (CALLS in __init__.py), and links no source that calls anything else.
+ * this and the targets with -Dopen=fake_open and so on (CALLS in build.py), and links no source that calls anything else.
  *
  * An input is frames: {kind, fds, unused, size} and the bytes. A message is what recvmsg and recv give next; a file is what the
  * last fd of the message before it holds; the answers say of each call whether it fails and, where there is something to say,
