@@ -303,6 +303,7 @@ def test_no_options_are_the_defaults() -> None:
         (["--cap-drop", "ALL", "--cap-add", "CHOWN"], {"capabilities": {"CHOWN"}}),
         (["--security-opt", "seccomp=unconfined", "--security-opt", "no-new-privileges:false"],
          {"seccomp": "unconfined", "no_new_privs": False}),
+        (["--security-opt", "landlock=unconfined"], {"landlock": "unconfined"}),
         (["--security-opt", "seccomp=tinyvisor/seccomp-default.json"],
          {"seccomp": Path("tinyvisor/seccomp-default.json").absolute()}),
         (["--seccomp-action", "kill", "--on-syscall", "bind=deny", "--on-syscall", "open=log:/etc/*"],

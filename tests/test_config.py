@@ -264,8 +264,9 @@ BAD = [
     (
         "command: x\nsecurity_opt: ['apparmor:unconfined']",
         '2:16: security_opt[0]: "apparmor:unconfined" is not supported yet; expected no-new-privileges:true, '
-        "no-new-privileges:false or seccomp=default, seccomp=unconfined, seccomp=FILE",
+        "no-new-privileges:false, seccomp=default, seccomp=unconfined, seccomp=FILE or landlock=default, landlock=unconfined",
     ),
+    ("command: x\nsecurity_opt: ['landlock=none']", None),
     ("command: x\nsecurity_opt: ['seccomp=']", None),
     ("command: x\nsecurity_opt: ['no-new-privileges:maybe']", None),
     ("command: x\nsecurity_opt: ['seccomp=/no/such']", "2:16: security_opt[0]: /no/such: No such file or directory"),
@@ -413,7 +414,7 @@ shm_size: 1m
 cap_add: [sys_nice, CAP_CHOWN, KILL]
 userns_mode: keep-id
 cap_drop: [KILL]
-security_opt: ["no-new-privileges:false", "seccomp=profile.json"]
+security_opt: ["no-new-privileges:false", "seccomp=profile.json", "landlock=unconfined"]
 seccomp: {action: kill}
 on_syscall: [{syscall: connect, action: deny, address: "127.*"}, {syscall: "%net", action: log, args: "0 & 3 == 1", path: /x}]
 umask: 0027
@@ -490,6 +491,7 @@ def test_every_key(tmp_path: Path) -> None:
             no_new_privs=False,
             seccomp=tmp_path / "profile.json",
             seccomp_action="kill",
+            landlock="unconfined",
             on_syscall=(
                 SyscallRule(syscall="connect", action="deny", address="127.*"),
                 SyscallRule(syscall="%net", action="log", args=("0 & 3 == 1",), path="/x"),
@@ -803,6 +805,7 @@ SPECS: dict[str, st.SearchStrategy[Any]] = {
     "capabilities": st.frozensets(st.sampled_from(CAPABILITIES), max_size=5),
     "no_new_privs": st.booleans(),
     "seccomp": st.sampled_from(["default", "unconfined", DEFAULT_PROFILE]),
+    "landlock": st.sampled_from(["default", "unconfined"]),
     "umask": st.integers(0, 0o777),
     "oom_score_adj": st.none() | st.integers(-1000, 1000),
     "stop_signal": st.integers(1, 64),

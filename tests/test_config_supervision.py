@@ -366,6 +366,12 @@ def test_the_network_of_several_can_not_be_joined(tmp_path: Path) -> None:
     assert problems(tmp_path, text) == ['3:22: services.side.network_mode: there must be one "web" to join, and its scale is 2']
 
 
+@pytest.mark.parametrize("how", ["network_mode: host", "namespaces: [pid, mount]"])
+def test_the_hosts_network_is_not_joined_behind_a_service(tmp_path: Path, how: str) -> None:
+    text = f"services:\n  web: {{command: x, {how}}}\n  side: {{command: x, network_mode: 'service:web'}}\n"
+    assert problems(tmp_path, text) == ['3:22: services.side.network_mode: "web" is in the host\'s network; use host']
+
+
 PROFILES = """
 services:
   web: {command: x}

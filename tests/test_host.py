@@ -32,7 +32,7 @@ def good(tmp_path: Path) -> Host:
         calls=frozenset(module._CALLS), namespaces=DEFAULT_NAMESPACES | {"user", "time"},
         user_namespaces=True,
         nested=False, tty_group=5, groups_fixed=False,
-        overlay=True, swap=True, swap_accounting=True, pids_peak=True, seccomp=True,
+        overlay=True, swap=True, swap_accounting=True, pids_peak=True, seccomp=True, landlock=7,
     )  # fmt: skip
 
 

@@ -99,6 +99,7 @@ RULES = (
             "runtime/plan.py",
             "runtime/steps.py",
             "runtime/seccomp.py",
+            "runtime/landlock.py",
             "runtime/syscall_numbers.py",
             "trace.py",
             "learned.py",

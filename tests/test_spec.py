@@ -83,6 +83,8 @@ BAD: list[tuple[str, Any]] = [
     ("namespaces", {"pid", "mount", 5}),
     ("network_mode", "bridge"),
     ("network_mode", "service:a/b"),
+    ("landlock", "none"),
+    ("landlock", True),
     ("pids_limit", 0),
     ("pids_limit", -1),
     ("pids_limit", "20"),

@@ -601,6 +601,21 @@ echo held
         "sh",
         frozenset({"host network"}),
     ),
+    Attack(
+        "abstract sockets of the host",
+        "connects to the abstract sockets that somebody outside listens on (CVE-2020-15257)",
+        "the network namespace; with the host's network Landlock, from Linux 6.12 on",
+        """
+for line in list(open("/proc/net/unix"))[1:]:
+    words = line.split()
+    if len(words) == 8 and words[7].startswith("@") and int(words[3], 16) & 0x10000:  # it listens
+        client = socket.socket(socket.AF_UNIX, int(words[4]))
+        client.setblocking(False)
+        tried(words[7], client.connect, "\\0" + words[7][1:], refused=REFUSED | {errno.ECONNREFUSED})
+        client.close()
+""",
+        open_in=frozenset({"host network"}),
+    ),
 )
 
 

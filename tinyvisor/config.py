@@ -299,9 +299,11 @@ def _security(value: Any) -> tuple[str, Any]:
         return "no_new_privs", argument != "false"
     if name == "seccomp" and argument:
         return "seccomp", argument
+    if name == "landlock" and argument in get_args(words.LandlockMode):
+        return "landlock", argument
     raise ValueError(
-        f"{shown(value)} is {_LATER}; expected no-new-privileges:true, no-new-privileges:false or "
-        "seccomp=default, seccomp=unconfined, seccomp=FILE"
+        f"{shown(value)} is {_LATER}; expected no-new-privileges:true, no-new-privileges:false, "
+        "seccomp=default, seccomp=unconfined, seccomp=FILE or landlock=default, landlock=unconfined"
     )
 
 
@@ -717,7 +719,9 @@ class ContainerModel(_Model):
     cap_add: tuple[Capability, ...] | None = None
     cap_drop: tuple[Capability, ...] | None = None
     security_opt: tuple[Annotated[tuple[str, Any], PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = Field(
-        None, description="no-new-privileges:BOOL; seccomp=default, unconfined or a profile's file, relative to this file"
+        None,
+        description="no-new-privileges:BOOL; seccomp=default, unconfined or a profile's file, relative to this file; "
+        "landlock=default or unconfined",
     )
     seccomp: _Seccomp | None = Field(
         None, description="what happens on a call that the filter refuses: errno, kill, log or trace"
@@ -1631,6 +1635,8 @@ class _Loader:
             if provider is not None and provider.service is not None and provider.service.scale not in (None, 1):
                 problem = f'there must be one "{provider.name}" to join, and its scale is {provider.service.scale}'
                 entry.file.report_at((*entry.path, "network_mode"), problem)
+            if provider is not None and provider.service is not None and provider.service.spec.in_host_network:
+                entry.file.report_at((*entry.path, "network_mode"), f'"{provider.name}" is in the host\'s network; use host')
 
     def check_dependencies(self) -> None:
         """Every service that is waited for is there, and none waits for itself, directly or through others."""
@@ -1848,6 +1854,7 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
         found["cap_add"] = sorted(spec.capabilities)
     options = [] if spec.no_new_privs else ["no-new-privileges:false"]
     options += [] if spec.seccomp == "default" else [f"seccomp={spec.seccomp}"]
+    options += [] if spec.landlock == "default" else [f"landlock={spec.landlock}"]
     if options:
         found["security_opt"] = options
     if spec.seccomp_action is not None:

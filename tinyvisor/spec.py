@@ -253,6 +253,7 @@ class Blkio:
 
 
 SeccompAction = Literal["errno", "kill", "log", "trace"]
+LandlockMode = Literal["default", "unconfined"]
 RuleAction = Literal["deny", "allow", "log"]
 _ARGUMENT = re.compile(
     r"\s*([0-5])\s*(==|!=|<=|<|>=|>|&)\s*(0x[0-9a-fA-F]{1,16}|[0-9]{1,20})(?:\s*==\s*(0x[0-9a-fA-F]{1,16}|[0-9]{1,20}))?\s*"
@@ -364,6 +365,8 @@ class Spec:
             as the profile says; ``"kill"``: its process is killed; ``"log"``: it is made all the same; ``"trace"``: left to a
             tracer, ENOSYS without one, and not in `Exit.violations`. None: as the profile says, and nothing is noted.
         on_syscall: rules that come before the profile's.
+        landlock: ``"default"``: where the kernel has it, a second wall around what ``read_only`` says, and one around the host's
+            abstract sockets with ``network_mode`` host; ``"unconfined"``: none.
         masked_paths, readonly_paths: absolute paths inside; missing ones are passed over.
         umask: of the workload.
         oom_score_adj: -1000..1000; None is inherited.
@@ -413,6 +416,7 @@ class Spec:
     seccomp: str | Path = "default"
     seccomp_action: str | None = None
     on_syscall: tuple[SyscallRule, ...] = ()
+    landlock: str = "default"
     masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
     readonly_paths: tuple[str, ...] = DEFAULT_READONLY_PATHS
     umask: int = 0o022
@@ -556,6 +560,8 @@ class Spec:
         if self.network_mode not in ("none", "host") and not re.fullmatch(rf"service:{NAME.pattern}", self.network_mode):
             raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
         _no_nul("security_opt", str(self.seccomp))
+        if self.landlock not in get_args(LandlockMode):
+            raise SpecError("landlock", f'"{self.landlock}" is not known; expected default or unconfined')
         self._check_refusals()
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
@@ -583,6 +589,11 @@ class Spec:
         useless = sorted(_OF_A_NETWORK & self.capabilities) if self.network_mode == "host" and self.userns != "host" else ()
         if useless:
             raise SpecError("cap_add", f'{useless[0]} has no power over the host\'s network; use "userns_mode: host", too')
+
+    @property
+    def in_host_network(self) -> bool:
+        """Whether its network is the host's."""
+        return self.network_mode == "host" or (self.network_mode == "none" and "net" not in self.namespaces)
 
     @property
     def userns(self) -> UsernsMode:

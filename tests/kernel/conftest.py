@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.kernel.helpers import busybox_root
 from tinyvisor.runtime import Runtime, engine, open_runtime
+from tinyvisor.runtime import plan as planning
+from tinyvisor.runtime import steps as s
+from tinyvisor.runtime.plan import Plan
 
 
 @pytest.fixture(scope="module", params=["trio", "asyncio"])
@@ -35,3 +39,22 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "cache"
     monkeypatch.setattr(engine, "cache_directory", lambda: directory)
     return directory
+
+
+def without_read_only_mounts(plan: Plan) -> Plan:
+    """The same container, had its own mounts not been made read-only. What it shares with others is so twice."""
+
+    def opened(step: s.Step) -> s.Step:
+        return replace(step, attributes=step.attributes & ~s.RDONLY) if isinstance(step, s.Bind) else step
+
+    return replace(plan, init=tuple(opened(step) for step in plan.init if not isinstance(step, s.Remount)))
+
+
+@pytest.fixture
+async def unsealed(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
+    """A runtime whose containers have no read-only mounts of their own: what holds them is Landlock alone."""
+    whole, trees = planning.plan, Runtime._trees
+    monkeypatch.setattr(Runtime, "_trees", lambda self, spec: [replace(tree, read_only=False) for tree in trees(self, spec)])
+    monkeypatch.setattr(planning, "plan", lambda *args, **words: without_read_only_mounts(whole(*args, **words)))
+    async with open_runtime() as runtime:
+        yield runtime

@@ -13,6 +13,7 @@ import os
 import pty
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,9 +40,11 @@ from tests.kernel.helpers import (
     waiting,
     workload,
 )
+from tests.kernel.test_exec import output
+from tests.kernel.test_landlock import ABI, tried, writes
 from tinyvisor.errors import LaunchError, SpecError, TinyvisorError
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
-from tinyvisor.spec import Spec, Ulimit, Volume
+from tinyvisor.spec import CAPABILITIES, Spec, Ulimit, Volume
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio, ON_TRIO]
 
@@ -990,6 +993,80 @@ async def test_processes_of_others_can_not_be_seen_or_signalled(shared: Runtime)
         out = await inside(shared, f"print([attempt(os.kill, pid, 9) for pid in {numbers} if pid > 50])")
         assert set(out.strip("[]\n").replace("'", "").split(", ")) <= {"ESRCH"}
         assert other.exit is None
+
+
+# ---- Landlock: with what is before it taken away ----
+
+BOUNDING = int(status("self")["CapBnd"], 16)  # of a host that is itself a container
+ALL_BUT_WHAT_LEAVES_IT_OUT = frozenset(name for number, name in enumerate(CAPABILITIES) if BOUNDING >> number & 1) - {
+    "SYS_ADMIN", "SYS_PTRACE",
+}  # fmt: skip
+
+BEHIND_LANDLOCK: dict[str, dict[str, Any]] = {
+    "default": {},
+    "capabilities": {"capabilities": ALL_BUT_WHAT_LEAVES_IT_OUT, "seccomp": "unconfined"},
+    "host ids": {
+        "capabilities": ALL_BUT_WHAT_LEAVES_IT_OUT, "seccomp": "unconfined", "userns_mode": "host", "no_new_privs": False,
+    },
+    "chroot": {"root_method": "chroot"},
+    "user": {"user": "1000:1000", "no_new_privs": False},
+}  # fmt: skip
+
+
+@pytest.mark.skipif(ABI < 2, reason="this kernel's Landlock is not used")
+@pytest.mark.parametrize("profile", BEHIND_LANDLOCK)
+async def test_a_mount_that_turns_out_to_be_writable(unsealed: Runtime, tmp_path: Path, profile: str) -> None:
+    """A read_only container without its read-only mounts: root in it, with all capabilities but those to mount and to trace,
+    writes, truncates, makes, links, moves and removes files, and can't, by Landlock (ABI 2; truncating: ABI 3)."""
+    volumes = (Volume(tried(tmp_path / "one"), "/one", read_only=True), Volume(tried(tmp_path / "two"), "/root/two"))
+    found = await writes(unsealed, "/one", read_only=True, volumes=volumes, **BEHIND_LANDLOCK[profile])
+    assert found.pop("move in") == "EXDEV", "what the kernel looks at first"
+    assert set(found.values()) == {"EACCES"}, found
+    assert (tmp_path / "one/file").read_text() == ("of the host" if ABI >= 3 else "o")
+    assert sorted(os.listdir(tmp_path / "one")) == ["empty", "file", "spare"]
+
+
+CONNECT = """
+import errno, socket, sys
+for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+    with socket.socket(socket.AF_UNIX, kind) as client:
+        try:
+            client.connect("\\0%s-%d" % (sys.argv[1], kind))
+            print("ok")
+        except OSError as error:
+            print(errno.errorcode[error.errno])
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+    try:
+        client.sendto(b"x", "\\0%s-%d" % (sys.argv[1], socket.SOCK_DGRAM))
+        print("ok")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.skipif(ABI < 6, reason="needs Landlock's ABI 6, of Linux 6.12")
+async def test_abstract_sockets_of_the_host(shared: Runtime) -> None:
+    """CVE-2020-15257: with the host's network, root connects and sends to abstract sockets there, and so does what is exec'ed:
+    Landlock (ABI 6) refuses. Before Linux 6.12 they are reached."""
+    name = f"tinyvisor-test-{os.getpid()}"
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"network_mode": "host"}, "EPERM"),
+        ({"network_mode": "host", **BEHIND_LANDLOCK["host ids"]}, "EPERM"),
+        ({"network_mode": "host", "landlock": "unconfined"}, "ok"),
+        ({}, "ECONNREFUSED"),
+    )
+    with contextlib.ExitStack() as stack:
+        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM):
+            server = stack.enter_context(socket.socket(socket.AF_UNIX, kind))
+            server.bind(f"\0{name}-{kind}")
+            if kind != socket.SOCK_DGRAM:
+                server.listen()
+        for spec, expected in cases:
+            exit, out, err = await run(shared, "python3", "-c", CONNECT, name, **spec)
+            assert (exit.status, out.split()) == ("ok", [expected] * 4), (spec, err)
+        async with waiting(shared, network_mode="host") as container:
+            exit, text = await output(container, "python3", "-c", CONNECT, name)
+            assert (exit.status, text.split()) == ("ok", ["EPERM"] * 4)
 
 
 # ---- the host's own files ----

@@ -128,7 +128,7 @@ WRONG: dict[type[Step], dict[str, Any]] = {
     s.OomScoreAdj: {"score": 5000},
     s.Affinity: {"cpus": frozenset({8191})}, s.SetIdentity: {"groups": (0,) * 1025},
     s.Capabilities: {"mask": 1 << 21}, s.Seccomp: {"program": b"1234567"}, s.WorkingDir: {"path": LONG},
-    s.Exec: {"command": (LONG,)}, s.PassFd: {"number": 2},
+    s.Exec: {"command": (LONG,)}, s.PassFd: {"number": 2}, s.Landlock: {"below": (LONG,)},
 }  # fmt: skip
 """What each step is told that can't be done."""
 

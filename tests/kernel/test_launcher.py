@@ -42,6 +42,7 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.launcher import Gone
 from tinyvisor.runtime.steps import KEPT, NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID
+from tinyvisor.runtime.syscalls import landlock_abi
 
 pytestmark = [pytest.mark.kernel, pytest.mark.hostroot]
 
@@ -370,6 +371,36 @@ def test_a_filter_that_lets_nothing_through_ends_the_start(either: Launcher, act
     steps.append(s.Exec(("true",), (("PATH", "/usr/bin"),)))
     container = either.launch_sections([*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
     assert container.wait_gone().exited is (action == 0x30000)
+
+
+@pytest.mark.skipif(landlock_abi() < 2, reason="this kernel's Landlock is not used")
+@pytest.mark.parametrize(
+    "step, error",
+    [
+        (s.Landlock(0, 0, (), ()), errno.ENOMSG), (s.Landlock(1 << 63, 0, (), ()), errno.EINVAL),
+        (s.Landlock(2, 1 << 40, (), ()), errno.EINVAL if landlock_abi() >= 6 else errno.E2BIG),
+        (s.Landlock(2, 0, ("/no/such",), ()), errno.ENOENT), (s.Landlock(2, 0, ("/dev",), ("/no/such",)), errno.ENOENT),
+        (s.Landlock(2, 0, ("",), ()), errno.ENOENT), (s.Landlock(2, 0, ("/proc/self/root",), ()), errno.ELOOP),
+        (s.Landlock(2, 0, ("../../../no/such",), ()), errno.ENOENT),
+        (s.Landlock(2, 0, ("/dev", "../../..", "/proc"), ("/dev/null",)), 0), (s.Landlock(2, 0, (), ()), 0),
+    ],
+)  # fmt: skip
+def test_walls_of_landlocks(either: Launcher, step: s.Landlock, error: int) -> None:
+    """Every path is found below the root, and is no magic link; what the kernel does not know it refuses itself."""
+    steps = [*workload_steps(), s.CloseFds(), step, s.NoNewPrivs(), s.Exec(("sh", "-c", "exit 5"), (("PATH", "/usr/bin:/bin"),))]
+    before = [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()]
+    if error:
+        gone = failure(either, before, steps)
+        assert (gone.section, gone.step, gone.error) == (2, steps.index(step), error)
+    else:
+        assert exit_code(either.launch_sections(before, steps).wait_started().wait_gone()) == 5
+
+
+@pytest.mark.skipif(landlock_abi() < 2, reason="this kernel's Landlock is not used")
+def test_walls_need_a_right_or_no_new_privs(either: Launcher) -> None:
+    before = [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()]
+    steps = [*workload_steps(), *DROP_ALL, s.Landlock(2, 0, (), ()), s.Exec(("true",), (("PATH", "/usr/bin"),))]
+    assert failure(either, before, steps).error == errno.EPERM
 
 
 @pytest.mark.parametrize(

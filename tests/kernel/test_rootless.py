@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ import pytest
 
 from tests.kernel.helpers import BOUND, skip
 from tests.kernel.user import FIRST_ID, GID, GROUP, REPOSITORY, UID, User, ordinary_user
+from tinyvisor.runtime.syscalls import landlock_abi
 
 pytestmark = [pytest.mark.kernel, pytest.mark.hostroot]
 
@@ -97,6 +99,27 @@ def _wait_for_the_end_of(pid: int) -> None:
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(landlock_abi() < 6, reason="needs Landlock's ABI 6, of Linux 6.12")
+def test_landlock_needs_no_root(poor: User) -> None:
+    """Both of its walls, by a user with a single id."""
+    name = f"tinyvisor-test-{os.getpid()}"
+    script = f"""
+import socket
+open("/tmp/x", "w").write("x")
+try:
+    socket.socket(socket.AF_UNIX).connect("\\0{name}")
+except OSError as error:
+    print(error.strerror)
+"""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"\0{name}")
+        server.listen()
+        words = ("run", "--read-only", "--network", "host")
+        for option, said in (("landlock=default", "Operation not permitted\n"), ("landlock=unconfined", "")):
+            ended = poor.tinyvisor(*words, "--security-opt", option, "--", "python3", "-c", script, timeout=BOUND)
+            assert ok(ended) == said
 
 
 LIMITED = """

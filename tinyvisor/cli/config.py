@@ -86,7 +86,8 @@ def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
     """
     from tinyvisor.runtime.cgroup import limit_writes
     from tinyvisor.runtime.filters import filter_for
-    from tinyvisor.runtime.plan import Limits, plan
+    from tinyvisor.runtime.plan import Around, Limits, plan
+    from tinyvisor.runtime.syscalls import landlock_abi
 
     return plan(
         spec,
@@ -97,6 +98,7 @@ def plan_of(spec: Spec, layout: Layout, view: HostView) -> Plan:
         resolv_conf=_read("/etc/resolv.conf") if spec.network_mode == "host" else None,
         ids=_ids(spec),
         idmapped=frozenset(("/etc", "/dev", *view.binds)),
+        around=Around(landlock=landlock_abi()),
     )
 
 

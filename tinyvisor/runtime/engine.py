@@ -190,7 +190,7 @@ class Runtime:
         self._leases: Leases | None = None
         self._mapped: Mapped | None = None
         self._shared: dict[Hashable, Ids] = {}  # of containers that get files of the host's, in a user namespace
-        self._around = planning.Around(host.nested, host.tty_group, host.groups_fixed, live)
+        self._around = planning.Around(host.nested, host.tty_group, host.groups_fixed, live, host.landlock)
         self._idmapped: frozenset[str] | None = None  # of the shared trees; None: not tried yet
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
@@ -1208,6 +1208,8 @@ class Runtime:
         provider = self._names.get(name)
         if provider is None or not provider.pid:  # before that, its namespaces would still be the launcher's
             raise TinyvisorError(f'{spec.name}: network_mode: service "{name}" is not running')
+        if provider.spec.in_host_network:
+            raise SpecError("network_mode", f'"{name}" is in the host\'s network; use host')
         return provider
 
     def _trees(self, spec: Spec) -> list[planning.Tree]:

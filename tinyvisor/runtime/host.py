@@ -64,6 +64,7 @@ class Host:
         swap_accounting: the memory controller counts swap; None where there is no cgroup to look at.
         pids_peak: the pids controller keeps the peak (6.1); None likewise.
         seccomp: the kernel takes filters (CONFIG_SECCOMP_FILTER).
+        landlock: version of its ABI; 0: the kernel has none.
     """
 
     kernel: tuple[int, int]
@@ -83,6 +84,7 @@ class Host:
     swap_accounting: bool | None
     pids_peak: bool | None
     seccomp: bool
+    landlock: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ def probe() -> Host:
         swap_accounting=_swap_accounting(layout),
         pids_peak=_in_a_cgroup(layout, "pids", "pids.peak"),
         seccomp=has_seccomp(),
+        landlock=syscalls.landlock_abi(),
     )
 
 
@@ -241,6 +244,7 @@ def checks(host: Host, launcher: Path | None = None) -> list[Check]:
     found += _check_cgroups(host)
     found.append(_check_devices(host))
     found.append(_check_seccomp(host))
+    found.append(_check_landlock(host))
     found.append(_check_swap(host))
     found.append(_check_peaks(host))
     found.append(_check_files())
@@ -312,6 +316,17 @@ def _check_seccomp(host: Host) -> Check:
         cure = 'use "seccomp=unconfined" in "security_opt"'
         return Check("seccomp", "fail", f"there are no filters for {host.machine}, only for {', '.join(MACHINES)}", cure)
     return Check("seccomp", "ok", "filters")
+
+
+def _check_landlock(host: Host) -> Check:
+    if host.landlock >= 6:
+        return Check("landlock", "ok", f"ABI {host.landlock}")
+    if host.landlock >= 2:
+        text = f"ABI {host.landlock}: no wall around the host's abstract sockets with network_mode: host"
+        return Check("landlock", "warn", text, "use Linux 6.12 or later")
+    text = "none" if host.landlock == 0 else "ABI 1, under which files can't be moved to other directories: not used"
+    cure = "use Linux 6.12 or later, with CONFIG_SECURITY_LANDLOCK and landlock in the list of the boot parameter lsm="
+    return Check("landlock", "warn", f"{text}: mounts that are read-only are the only wall of read_only containers", cure)
 
 
 def _check_overlay(host: Host) -> Check:

@@ -18,11 +18,13 @@ from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.idmap import TTY_GROUP, IdMap, map_text
+from tinyvisor.runtime.landlock import landlock_step, left_out
 from tinyvisor.runtime.rootfs import HostView, hosts_file
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import (
     CAPABILITIES,
+    DEFAULT_NAMESPACES,
     DEFAULT_PATH,
     NOTIFY_DIRECTORY,
     NOTIFY_SOCKET,
@@ -53,12 +55,17 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One launch. `trees` are to be opened in order: the first has slot `steps.FIRST_TREE`."""
+    """One launch. `trees` are to be opened in order: the first has slot `steps.FIRST_TREE`.
+
+    Attributes:
+        holes: what the spec or the kernel makes it lack of what a container has by default, a line each.
+    """
 
     init: tuple[Step, ...]
     workload: tuple[Step, ...]
     cleanup: tuple[Step, ...]
     trees: tuple[Tree, ...]
+    holes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """The plan as text, a step a line: what `tinyvisor plan` prints."""
@@ -66,6 +73,7 @@ class Plan:
         for title in ("init", "workload", "cleanup"):
             lines.append(f"{title}:")
             lines += [f"  {index:2} {step.describe()}" for index, step in enumerate(getattr(self, title))]
+        lines += ["holes:", *(f"   - {hole}" for hole in self.holes)] if self.holes else []
         return "\n".join(lines) + "\n"
 
 
@@ -119,12 +127,14 @@ class Around:
         tty_group: the group that owns terminals, where the container's ids are ours.
         groups_fixed: the container can't be taken out of the groups that we are in.
         live: a runtime whose containers are taken over by the next one, which has none of the fds that it did not give away.
+        landlock: its ABI; 0: the kernel has none.
     """
 
     nested: bool = False
     tty_group: int = TTY_GROUP
     groups_fixed: bool = False
     live: bool = False
+    landlock: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +217,25 @@ def plan(
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
     user = maps.slot if keeps_user(spec, around) else 0
-    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around, made, user)
-    return Plan(tuple(init), tuple(workload), tuple(cleanup), tuple(trees))
+    wall = landlock_step(spec, around.landlock, None if workspace is None else spec.working_dir or "/")
+    workload = _workload(spec, limits, name, identity, seccomp, watch.stops if watch else None, around, wall, made, user)
+    return Plan(tuple(init), tuple(workload), tuple(cleanup), tuple(trees), tuple(_holes(spec, around)))
+
+
+def _holes(spec: Spec, around: Around) -> Iterator[str]:
+    """Each is one that the user has made, or this kernel; SECURITY.md tells more of them."""
+    if spec.userns == "host":
+        yield "userns_mode: host: root inside is root outside, with the capabilities that are kept"
+    missing = sorted(DEFAULT_NAMESPACES - spec.namespaces - {"user", "net"})
+    if missing:
+        yield f"namespaces: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} the host's"
+    if spec.in_host_network:
+        yield "network_mode: host: all that listens on the host can be reached, on its loopback address, too"
+    if spec.seccomp == "unconfined":
+        yield "seccomp=unconfined: every system call can be made"
+    if not spec.no_new_privs:
+        yield "no-new-privileges:false: set-id programs give what they say"
+    yield from left_out(spec, around.landlock)
 
 
 def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
@@ -528,7 +555,9 @@ def exec_plan(
             0, spec.stop_signal, _milliseconds(spec.timeout), name,
         ),
     ]  # fmt: skip
-    return Plan(tuple(init), tuple(_workload(spec, limits, name, identity, seccomp, None, around, user=user)), (), ())
+    wall = landlock_step(spec, around.landlock)
+    workload = _workload(spec, limits, name, identity, seccomp, None, around, wall, user=user)
+    return Plan(tuple(init), tuple(workload), (), ())
 
 
 def socket_steps(spec: Spec, name: str, domain: int, type: int) -> tuple[Step, ...]:
@@ -558,6 +587,7 @@ def _workload(
     seccomp: Filter | None,
     stops: Filter | None,
     around: Around,
+    wall: s.Landlock | None,
     made: int = 0,
     user: int = 0,
 ) -> Iterator[Step]:
@@ -585,6 +615,8 @@ def _workload(
     if spec.notification_fd is not None:
         yield s.PassFd(made + made_fds(spec).index("notification_fd"), spec.notification_fd)
     yield s.CloseFds()
+    if wall:
+        yield wall
     if seccomp and not spec.no_new_privs:
         yield from _seccomp(spec, seccomp)  # while there is CAP_SYS_ADMIN; what follows is `seccomp.NEEDED`
     yield s.SetIdentity(identity.uid, identity.gid, identity.groups, keep_groups=around.groups_fixed)

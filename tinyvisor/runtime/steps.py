@@ -813,6 +813,39 @@ class EnterUser(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Landlock(Step):
+    """Walls that neither root nor a mount's flags take away: see landlock.py. Before the filter, which may refuse the calls, and
+    while there is CAP_SYS_ADMIN: paths are opened that the user may not be able to.
+
+    Attributes:
+        rights: to write, LANDLOCK_ACCESS_FS_*, that nobody has but below these; 0: files are not its matter.
+        scopes: LANDLOCK_SCOPE_*.
+        below: paths below which all of the rights are given.
+        files: paths below which those of the rights are given that a file can be given.
+    """
+
+    op = 54
+    rights: int
+    scopes: int
+    below: tuple[str, ...]
+    files: tuple[str, ...]
+
+    def numbers(self) -> tuple[int, ...]:
+        return self.rights, self.scopes
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return "".join(f"{path}\0" for path in self.below), "".join(f"{path}\0" for path in self.files)
+
+    def describe(self) -> str:
+        words = []
+        if self.rights:
+            words.append(f"write only below {', '.join(self.below)}, and to what there is below {', '.join(self.files)}")
+        if self.scopes:
+            words.append("connect to no abstract sockets but its own")
+        return f"landlock: {'; '.join(words)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Seccomp(Step):
     """Installs a filter: without no_new_privs, CAP_SYS_ADMIN must still be there."""
 

@@ -23,6 +23,7 @@ NR_CLONE3: Final = 435
 NR_CLOSE_RANGE: Final = 436
 NR_OPENAT2: Final = 437
 NR_MOUNT_SETATTR: Final = 442
+NR_LANDLOCK_CREATE_RULESET: Final = 444
 
 AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -230,6 +231,13 @@ def supported(number: int) -> bool:
     """
     probe = _prepare(ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long, ctypes.c_long)
     return bool(probe(number, -1, 0, 0, 0, 0) >= 0) or ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM)
+
+
+def landlock_abi() -> int:
+    """The version of Landlock's ABI; 0 where it is not there: not built in, not among the modules of the boot (EOPNOTSUPP), or
+    behind a seccomp filter around us."""
+    probe = _prepare(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_ulong)
+    return max(0, int(probe(NR_LANDLOCK_CREATE_RULESET, None, 0, 1)))  # LANDLOCK_CREATE_RULESET_VERSION
 
 
 def _no_nul(path: bytes) -> None:

@@ -26,6 +26,9 @@
 #define NR_close_range 436
 #define NR_openat2 437
 #define NR_mount_setattr 442
+#define NR_landlock_create_ruleset 444
+#define NR_landlock_add_rule 445
+#define NR_landlock_restrict_self 446
 
 #define NEW_TIME 0x00000080u /* CLONE_NEW*: linux/sched.h */
 #define NEW_MOUNT 0x00020000u
@@ -40,7 +43,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 7
+#define VERSION 8
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -274,12 +277,13 @@ step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory
 	step_mount, step_unmount, step_enter, step_devpts, step_owner, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_pivot_root, step_chroot, step_pty;
 int enter_own_world(bool nested);
 int open_proc(bool nested);
+int open_below(int root, const char *path, int flags);
 int open_in_root(const struct context *context, const char *path, int flags);
 
 /* workload.c */
 step_function step_cgroup_join, step_session, step_pass_fd, step_rlimit, step_oom_score, step_affinity, step_close_fds, step_umask,
 	step_bounding, step_identity, step_capabilities, step_no_new_privs, step_working_dir, step_exec, step_enter_user,
-	step_seccomp;
+	step_seccomp, step_landlock;
 
 /* refusals.c */
 #define MAX_FILTER 4096 /* instructions: BPF_MAXINSNS */

@@ -200,12 +200,17 @@ int open_proc(bool nested)
 
 int open_in_root(const struct context *context, const char *path, int flags)
 {
+	return open_below(context->root, path, flags);
+}
+
+int open_below(int root, const char *path, int flags)
+{
 	struct { uint64_t flags, mode, resolve; } how = {
 		.flags = (unsigned)(flags | O_CLOEXEC), .resolve = RESOLVE_ROOT | RESOLVE_MAGICLINKS_REFUSED};
 	int fd = -1;
 
 	/* EAGAIN: somebody renamed or mounted while a ".." was looked up. Who does that all day long gets an error, not a hang. */
-	for (int i = 0; i < 128 && (fd = (int)syscall(NR_openat2, context->root, path, &how, sizeof how)) < 0; i++)
+	for (int i = 0; i < 128 && (fd = (int)syscall(NR_openat2, root, path, &how, sizeof how)) < 0; i++)
 		if (errno != EAGAIN && errno != EINTR)
 			break;
 	return fd < 0 ? -errno : fd;

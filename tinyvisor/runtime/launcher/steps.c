@@ -192,7 +192,7 @@ static const struct step_kind kinds[] = {
 	[51] = {"working_dir",       0, 1, W,     0, step_working_dir},
 	[52] = {"exec",              2, 2, W,     0, step_exec},
 	[53] = {"enter_user",        1, 0, W,     1, step_enter_user},
-	/* 54 is landlock's place, before seccomp. */
+	[54] = {"landlock",          2, 2, W,     0, step_landlock},
 	[55] = {"seccomp",           1, 1, W,     0, step_seccomp},
 	[56] = {"pass_fd",           2, 0, W,     1, step_pass_fd},
 	[OP_READ] = {"read",              1, 1, C,     1, NULL},

@@ -14,6 +14,7 @@
 #define PROC_MAGIC 0x9fa0
 #define CAPABILITY_VERSION 0x20080522u /* linux/capability.h _LINUX_CAPABILITY_VERSION_3 */
 #define MAX_GROUPS 1024
+#define LANDLOCK_OF_FILES (1u << 1 | 1u << 14 | 1u << 15) /* LANDLOCK_ACCESS_FS_WRITE_FILE, _TRUNCATE, _IOCTL_DEV */
 #define NEW_LISTENER 8u /* SECCOMP_FILTER_FLAG_NEW_LISTENER, 5.0 */
 
 static int result(long value)
@@ -194,6 +195,75 @@ int step_seccomp(struct context *context, const struct step *step)
 	if (listener < 0 || !(flags & NEW_LISTENER))
 		return result(listener);
 	return send_event(context->handover, &event, step->string[0], step->size[0], (int)listener);
+}
+
+/* A rule for what is at `fd` and below. EBADFD: a pipe or a socket, which are no matter of Landlock's. */
+static int allow(int ruleset, int fd, uint64_t rights)
+{
+	struct __attribute__((packed)) { uint64_t rights; int32_t fd; } rule = {rights, fd}; /* struct landlock_path_beneath_attr */
+	struct stat status;
+
+	if (fstat(fd, &status) < 0)
+		return -errno;
+	if (!S_ISDIR(status.st_mode))
+		rule.rights &= LANDLOCK_OF_FILES;
+	return syscall(NR_landlock_add_rule, ruleset, 1 /* LANDLOCK_RULE_PATH_BENEATH */, &rule, 0) < 0 && errno != EBADFD ? -errno : 0;
+}
+
+static int allow_below(int ruleset, int root, const struct step *step, int which, uint64_t rights)
+{
+	int error = 0;
+
+	for (const char *path = step->string[which], *end = path + step->size[which]; path < end && !error; path += strlen(path) + 1) {
+		int fd = open_below(root, path, O_PATH);
+		if (fd < 0)
+			return fd;
+		error = allow(ruleset, fd, rights);
+		close(fd);
+	}
+	return error;
+}
+
+/* What it got open for writing it may open anew, as /dev/stdout. */
+static int allow_stdio(int ruleset, uint64_t rights)
+{
+	int error = 0;
+
+	for (int fd = 0; fd < 3 && !error; fd++) {
+		int flags = fcntl(fd, F_GETFL);
+		if (flags < 0)
+			error = errno == EBADF ? 0 : -errno;
+		else if ((flags & O_ACCMODE) != O_RDONLY)
+			error = allow(ruleset, fd, rights);
+	}
+	return error;
+}
+
+/* Numbers: rights to files that nobody has without a rule, and scopes; strings: paths, each followed by a NUL, below which all of
+ * these rights are given, and those below which a file's are. Behind close_fds: the root is opened anew. */
+int step_landlock(struct context *context, const struct step *step)
+{
+	const struct { uint64_t files, network, scoped; } attributes = {step->number[0], 0, step->number[1]};
+	const uint64_t rights = step->number[0];
+	int error = 0, root, ruleset = (int)syscall(NR_landlock_create_ruleset, &attributes, sizeof attributes, 0); /* close-on-exec */
+
+	(void)context;
+	if (ruleset < 0)
+		return -errno;
+	if (rights) {
+		root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		error = root < 0 ? -errno : allow_below(ruleset, root, step, 0, rights);
+		if (!error)
+			error = allow_below(ruleset, root, step, 1, rights & LANDLOCK_OF_FILES);
+		if (!error)
+			error = allow_stdio(ruleset, rights & LANDLOCK_OF_FILES);
+		if (root >= 0)
+			close(root);
+	}
+	if (!error)
+		error = result(syscall(NR_landlock_restrict_self, ruleset, 0));
+	close(ruleset);
+	return error;
 }
 
 int step_working_dir(struct context *context, const struct step *step)
