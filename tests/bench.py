@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.fake_runtime import FakeRuntime, Script
-from tinyvisor.runtime.logfile import Stream
+from tinyvisor.runtime.logfile import Block, Stream
 from tinyvisor.spec import Project, RestartPolicy, Service, Spec
 from tinyvisor.state import Event, ServiceSummary
 from tinyvisor.supervisor import Supervisor
@@ -39,8 +39,8 @@ class Bench:
     lines: list[tuple[str, str, bytes]] = field(default_factory=list)
     start: float = field(init=False)
 
-    def on_output(self, name: str, stream: Stream, line: bytes) -> None:
-        self.lines.append((name, stream, line))
+    def on_output(self, name: str, stream: Stream, block: Block) -> None:
+        self.lines += ((name, stream, line) for line in block.removesuffix(b"\n").split(b"\n"))
 
     async def run(self) -> dict[str, ServiceSummary]:
         self.start = trio.current_time()

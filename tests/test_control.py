@@ -23,9 +23,9 @@ from tests.bench import Bench, bench, service
 from tests.fake_runtime import Script, failure
 from tinyvisor.control import MAX_BODY, MAX_CLIENTS, MAX_HEAD, WRITE_PATIENCE, Control, Feed, is_welcome, listening
 from tinyvisor.errors import ConfigError, ConfigProblem, HostError, TinyvisorError
-from tinyvisor.logs import LogReader, so_far
+from tinyvisor.logs import MISSING, LogReader, so_far
 from tinyvisor.metrics import Tally
-from tinyvisor.runtime.logfile import LogFile, Piece
+from tinyvisor.runtime.logfile import LogFile
 from tinyvisor.spec import Logging, Project
 from tinyvisor.state import Event, Exit
 
@@ -224,11 +224,35 @@ async def test_logs_that_are_kept_elsewhere_and_raw_ones(tmp_path: Path) -> None
         assert (status, problem) == (409, {"problems": ["a logs to none: nothing of it is kept here"]})
 
 
+@pytest.mark.parametrize("files", [2, 3])
+@pytest.mark.parametrize("pause", [1, 5, 30])
+def test_a_reader_that_was_too_slow_says_so_where_something_is_missing(tmp_path: Path, files: int, pause: int) -> None:
+    """Three records a file; it looks after every `pause` of them."""
+    log, reader, seen = LogFile(tmp_path / "a.log", max_size=120, max_files=files), LogReader(tmp_path / "a.log"), []
+    try:
+        for number in range(10, 99):
+            log.write("stdout", b"%d\n" % number)
+            if number % pause == 0:
+                seen += [int(record.text) if record.text != MISSING else -1 for record in reader.read()]
+        while records := reader.read():
+            seen += [int(record.text) if record.text != MISSING else -1 for record in records]
+    finally:
+        log.close()
+        reader.close()
+    gaps = [seen[index + 1] - seen[index - 1] for index, number in enumerate(seen) if number < 0]
+    numbers = [number for number in seen if number > 0]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == 98
+    assert all(gap > 1 for gap in gaps)
+    assert len(numbers) + sum(gap - 1 for gap in gaps) == numbers[-1] - numbers[0] + 1, "nothing is missing but what was told"
+    assert bool(gaps) == (pause > 1)
+
+
 def test_reader_goes_through_rotations_without_a_gap(tmp_path: Path) -> None:
     log, reader, seen = LogFile(tmp_path / "a.log", max_size=200, max_files=3), LogReader(tmp_path / "a.log"), []
     try:
         for number in range(40):
-            log.write("stdout", [Piece(b"%d" % number, True)])
+            log.write("stdout", b"%d\n" % number)
             if number % 3 == 2:
                 while records := reader.read():
                     seen += records

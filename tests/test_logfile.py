@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import re
 import tempfile
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvisor.runtime.logfile import MAX_PIECE, Lines, LogFile, Lost, Piece, Stream, timestamp
+from tinyvisor.runtime.logfile import MAX_PIECE, Block, Lines, LogFile, Lost, Stream, as_cri, as_json, as_raw, timestamp
 
 NOON = 1767355445_678901234  # 2026-01-02T12:04:05.678901234Z
 STAMP = b"2026-01-02T12:04:05.678901Z"
@@ -64,8 +65,8 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk(monkeypatch)
 
 
-def full(*lines: bytes) -> list[Piece]:
-    return [Piece(line, True) for line in lines]
+def full(*lines: bytes) -> Block:
+    return b"".join(line + b"\n" for line in lines)
 
 
 def files(path: Path) -> list[Path]:
@@ -95,26 +96,77 @@ def content(path: Path, stream: bytes) -> bytes:
 def test_lines_are_cut_at_newlines_whatever_the_chunks() -> None:
     lines = Lines()
     assert lines.feed(b"on") == []
-    assert lines.feed(b"e\ntwo\n\nthr") == full(b"one", b"two", b"")
-    assert lines.flush() == [Piece(b"thr", False)]
+    assert lines.feed(b"e\ntwo\n\nthr") == [b"one\ntwo\n\n"]
+    assert lines.flush() == [b"thr"]
     assert lines.flush() == []
 
 
-def test_a_long_line_is_cut_into_pieces() -> None:
+def test_a_long_line_is_cut_into_parts() -> None:
     lines = Lines()
     assert lines.feed(b"a" * MAX_PIECE) == []
-    assert lines.feed(b"\n") == full(b"a" * MAX_PIECE)
-    assert lines.feed(b"b" * (2 * MAX_PIECE)) == [Piece(b"b" * MAX_PIECE, False)]
-    assert lines.feed(b"c\n") == [Piece(b"b" * MAX_PIECE, False), Piece(b"c", True)]
+    assert lines.feed(b"\n") == full(b"a" * MAX_PIECE).splitlines(keepends=True)
+    assert lines.feed(b"b" * (2 * MAX_PIECE)) == [b"b" * MAX_PIECE]
+    assert lines.feed(b"c\n" + b"d" * (MAX_PIECE + 1)) == [b"b" * MAX_PIECE, b"c\n", b"d" * MAX_PIECE]
+    assert lines.flush() == [b"d"]
 
 
-@given(st.lists(st.binary(max_size=40) | st.integers(1, 3).map(lambda n: b"x" * (n * MAX_PIECE)) | st.just(b"\n"), max_size=12))
-def test_pieces_put_together_are_the_stream(chunks: list[bytes]) -> None:
+def records(data: bytes) -> Iterator[tuple[bytes, bool]]:
+    """A stream's lines and parts of lines, one by one, and whether a newline follows: what blocks come to, taken slowly."""
+    *whole, last = data.split(b"\n")
+    for line, ended in [*((line, True) for line in whole), (last, False)]:
+        parts = [line[start : start + MAX_PIECE] for start in range(0, len(line), MAX_PIECE)] or [b""]
+        yield from ((part, False) for part in parts[:-1])
+        if ended or parts[-1]:
+            yield parts[-1], ended
+
+
+SPECIAL = b'\\n"\t\r\x00\x7f\xc3\xa4\xe2\x82\xff'
+chunks = st.lists(
+    st.binary(max_size=40)
+    | st.lists(st.sampled_from([*(bytes([byte]) for byte in SPECIAL), b"n", b"\n", b"\\n", b"\\\\n"]), max_size=30).map(b"".join)
+    | st.tuples(st.integers(1, 3), st.integers(-1, 1)).map(lambda size: b"x" * (size[0] * MAX_PIECE + size[1]))
+    | st.just(b"\n"),
+    max_size=12,
+)
+
+
+@given(chunks)
+def test_blocks_are_what_the_lines_are_one_by_one_whatever_the_chunks(chunks: list[bytes]) -> None:
     lines = Lines()
-    pieces = [piece for chunk in chunks for piece in lines.feed(chunk)] + lines.flush()
-    assert b"".join(piece.data + b"\n" * piece.full for piece in pieces) == b"".join(chunks)
-    assert all(len(piece.data) <= MAX_PIECE and b"\n" not in piece.data for piece in pieces)
-    assert all(piece.data or piece.full for piece in pieces)
+    blocks = [block for chunk in chunks for block in lines.feed(chunk)] + lines.flush()
+    assert b"".join(blocks) == b"".join(chunks)
+    assert all(blocks)
+    assert all(block.endswith(b"\n") or b"\n" not in block for block in blocks)
+    assert [record for block in blocks for record in records(block)] == list(records(b"".join(chunks)))
+
+
+def line_as_json(time: bytes, stream: Stream, line: bytes, ended: bool) -> bytes:
+    text = line.decode("utf-8", "replace") + "\n" * ended
+    return json.dumps({"log": text, "stream": stream, "time": time.decode()}).encode() + b"\n"
+
+
+def line_as_cri(time: bytes, stream: Stream, line: bytes, ended: bool) -> bytes:
+    return b"%s %s %s %s\n" % (time, stream.encode(), b"F" if ended else b"P", line)
+
+
+def line_as_raw(time: bytes, stream: Stream, line: bytes, ended: bool) -> bytes:
+    return line + b"\n" * ended
+
+
+FORMATS = [(as_cri, line_as_cri), (as_json, line_as_json), (as_raw, line_as_raw)]
+
+
+@pytest.mark.parametrize("encode, encode_line", FORMATS, ids=["cri", "json", "raw"])
+@given(chunks=chunks)
+def test_a_block_is_stored_as_its_lines_are_one_by_one(
+    encode: Callable[[bytes, Stream, Block], bytes],
+    encode_line: Callable[[bytes, Stream, bytes, bool], bytes],
+    chunks: list[bytes],
+) -> None:
+    lines = Lines()
+    blocks = [block for chunk in chunks for block in lines.feed(chunk)] + lines.flush()
+    stored = b"".join(encode(STAMP, "stderr", block) for block in blocks)
+    assert stored == b"".join(encode_line(STAMP, "stderr", *record) for record in records(b"".join(chunks)))
 
 
 # ---- format ----
@@ -122,7 +174,8 @@ def test_pieces_put_together_are_the_stream(chunks: list[bytes]) -> None:
 
 def test_a_record_is_the_cri_s(new: Open, path: Path) -> None:
     log = new()
-    log.write("stdout", [Piece(b"whole", True), Piece(b"part", False)])
+    log.write("stdout", full(b"whole"))
+    log.write("stdout", b"part")
     log.write("stderr", full(b"\xff\x00 bytes", b""))
     expected = b"%b stdout F whole\n%b stdout P part\n%b stderr F \xff\x00 bytes\n%b stderr F \n" % ((STAMP,) * 4)
     assert path.read_bytes() == expected
@@ -134,11 +187,6 @@ def test_a_record_is_the_cri_s(new: Open, path: Path) -> None:
 )
 def test_timestamps(nanoseconds: int, text: bytes) -> None:
     assert timestamp(nanoseconds) == text
-
-
-def test_nothing_writes_nothing(new: Open, path: Path) -> None:
-    assert new().write("stdout", []) is None
-    assert path.read_bytes() == b""
 
 
 # ---- files ----
@@ -245,9 +293,9 @@ def test_no_record_is_torn_or_out_of_order(writes: list[tuple[Stream, list[bytes
     with tempfile.TemporaryDirectory() as directory:
         log = LogFile(Path(directory, "x.log"), max_size=max_size, max_files=1000)
         for stream, chunks in writes:
-            pieces = [piece for chunk in chunks for piece in kept[stream].feed(chunk)]
-            log.write(stream, pieces)
-            expected += [(stream.encode(), b"F" if piece.full else b"P", piece.data) for piece in pieces]
+            for block in kept[stream].feed(b"".join(chunks)):
+                log.write(stream, block)
+                expected += [(stream.encode(), b"F" if ended else b"P", line) for line, ended in records(block)]
         log.close()
         names = sorted(os.listdir(directory), key=lambda name: -int(name.removeprefix("x.log").removeprefix(".") or 0))
         data = [Path(directory, name).read_bytes() for name in names]
@@ -264,7 +312,7 @@ def test_a_full_disk_is_counted_and_told_once(new: Open, path: Path, disk: Disk)
     assert log.write("stdout", full(b"before")) is None
     disk.room = 0
     assert log.write("stdout", full(b"one", b"two")) is None
-    assert log.write("stderr", [Piece(b"three", False)]) is None
+    assert log.write("stderr", b"three") is None
     disk.room = 1 << 20
     lost = log.write("stdout", full(b"after"))
     assert lost == Lost(lines=3, bytes=len(b"one\ntwo\nthree"), reason="No space left on device")

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.bench import bench, service
 from tests.fake_runtime import Script
 from tinyvisor import logtarget
 from tinyvisor.logtarget import MAX_MESSAGE, MAX_WAITING, Limited, Log, SocketLog, open_log
-from tinyvisor.runtime.logfile import Lost, Piece, Stream
+from tinyvisor.runtime.logfile import Block, Lost, Stream
 from tinyvisor.runtime.stage import Place
 from tinyvisor.spec import Logging
 from tinyvisor.state import LogLost
@@ -62,8 +64,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
-def full(*lines: bytes) -> list[Piece]:
-    return [Piece(line, True) for line in lines]
+def full(*lines: bytes) -> Block:
+    return b"".join(line + b"\n" for line in lines)
 
 
 def syslog(server: Server, **options: Any) -> Log:
@@ -108,10 +110,12 @@ def test_the_journal_gets_fields_that_nobody_can_forge(server: Server, monkeypat
     monkeypatch.setattr(logtarget, "JOURNAL", str(server.path))
     log = open_log(Logging(driver="journald", tag="shop"), "web-1", None)
     assert log is not None
-    log.write("stdout", [Piece(b"a\nPRIORITY=0", False)])
+    log.write("stdout", b"PRIORITY=0")
+    log.write("stdout", full(b"a"))
+    own = b"PRIORITY=6\nCONTAINER_NAME=web-1\nSYSLOG_IDENTIFIER=shop\nCONTAINER_TAG=shop\n"
     assert server.take() == [
-        b"PRIORITY=6\nCONTAINER_NAME=web-1\nSYSLOG_IDENTIFIER=shop\nCONTAINER_TAG=shop\nCONTAINER_PARTIAL_MESSAGE=true\n"
-        b"MESSAGE\n\x0c\0\0\0\0\0\0\0a\nPRIORITY=0\n"
+        own + b"CONTAINER_PARTIAL_MESSAGE=true\nMESSAGE\n\x0a\0\0\0\0\0\0\0PRIORITY=0\n",
+        own + b"MESSAGE\n\x01\0\0\0\0\0\0\0a\n",
     ]
     log.close()
 
@@ -138,8 +142,8 @@ class Clock:
         return self.now
 
 
-def plain(stream: Stream, piece: Piece) -> list[bytes]:
-    return [piece.data]
+def plain(stream: Stream, line: bytes, full: bool) -> list[bytes]:
+    return [line]
 
 
 def test_a_syslog_that_does_not_read_holds_up_nobody_and_what_it_misses_is_counted(server: Server) -> None:
@@ -192,13 +196,14 @@ class Kept:
     """A log that remembers."""
 
     waits = False
+    most = 1 << 16
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
         self.lost: list[Lost] = []
 
-    def write(self, stream: Stream, pieces: Any) -> Lost | None:
-        self.lines += [piece.data for piece in pieces]
+    def write(self, stream: Stream, block: Block) -> Lost | None:
+        self.lines += block.removesuffix(b"\n").split(b"\n")
         return None
 
     def lose(self, lost: Lost) -> None:
@@ -237,7 +242,35 @@ def test_a_line_of_more_than_a_second_s_share_passes_alone() -> None:
     kept, clock = Kept(), Clock()
     log = Limited(kept, 10, clock)
     log.write("stdout", full(b"a" * 50, b"b"))
+    log.write("stdout", full(b"c"))
     assert kept.lines == [b"a" * 50]
+
+
+sizes = st.lists(st.tuples(st.integers(0, 12), st.sampled_from([0.0, 0.3, 1.0]), st.booleans()), max_size=30)
+
+
+@given(sizes, st.integers(1, 30))
+def test_a_rate_s_lines_are_those_that_it_lets_through_one_by_one(lines: list[tuple[int, float, bool]], rate: int) -> None:
+    """Of a line each: how many bytes, what time passes before it, and whether it comes in one block with the one before."""
+    blocks: list[tuple[float, list[bytes]]] = []
+    for number, (size, pause, joined) in enumerate(lines):
+        line = (b"%d" % number).ljust(size, b".")
+        if joined and blocks:
+            blocks[-1][1].append(line)
+        else:
+            blocks.append((pause, [line]))
+    found = []
+    for at_once in (True, False):
+        kept, clock = Kept(), Clock()
+        log = Limited(kept, rate, clock)
+        for pause, block in blocks:
+            clock.now += pause
+            for part in [full(*block)] if at_once else map(full, block):
+                log.write("stdout", part)
+        log.close()
+        found.append((kept.lines, kept.lost))
+        assert len(kept.lines) + sum(lost.lines for lost in kept.lost) == len(lines)
+    assert found[0] == found[1]
 
 
 # ---- in the supervisor ----

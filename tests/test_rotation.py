@@ -14,7 +14,7 @@ import pytest
 
 from tinyvisor.logs import LogReader, Record, so_far
 from tinyvisor.runtime import rotation
-from tinyvisor.runtime.logfile import LogFile, Piece, as_json, as_raw
+from tinyvisor.runtime.logfile import LogFile, as_json, as_raw
 from tinyvisor.runtime.rotation import wait_compressed
 from tinyvisor.runtime.syscalls import birth_time
 
@@ -58,7 +58,7 @@ def new(path: Path, clock: Clock) -> Iterator[Callable[..., LogFile]]:
 
 
 def write(log: LogFile, *lines: bytes) -> None:
-    assert log.write("stdout", [Piece(line, True) for line in lines]) is None
+    assert log.write("stdout", b"".join(line + b"\n" for line in lines)) is None
 
 
 def names(path: Path) -> set[str]:
@@ -133,8 +133,9 @@ def test_an_empty_file_is_not_old(new: Callable[..., LogFile], path: Path, clock
 
 def test_raw_lines(new: Callable[..., LogFile], path: Path) -> None:
     log = new(encode=as_raw)
-    log.write("stderr", [Piece(b"a", True), Piece(b"\xff{", False)])
-    log.write("stdout", [Piece(b"", True)])
+    for block in (b"a\n", b"\xff{"):
+        log.write("stderr", block)
+    log.write("stdout", b"\n")
     assert path.read_bytes() == b"a\n\xff{\n"
     with closing(LogReader(path, raw=True)) as reader:
         assert list(so_far([reader], since="2026-01-02T03:04:05Z")) == [
@@ -144,8 +145,9 @@ def test_raw_lines(new: Callable[..., LogFile], path: Path) -> None:
 
 def test_json_lines(new: Callable[..., LogFile], path: Path) -> None:
     log = new(encode=as_json)
-    log.write("stderr", [Piece('"ü\u2028'.encode(), True), Piece(b"\xff{", False)])
-    log.write("stdout", [Piece(b'{"log": "forged"}', True)])
+    for block in ('"ü\u2028\n'.encode(), b"\xff{"):
+        log.write("stderr", block)
+    log.write("stdout", b'{"log": "forged"}\n')
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     time = "2026-01-02T12:04:05.000000Z"
     assert lines == [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.bench import ALWAYS, Bench, bench, service
-from tests.fake_runtime import OK, FakeContainer, FakeRuntime, Script, failure
+from tests.fake_runtime import OK, FakeContainer, FakeRuntime, Pipe, Script, failure
 from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherDied, LaunchError, SpecError
-from tinyvisor.runtime.logfile import MAX_PIECE, Stream
+from tinyvisor.logtarget import LINEWISE
+from tinyvisor.runner import CHUNK
+from tinyvisor.runtime.logfile import MAX_PIECE, Block, Stream
 from tinyvisor.spec import Backoff, Logging, Project, RestartPolicy, Service, Spec
 from tinyvisor.state import (
     Event,
@@ -602,7 +605,7 @@ async def test_output_goes_to_callback_and_log(tmp_path: Path) -> None:
 async def test_output_comes_before_the_exit(tmp_path: Path) -> None:
     b = bench(service("a"), scripts={"a": [Script(seconds=0, output=((0, "stdout", b"last words\n"),))]})
     seen = []
-    b.on_output = lambda name, stream, line: seen.append(len(b.of(ServiceExited)))  # type: ignore[method-assign]
+    b.on_output = lambda name, stream, block: seen.append(len(b.of(ServiceExited)))  # type: ignore[method-assign]
     b.supervisor = Supervisor(
         b.runtime, Project(name="p", services={"a": service("a")}), log_dir=None, on_event=b.events.append, on_output=b.on_output
     )
@@ -641,9 +644,9 @@ async def test_a_flood_delays_nobody() -> None:
         scripts={"flood": [Script(flood=b"x\n" * 10)], "a": [Script(seconds=0, output=((0, "stdout", b"hello\n"),))]},
     )  # fmt: skip
 
-    def stop(name: str, stream: Stream, line: bytes) -> None:
-        b.lines.append((name, stream, line))
-        if len(b.lines) == 10_000:  # a flood that is always ready keeps the mock clock from jumping: end it by its own output
+    def stop(name: str, stream: Stream, block: Block) -> None:
+        Bench.on_output(b, name, stream, block)
+        if len(b.lines) >= 10_000:  # a flood that is always ready keeps the mock clock from jumping: end it by its own output
             b.supervisor.request_stop()
 
     project = Project(name="p", services={"flood": service("flood"), "a": service("a")})
@@ -651,6 +654,35 @@ async def test_a_flood_delays_nobody() -> None:
     await b.run()
     assert b.of(ServiceFinished) == [ServiceFinished("a")]
     assert b.events.index(ServiceFinished("a")) < b.events.index(ServiceStopping("flood", False))
+
+
+@pytest.mark.parametrize(
+    "options, most",
+    [
+        ({}, CHUNK),
+        ({"logging": Logging(driver="none")}, CHUNK),
+        ({"logging": Logging(max_size=1 << 20)}, (1 << 20) // 80),
+        ({"logging": Logging(max_size=1)}, 4096),
+        ({"logging": Logging(max_size=1 << 20, max_rate=5)}, (1 << 20) // 80),
+        ({"logging": Logging(driver="syslog", syslog_address="unixgram:///nowhere")}, LINEWISE),
+        ({"ready_log": "never"}, LINEWISE),
+    ],
+)
+async def test_so_much_is_read_at_once_as_who_gets_it_can_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], most: int
+) -> None:
+    asked, receive = [], Pipe.receive
+
+    def spy(self: Pipe, max_bytes: int) -> Awaitable[bytes]:
+        asked.append(max_bytes)
+        return receive(self, max_bytes)
+
+    monkeypatch.setattr(Pipe, "receive", spy)
+    script = Script(seconds=1, output=((0, "stdout", b"y\n" * 50_000),))
+    b = bench(service("a", **options), scripts={"a": [script]}, log_dir=tmp_path)
+    await b.run()
+    assert b.lines == [("a", "stdout", b"y")] * 50_000
+    assert set(asked) == {most}
 
 
 async def test_a_pipe_that_stays_open_elsewhere_holds_up_nothing_for_long(tmp_path: Path) -> None:
@@ -727,10 +759,10 @@ async def test_a_terminal_is_read_to_its_end(tmp_path: Path) -> None:
         Runtime({"a": [Script(seconds=1)]}),
         Project(name="p", services={"a": service("a", tty=True)}),
         log_dir=None,
-        on_output=lambda name, stream, line: lines.append((stream, line)),
+        on_output=lambda name, stream, block: lines.append((stream, block)),
     )
     await supervisor.run()
-    assert lines == [("stdout", b"from the terminal\r")]
+    assert lines == [("stdout", b"from the terminal\r\n")]
     os.close(master)
 
 
@@ -766,7 +798,7 @@ async def test_an_exception_in_on_event_is_a_bug(kind: type[Event]) -> None:
 
 
 async def test_an_exception_in_on_output_is_a_bug() -> None:
-    def crash(name: str, stream: Stream, line: bytes) -> None:
+    def crash(name: str, stream: Stream, block: Block) -> None:
         raise ZeroDivisionError
 
     b = bench(service("a"), scripts={"a": [Script(output=((1, "stdout", b"x\n"),))]}, on_output=crash)

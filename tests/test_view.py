@@ -125,6 +125,25 @@ def test_lines_are_prefixed_and_padded(pipe: tuple[int, int]) -> None:
     assert read_all(pipe[0]) == "web     | hello\ncrasher | ouch\n"
 
 
+@pytest.mark.parametrize("ending", [b"\n", b""], ids=["whole", "part"])
+def test_a_block_is_shown_line_by_line(pipe: tuple[int, int], ending: bytes) -> None:
+    with show(pipe) as view:
+        view.output("web", "stdout", b"one\n\n\tthree" + ending)
+        view.output("web", "stdout", b"dos\r\n\x1b[2Jtwo\r\n" + ending)
+        view.output("crasher", "stdout", "ä\nb".encode() + ending)
+    os.close(pipe[1])
+    text = read_all(pipe[0])
+    assert text.startswith("web     | one\nweb     | \nweb     | \tthree\nweb     | dos\nweb     | two\n")
+    assert text.endswith("crasher | ä\ncrasher | b\n")
+
+
+def test_an_event_is_one_line_whatever_a_container_has_put_into_it(pipe: tuple[int, int]) -> None:
+    with show(pipe) as view:
+        view.event(HookFailed("web", "pre_stop", "exit 1\ncrasher started (pid 1)"))
+    os.close(pipe[1])
+    assert read_all(pipe[0]) == "web: a pre_stop command failed: exit 1crasher started (pid 1)\n"
+
+
 def test_prefix_can_be_left_out_and_time_put_in(pipe: tuple[int, int]) -> None:
     with show(pipe, Style(prefix=False, timestamps=True)) as view:
         view.output("web", "stdout", b"hello")
@@ -247,6 +266,21 @@ def test_stopped_terminal_skips_lines_and_says_how_many(pipe: tuple[int, int], b
     assert "web started (pid 1)" in lines
     notice = f"[... {skipped[-1]:,} lines skipped, the terminal is slower than the output; all of it is in /logs/demo]"
     assert lines[-1] == notice
+
+
+@pytest.mark.parametrize("empty", [0, 900], ids=["even", "uneven"])
+def test_of_a_block_so_many_lines_are_shown_as_there_is_room_for(pipe: tuple[int, int], empty: int) -> None:
+    block = b"\n" * empty + b"".join(b"line %d\n" % number for number in range(1000 - empty))
+    view = View(pipe[1], ["web"], log_dir=LOGS, limit=10_000)
+    view.output("web", "stdout", block)
+    view.output("web", "stdout", block)
+    assert 8500 < view._size <= 10_000
+    with view:
+        pass
+    os.close(pipe[1])
+    *shown, notice = read_all(pipe[0]).splitlines()
+    assert shown[:100] == ["web | "] * 100 if empty else [f"web | line {number}" for number in range(100)]
+    assert notice.startswith(f"[... {2000 - len(shown):,} lines skipped, ")
 
 
 def test_waiting_lines_are_bounded(pipe: tuple[int, int]) -> None:

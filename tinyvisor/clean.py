@@ -11,6 +11,7 @@ from typing import Final
 RESET: Final = "\x1b[0m"
 
 _PLAIN: Final = re.compile(rb"[\t -~]*")
+_PLAIN_LINES: Final = bytes(range(ord(" "), 0x7F)) + b"\t\n"
 _CONTROL: Final = (
     r"(?P<colour>\x1b\[[0-9;:]*m)"
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: cursor, erase, modes, reports
@@ -37,3 +38,10 @@ def clean(line: bytes, *, colour: bool) -> str:
 
     text = re.sub(_CONTROL, keep, text)  # compiled at the first use: `ps` mostly has none
     return text + RESET if coloured else text
+
+
+def clean_lines(lines: bytes, *, colour: bool) -> bytes:
+    """`clean` of each of `lines`, in UTF-8."""
+    if not lines.translate(None, _PLAIN_LINES):
+        return lines
+    return "\n".join(clean(line, colour=colour) for line in lines.split(b"\n")).encode("utf-8", "replace")

@@ -181,7 +181,7 @@ class Feed:
             for listener in self._listeners:
                 listener.put(told)
 
-    def output(self, name: str, stream: str, line: bytes) -> None:
+    def output(self, name: str, stream: str, block: bytes) -> None:
         if self._followers:
             for waiting, names in list(self._followers.items()):
                 if name in names:

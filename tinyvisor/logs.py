@@ -1,6 +1,7 @@
 """Reads the log files that `runtime.logfile` writes, across their rotations, while they grow.
 
-The file is the buffer: a reader that is slow holds up nobody, and loses what rotation deletes meanwhile, nothing else.
+The file is the buffer: a reader that is slow holds up nobody, and loses what rotation deletes meanwhile, nothing else. Where that
+is, a line of ours says so.
 """
 
 from __future__ import annotations
@@ -62,8 +63,14 @@ def _parse_json(name: str, line: bytes) -> Record | None:
     return Record(time, name, stream, text.endswith("\n"), text.removesuffix("\n").encode("utf-8", "surrogatepass"))
 
 
+MISSING: Final = b"tinyvisor: output is missing here: it was rotated away before it was read"
+
+
 class LogReader:
     """Reads one instance's log from the oldest file that is there. `close` it.
+
+    Where it comes to a file and is known to have missed one before, it puts in a record of `MISSING`. Of a log that keeps one
+    file only, that is never known.
 
     Args:
         raw: the file has the output and nothing else: every line is taken for one of stdout.
@@ -75,6 +82,8 @@ class LogReader:
         self._path = path
         self._file: rotation.Readable | None = None
         self._identity: str | None = None
+        self._next: str | None = None  # the file after that one, once there is one
+        self._missed = False
         self._rest = b""
 
     def close(self) -> None:
@@ -89,6 +98,7 @@ class LogReader:
             OSError: a file can't be read.
         """
         while self._file is not None or self._open_next():
+            self._note_next()
             data = self._read_file()
             if not data:
                 if not self._open_next():
@@ -96,9 +106,19 @@ class LogReader:
                 continue
             *lines, self._rest = (self._rest + data).split(b"\n")
             found = [record for line in lines if (record := self._parse(line)) is not None]
+            if found and self._missed:
+                self._missed = False
+                return [Record(found[0].time, self._name, "stderr", True, MISSING), *found]
             if found:
                 return found
         return []
+
+    def _note_next(self) -> None:
+        """As long as ours is still there: which one it was that came next can't be told later."""
+        if self._next is None:
+            identities = [identity for identity, _ in rotation.files(self._path)]
+            if self._identity in identities[1:]:
+                self._next = identities[identities.index(self._identity) - 1]
 
     def _parse(self, line: bytes) -> Record | None:
         return Record("", self._name, "stdout", True, line) if self._raw else parse(self._name, line)
@@ -121,8 +141,10 @@ class LogReader:
         file = rotation.open_log(path, identity)
         if file is None:  # rotated away under us: the next look finds it under its new name
             return False
+        if self._file is not None and self._identity not in identities:  # what came between is gone, but for the very next one
+            self._missed = self._missed or (identity != self._next if self._next is not None else len(files) > 1)
         self.close()
-        self._file, self._identity, self._rest = file, identity, b""
+        self._file, self._identity, self._next, self._rest = file, identity, None, b""
         return True
 
 

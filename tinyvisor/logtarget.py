@@ -15,12 +15,12 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
 from tinyvisor.errors import HostError
-from tinyvisor.runtime.logfile import LogFile, Lost, Piece, Stream, as_cri, as_json, as_raw, notice, timestamp
+from tinyvisor.runtime.logfile import Block, LogFile, Lost, Stream, as_cri, as_json, as_raw, notice, timestamp
 from tinyvisor.runtime.stage import Place
 from tinyvisor.spec import SYSLOG_FACILITIES, Logging, parse_syslog_address
 from tinyvisor.units import format_size
@@ -31,7 +31,10 @@ MAX_WAITING: Final = 256 << 10
 """Bytes that wait for a socket."""
 
 MAX_MESSAGE: Final = 8 << 10
-"""Bytes of text in a message to syslog; rsyslog's own bound. A longer piece is cut into several."""
+"""Bytes of text in a message to syslog; rsyslog's own bound. A longer line is cut into several."""
+
+LINEWISE: Final = 4 << 10
+"""Bytes handed on at once to who looks at every line: it bounds how long a flood, of newlines at worst, keeps others waiting."""
 
 RETRY: Final = 1.0
 """Seconds after which an address that nobody listens at is tried again."""
@@ -47,8 +50,13 @@ class Log(Protocol):
         """Whether some of it may wait for `flush`."""
         ...
 
-    def write(self, stream: Stream, pieces: Iterable[Piece]) -> Lost | None:
-        """Takes `pieces`. Returns what was lost before, once it is told there."""
+    @property
+    def most(self) -> int:
+        """Bytes that are better written at once at most."""
+        ...
+
+    def write(self, stream: Stream, block: Block) -> Lost | None:
+        """Takes a block. Returns what was lost before, once it is told there."""
         ...
 
     def lose(self, lost: Lost) -> None:
@@ -117,6 +125,7 @@ class _File:
     waits: Final = False
 
     def __init__(self, file: LogFile) -> None:
+        self.most = file.most
         self.write = file.write
         self.lose = file.lose
         self.close = file.close
@@ -146,27 +155,32 @@ class Limited:
     def waits(self) -> bool:
         return self._log.waits
 
-    def write(self, stream: Stream, pieces: Iterable[Piece]) -> Lost | None:
+    @property
+    def most(self) -> int:
+        return self._log.most
+
+    def write(self, stream: Stream, block: Block) -> Lost | None:
         now = self._clock()
         if now - self._since >= 1:
             self._since, self._left = now, self._rate
             self._tell()
-        taken: list[Piece] = []
-        over: list[Piece] = []
-        for piece in pieces:
-            size = len(piece.data) + piece.full
-            # In order: once something is missing, all is till the second is over. A piece larger than that passes alone.
-            if not over and self._lost is None and (size <= self._left or self._left == self._rate):
-                self._left -= size
-                taken.append(piece)
-            else:
-                over.append(piece)
-        told = self._log.write(stream, taken) if taken else None
-        if over:
-            more = Lost.of(over, f"more than {format_size(self._rate)} a second")
-            before = self._lost or Lost(0, 0, more.reason)
-            self._lost = Lost(before.lines + more.lines, before.bytes + more.bytes, before.reason)
+        end = self._fitting(block)
+        self._left -= end
+        told = self._log.write(stream, block[:end]) if end else None
+        if end < len(block):
+            self._lost = Lost.of(block[end:], f"more than {format_size(self._rate)} a second").after(self._lost)
         return told
+
+    def _fitting(self, block: Block) -> int:
+        """Where its lines end that go on."""
+        if self._lost is not None:  # in order: once something is missing, all is till the second is over
+            return 0
+        if len(block) <= self._left:
+            return len(block)
+        end = block.rfind(b"\n", 0, max(0, self._left)) + 1
+        if not end and self._left == self._rate:  # a line larger than that passes alone
+            end = block.find(b"\n") + 1 or len(block)
+        return end
 
     def lose(self, lost: Lost) -> None:
         self._log.lose(lost)
@@ -190,8 +204,8 @@ class Limited:
             self._lost = None
 
 
-Messages = Callable[[Stream, Piece], list[bytes]]
-"""The datagrams that a piece becomes."""
+Messages = Callable[[Stream, bytes, bool], list[bytes]]
+"""The datagrams that a line becomes, which comes without its newline; False: it had none."""
 
 
 class SocketLog:
@@ -202,6 +216,7 @@ class SocketLog:
     """
 
     waits: Final = True
+    most: Final = LINEWISE
 
     def __init__(self, messages: Messages, address: str | tuple[str, int], clock: Callable[[], float] = time.monotonic) -> None:
         self._messages = messages
@@ -209,35 +224,37 @@ class SocketLog:
         self._clock = clock
         self._socket: socket.socket | None = None
         self._retry_at = clock()
-        self._waiting: deque[tuple[bytes, Piece | None]] = deque()
+        self._waiting: deque[tuple[bytes, int]] = deque()  # with the size of the line that is lost with it; 0 for none
         self._size = 0
         self._lost: Lost | None = None
         self._reason = "nobody takes it"
 
-    def write(self, stream: Stream, pieces: Iterable[Piece]) -> Lost | None:
+    def write(self, stream: Stream, block: Block) -> Lost | None:
         told = None
-        for piece in pieces:
+        full = block.endswith(b"\n")
+        for line in block.removesuffix(b"\n").split(b"\n"):
             if self._lost is not None and not self._waiting:
                 told, self._lost = self._lost, None
-                self._add("stderr", notice(told), None)
-            self._add(stream, piece, piece)
+                self._add(self._messages("stderr", notice(told).removesuffix(b"\n"), True), 0)
+            self._add(self._messages(stream, line, full), len(line) + full)
             self.flush()
         return told
 
-    def _add(self, stream: Stream, piece: Piece, counted: Piece | None) -> None:
-        """All of a piece, or nothing of it."""
-        messages = self._messages(stream, piece)
+    def _add(self, messages: list[bytes], counted: int) -> None:
+        """All of a line, or nothing of it."""
         size = sum(map(len, messages))
         if self._waiting and self._size + size > MAX_WAITING:
-            if counted is not None:
-                self.lose(Lost.of([counted], self._reason))
+            self._miss(counted, self._reason)
             return
         self._size += size
-        self._waiting += ((message, counted if index == len(messages) else None) for index, message in enumerate(messages, 1))
+        self._waiting += ((message, counted if index == len(messages) else 0) for index, message in enumerate(messages, 1))
 
     def lose(self, lost: Lost) -> None:
-        before = self._lost or Lost(0, 0, lost.reason)
-        self._lost = Lost(before.lines + lost.lines, before.bytes + lost.bytes, before.reason)
+        self._lost = lost.after(self._lost)
+
+    def _miss(self, counted: int, reason: str) -> None:
+        if counted:
+            self.lose(Lost(1, counted, reason))
 
     def place(self) -> Place:
         return Place()
@@ -260,8 +277,7 @@ class SocketLog:
                 if error.errno != errno.EMSGSIZE:  # who listened has gone
                     self._disconnect(error)
                     break
-                if counted is not None:
-                    self.lose(Lost.of([counted], os.strerror(errno.EMSGSIZE)))
+                self._miss(counted, os.strerror(errno.EMSGSIZE))
             self._waiting.popleft()
             self._size -= len(message)
         return bool(self._waiting) and self._socket is not None
@@ -271,11 +287,12 @@ class SocketLog:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        self.lose(Lost.of([piece for _, piece in self._waiting if piece is not None], self._reason))
+        for _, counted in self._waiting:
+            self._miss(counted, self._reason)
         self._waiting.clear()
         self._size = 0
         lost, self._lost = self._lost, None
-        return lost if lost is not None and lost.lines else None
+        return lost
 
     def _connect(self) -> bool:
         if self._socket is not None:
@@ -322,7 +339,7 @@ def _syslog_messages(logging: Logging, name: str) -> Messages:
     host = b"" if local else _printable(socket.gethostname(), 255) + b" "
     pid = os.getpid()
 
-    def messages(stream: Stream, piece: Piece) -> list[bytes]:
+    def messages(stream: Stream, line: bytes, full: bool) -> list[bytes]:
         priority = facility | _SEVERITY[stream]
         if bsd:  # the time is local, and the day is padded by a blank
             now = time.localtime()
@@ -331,8 +348,7 @@ def _syslog_messages(logging: Logging, name: str) -> Messages:
             )  # fmt: skip
         else:
             head = b"<%d>1 %s %s%s %d - - " % (priority, timestamp(time.time_ns()), host or b"- ", tag, pid)
-        data = piece.data
-        return [head + data[start : start + MAX_MESSAGE] for start in range(0, max(1, len(data)), MAX_MESSAGE)]
+        return [head + line[start : start + MAX_MESSAGE] for start in range(0, max(1, len(line)), MAX_MESSAGE)]
 
     return messages
 
@@ -343,11 +359,11 @@ _MONTHS: Final = b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()  # s
 def _journal_messages(logging: Logging, name: str) -> Messages:
     own = f"CONTAINER_NAME={name}\nSYSLOG_IDENTIFIER={logging.tag or name}\nCONTAINER_TAG={logging.tag or name}\n".encode()
 
-    def messages(stream: Stream, piece: Piece) -> list[bytes]:
-        partial = b"" if piece.full else b"CONTAINER_PARTIAL_MESSAGE=true\n"
+    def messages(stream: Stream, line: bytes, full: bool) -> list[bytes]:
+        partial = b"" if full else b"CONTAINER_PARTIAL_MESSAGE=true\n"
         head = b"PRIORITY=%d\n" % _SEVERITY[stream]
         # With its length before it: what it says can't become a field of its own.
-        return [head + own + partial + b"MESSAGE\n" + struct.pack("<Q", len(piece.data)) + piece.data + b"\n"]
+        return [head + own + partial + b"MESSAGE\n" + struct.pack("<Q", len(line)) + line + b"\n"]
 
     return messages
 

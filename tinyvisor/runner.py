@@ -27,7 +27,7 @@ from tinyvisor.errors import ContainerError, HostError, InternalError, LauncherD
 from tinyvisor.health import Health
 from tinyvisor.inside import Executor, explain, run_inside
 from tinyvisor.listener import Listener, Messages, Pipe, Told
-from tinyvisor.logtarget import Log, open_log
+from tinyvisor.logtarget import LINEWISE, Log, open_log
 from tinyvisor.policy import (
     NEW,
     Action,
@@ -51,7 +51,7 @@ from tinyvisor.policy import (
 from tinyvisor.probe import run_probe
 from tinyvisor.resume import WITH_CONTAINER, Standing
 from tinyvisor.runtime import PIPE
-from tinyvisor.runtime.logfile import Lines, Lost, Piece, Stream
+from tinyvisor.runtime.logfile import Block, Lines, Lost, Stream
 from tinyvisor.runtime.records import Records
 from tinyvisor.runtime.stage import Place, Stage
 from tinyvisor.runtime.stdio import ReceivePipe
@@ -90,12 +90,9 @@ FLUSH_INTERVAL: Final = 0.05
 FLUSH_PATIENCE: Final = 0.5
 """Seconds that it has for the last of it."""
 
-CHUNK: Final = 16 << 10
-"""Bytes read from a pipe at once."""
-
-BATCH: Final = 1024
-"""Lines handed on at once. With `CHUNK` it bounds how long a flood, of newlines at worst, keeps the others waiting: some
-milliseconds."""
+CHUNK: Final = 64 << 10
+"""Bytes read from a pipe at once, which is what a pipe holds: a larger one, or larger reads, move no more (measured), and it
+bounds how long a flood, of newlines at worst, keeps the others waiting: some milliseconds."""
 
 PROBES_KEPT: Final = 5
 """Runs of a healthcheck that are remembered, as moby does."""
@@ -207,7 +204,7 @@ class Live:
 
 
 OnEvent = Callable[[Event], None]
-OnOutput = Callable[[str, Stream, bytes], None]
+OnOutput = Callable[[str, Stream, Block], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -822,18 +819,18 @@ class Runner:
         if after.status == "unhealthy" and action != "none":
             self._condemn(Unfit(after.reason, "retry" if action == "restart" else "fail"))
 
-    def _look(self, pieces: Iterable[Piece]) -> None:
+    def _look(self, block: Block) -> None:
         """For the line that says it is ready."""
         looking = self._looking
         if looking is None or self._container is None:
             return
-        for piece in pieces:
+        for line in block.removesuffix(b"\n").split(b"\n"):
             if looking.budget <= 0:
                 self._looking = None
                 reason = f"the search for ready_log took more than {LOOKING_BUDGET:.0f} s of CPU time"
                 self._set_health(self.service, health.gave_up_looking(self.health, reason))
                 return
-            if looking.found_in(piece.data):
+            if looking.found_in(line):
                 self._looking = None
                 self._set_health(self.service, health.became_ready(self.health))
                 return
@@ -847,37 +844,41 @@ class Runner:
             self._log.take_back(stage.unfinished)
         try:
             while True:
-                data = await source.receive(CHUNK)
+                data = await source.receive(self._most())
                 for tap in self.taps:
                     tap.put(data)
-                pieces = lines.feed(data)
-                self._put(stream, pieces[:BATCH], stage)
-                for start in range(BATCH, len(pieces), BATCH):
-                    await trio.lowlevel.cancel_shielded_checkpoint()  # what has been read is not thrown away
-                    self._put(stream, pieces[start : start + BATCH], stage)
+                for block in lines.feed(data):
+                    self._put(stream, block, stage)
         except anyio.EndOfStream:
             pass
         except OSError as error:
             if error.errno != errno.EIO:  # how a terminal says that nobody has its other side open any more
                 raise
         finally:
-            self._put(stream, lines.flush(), stage)
+            for block in lines.flush():
+                self._put(stream, block, stage)
             await source.aclose()
 
-    def _put(self, stream: Stream, pieces: list[Piece], stage: Stage | None) -> None:
-        if stage is not None and pieces:
-            size = sum(len(piece.data) + piece.full for piece in pieces)
-            stage.begin(size, self._log.place() if self._log is not None else Place())
+    def _most(self) -> int:
+        """Bytes to be read at once, as whoever gets them likes it."""
+        return min(
+            CHUNK,
+            LINEWISE if self._looking is not None else CHUNK,
+            self._log.most if self._log is not None else CHUNK,
+        )
+
+    def _put(self, stream: Stream, block: Block, stage: Stage | None) -> None:
+        if stage is not None:
+            stage.begin(len(block), self._log.place() if self._log is not None else Place())
         if self._log is not None:
-            self._tell_lost(self._log.write(stream, pieces))
-        if stage is not None and pieces:
+            self._tell_lost(self._log.write(stream, block))
+        if stage is not None:
             stage.settle()
         if self._log is not None and self._log.waits and self._log.flush():
             self._unflushed.set()
-        for piece in pieces:
-            self._around.on_output(self.name, stream, piece.data)
+        self._around.on_output(self.name, stream, block)
         if self._looking is not None:
-            self._look(pieces)
+            self._look(block)
 
     async def _keep_flushing(self, ended: trio.Event, scope: trio.CancelScope) -> None:
         """For a log that takes its time. It gets some for the last lines, too."""

@@ -114,8 +114,8 @@ class Supervisor:
         project: its ``depends_on`` and ``network_mode: service:NAME`` must name services of it, without a cycle.
         log_dir: gets one log file per instance, NAME.log; None keeps no logs.
         on_event: told of every event; must not block.
-        on_output: told of every line as ``(instance, stream, line)``, without its newline, a long one in pieces of at
-            most 16 KiB; must not block.
+        on_output: told of all output as ``(instance, stream, block)``: whole lines with their newlines, of at most 16 KiB each,
+            or a part of a longer or unfinished one; must not block.
         abort_on_container_failure: stop everything when one service fails for good.
         exit_code_from: stop everything when this service has ended, with all of its instances.
         linger: `run` goes on until `request_stop` or `request_kill`, also while nothing runs.
@@ -138,7 +138,7 @@ class Supervisor:
         *,
         log_dir: Path | None,
         on_event: OnEvent = lambda event: None,
-        on_output: OnOutput = lambda name, stream, line: None,
+        on_output: OnOutput = lambda name, stream, block: None,
         abort_on_container_failure: bool = False,
         exit_code_from: str | None = None,
         linger: bool = False,

@@ -16,12 +16,12 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal
 
-from tinyvisor.clean import RESET, clean
+from tinyvisor.clean import RESET, clean, clean_lines
 from tinyvisor.state import (
     DependencyMissing,
     Event,
@@ -134,15 +134,28 @@ class Style:
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _Lines:
     kind: Literal["output", "event"]
     name: str
-    text: bytes
+    text: bytes  # without the last newline
+    number: int = 1
     time: int = 0
 
     @property
     def cost(self) -> int:
-        return len(self.text) + _LINE_COST
+        return len(self.text) + self.number * _LINE_COST
+
+    def first(self, room: int) -> _Lines | None:
+        """Of them so many that they cost no more than `room`: about the most, were they all of one length."""
+        if self.cost <= room:
+            return self
+        size = len(self.text) * room // self.cost
+        while size > 0 and (end := self.text.rfind(b"\n", 0, size)) >= 0:
+            first = replace(self, text=self.text[:end], number=self.text.count(b"\n", 0, end) + 1)
+            if first.cost <= room:
+                return first
+            size = end * 3 // 4
+        return None
 
 
 class View:
@@ -179,7 +192,7 @@ class View:
         self._colours = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(names)}
         self._exits: dict[str, Exit] = {}  # told together with the event that follows
         self._ready = threading.Condition()
-        self._waiting: list[_Line] = []
+        self._waiting: list[_Lines] = []
         self._size = 0
         self._skipped = 0
         self._closing = False
@@ -201,9 +214,10 @@ class View:
         """Whether the reader of `fd` has gone."""
         return self._deaf
 
-    def output(self, name: str, stream: str, line: bytes) -> None:
-        """A line of a service's output, without its newline."""
-        self._put(_Line("output", name, line, time.time_ns() if self._style.timestamps else 0), self._limit)
+    def output(self, name: str, stream: str, block: bytes) -> None:
+        """Lines of a service's output, the last one with or without its newline."""
+        text, now = block.removesuffix(b"\n"), time.time_ns() if self._style.timestamps else 0
+        self._put(_Lines("output", name, text, text.count(b"\n") + 1, now), self._limit)
 
     def event(self, event: Event) -> None:
         """What happened to a service."""
@@ -218,20 +232,20 @@ class View:
 
     def say(self, text: str, name: str = "") -> None:
         """A line of our own, in the colour of service `name`."""
-        self._put(_Line("event", name, text.encode("utf-8", "replace")), 2 * self._limit)
+        line = text.replace("\n", "")  # whatever a container has put into it
+        self._put(_Lines("event", name, line.encode("utf-8", "replace")), 2 * self._limit)
 
-    def _put(self, line: _Line, limit: int) -> None:
+    def _put(self, lines: _Lines, limit: int) -> None:
         with self._ready:
             if self._deaf:
                 return
-            if self._size + line.cost > limit:
-                self._skipped += 1
-                self._ready.notify()
-                return
-            self._size += line.cost
-            self._waiting.append(line)
-            if len(self._waiting) == 1:
-                self._ready.notify()
+            self._skipped += lines.number
+            first = lines.first(limit - self._size)
+            if first is not None:
+                self._skipped -= first.number
+                self._size += first.cost
+                self._waiting.append(first)
+            self._ready.notify()
 
     # ---- the thread ----
 
@@ -239,19 +253,19 @@ class View:
         lost = 0
         while (taken := self._take()) is not None:
             batch, skipped = taken
-            text = "".join(map(self._format, batch))
+            data = b"".join(map(self._format, batch))
             skipped += lost
             if skipped:
-                text += self._notice(skipped)
+                data += self._notice(skipped).encode("utf-8", "replace")
             try:
-                self._write(text.encode("utf-8", "replace"))
+                self._write(data)
                 lost = 0
             except OSError as exc:
-                lost = skipped + len(batch)  # e.g. a file on a full disk: the next line tries again
+                lost = skipped + sum(lines.number for lines in batch)  # e.g. a file on a full disk: the next line tries again
                 if exc.errno in (errno.EPIPE, errno.EIO):
                     self._go_deaf(closed=exc.errno == errno.EPIPE)
 
-    def _take(self) -> tuple[list[_Line], int] | None:
+    def _take(self) -> tuple[list[_Lines], int] | None:
         """What has gathered; None when all is done."""
         with self._ready:
             while not (self._waiting or self._skipped or self._closing):
@@ -277,15 +291,16 @@ class View:
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()
 
-    def _format(self, line: _Line) -> str:
-        text = clean(line.text, colour=self._style.colour and line.kind == "output")
-        if line.kind == "event":
-            return self._paint(text, f"2;{self._colours[line.name]}" if line.name in self._colours else "2") + "\n"
-        if line.time:
-            text = f"{_timestamp(line.time)} {text}"
+    def _format(self, lines: _Lines) -> bytes:
+        if lines.kind == "event":
+            text = clean(lines.text, colour=False)
+            text = self._paint(text, f"2;{self._colours[lines.name]}" if lines.name in self._colours else "2")
+            return f"{text}\n".encode("utf-8", "replace")
+        head = f"{_timestamp(lines.time)} " if lines.time else ""
         if self._style.prefix:
-            text = self._paint(f"{line.name:<{self._width}} |", self._colours.get(line.name, "")) + f" {text}"
-        return f"{text}\n"
+            head = self._paint(f"{lines.name:<{self._width}} |", self._colours.get(lines.name, "")) + f" {head}"
+        start, cleaned = head.encode(), clean_lines(lines.text, colour=self._style.colour)
+        return start + cleaned.replace(b"\n", b"\n" + start) + b"\n"
 
     def _notice(self, skipped: int) -> str:
         text = f"[... {skipped:,} lines skipped, the terminal is slower than the output; all of it is in {self._log_dir}]"

@@ -14,9 +14,8 @@ import signal
 import statistics
 import struct
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,45 +23,20 @@ from typing import Any
 
 from hatch_build import find_compiler
 from tests.benchmarks.counts import activity, children, pss
+from tests.benchmarks.logs import measure_logs, print_logs
 from tests.benchmarks.memory import open_idle
+from tests.benchmarks.project import LIMIT, in_background, tinyvisor
 from tinyvisor.places import run_directory
 
 Found = dict[str, Any]
 
-TINYVISOR = (sys.executable, "-P", "-m", "tinyvisor")
-LIMIT = 300.0  # seconds for anything
 WINDOW = 5.0  # seconds of idleness that are looked at
 ASKED = 5  # times that `ps` is timed
 BACKOFF = 0.05  # seconds
 RESTARTS = 20
 SIDE_BY_SIDE = 100
-LOGGERS, LINES = 4, 250_000
 POLL = 0.002  # seconds: nobody tells when another supervisor has started something
 S6_PAUSE = 1.0  # seconds, at least, from one start to the next: s6-supervise(8)
-
-
-def _tinyvisor(*words: str | Path) -> str:
-    ended = subprocess.run([*TINYVISOR, *map(str, words)], capture_output=True, text=True, timeout=LIMIT, check=False)
-    if ended.returncode:
-        raise RuntimeError(f"tinyvisor {' '.join(map(str, words))}: {ended.stderr[-500:]}")
-    return ended.stdout
-
-
-@contextlib.contextmanager
-def in_background(scratch: Path, services: dict[str, Found]) -> Iterator[tuple[str, int, float]]:
-    """A project that runs: its name, the daemon's pid, and the seconds until all of it ran."""
-    name = f"benchmark-{os.getpid()}"
-    file = scratch / "services.yaml"
-    file.write_text(json.dumps({"services": services}))
-    begin = time.perf_counter()
-    _tinyvisor("up", "-d", "-p", name, "--log-dir", scratch / "logs", file)
-    seconds = time.perf_counter() - begin
-    try:
-        yield name, json.loads((run_directory() / f"{name}.json").read_text())["pid"], seconds
-    finally:
-        if (run_directory() / f"{name}.json").exists():
-            _tinyvisor("down", "-p", name)
-        shutil.rmtree(scratch / "logs")
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -111,15 +85,15 @@ async def measure_services(count: int, scratch: Path) -> Found:
 def _ps_and_memory(scratch: Path, count: int) -> Found:
     services = {f"s{number:05}": {"command": ["sleep", "1000000"]} for number in range(count)}
     with in_background(scratch, services) as (name, pid, up):
-        listed = json.loads(_tinyvisor("ps", "-p", name, "--json"))
+        listed = json.loads(tinyvisor("ps", "-p", name, "--json"))
         if [service["state"] for service in listed] != ["running"] * count:
             raise RuntimeError("not all of it runs")
-        ps = statistics.median(_seconds(lambda: _tinyvisor("ps", "-p", name)) for _ in range(ASKED))
+        ps = statistics.median(_seconds(lambda: tinyvisor("ps", "-p", name)) for _ in range(ASKED))
         before = activity([pid])
         time.sleep(WINDOW)
         idle = (activity([pid]) - before).cpu / WINDOW
         memory = pss(pid)
-        down = _seconds(lambda: _tinyvisor("down", "-p", name))
+        down = _seconds(lambda: tinyvisor("down", "-p", name))
     return {"up": up, "ps": ps, "idle": idle, "memory": memory, "down": down}
 
 
@@ -165,12 +139,12 @@ def _start_tinyvisor(scratch: Path, services: dict[str, list[str]]) -> int:
         for service, command in services.items()
     }
     (scratch / "services.yaml").write_text(json.dumps({"services": described}))
-    _tinyvisor("up", "-d", "-p", name, "--log-dir", scratch / "logs", scratch / "services.yaml")
+    tinyvisor("up", "-d", "-p", name, "--log-dir", scratch / "logs", scratch / "services.yaml")
     return int(json.loads((run_directory() / f"{name}.json").read_text())["pid"])
 
 
 def _stop_tinyvisor(scratch: Path, pid: int) -> None:
-    _tinyvisor("down", "-p", f"benchmark-{os.getpid()}")
+    tinyvisor("down", "-p", f"benchmark-{os.getpid()}")
 
 
 def _start_supervisord(scratch: Path, services: dict[str, list[str]]) -> int:
@@ -266,37 +240,7 @@ def print_side_by_side(rows: list[Found]) -> None:
         print(f"{row['name']:<16}{row['up']:>10.2f}{row['memory'] / 1e6:>14.1f}{row['restart'] * 1e3:>30.2f}")
 
 
-# --- Logs. ---
-
-
-def measure_logs(scratch: Path) -> Found:
-    """`LOGGERS` services that write `LINES` lines each as quickly as they can, in the foreground with nobody who looks.
-
-    Returns:
-        ``lines`` in the log files of those that were written (all, or the supervisor has lost some), ``seconds``; ``cpu``: of the
-        supervisor, seconds.
-    """
-    options = {"max-size": "1g", "max-file": "1"}
-    services = {f"s{n}": {"command": ["seq", str(LINES)], "logging": {"options": options}} for n in range(LOGGERS)}
-    (scratch / "loggers.yaml").write_text(json.dumps({"services": services}))
-    words = [*TINYVISOR, "up", "--log-dir", str(scratch / "logs"), str(scratch / "loggers.yaml")]
-    begin = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - begin
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"tinyvisor up ended with {process.returncode}")
-    lines = sum(file.read_bytes().count(b"\n") for file in (scratch / "logs").rglob("s*.log"))
-    shutil.rmtree(scratch / "logs")
-    return {"lines": lines, "written": LOGGERS * LINES, "seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime}
-
-
-def print_logs(found: Found) -> None:
-    """What `measure_logs` has found, in words."""
-    rate, each = found["lines"] / found["seconds"], found["cpu"] / found["lines"]
-    print(f"\nlogs: {found['lines']:,} of {found['written']:,} lines in {found['seconds']:.2f} s, {rate:,.0f} a second")
-    print(f"  {each * 1e6:.2f} us of the supervisor's CPU a line")
+# --- All of it. ---
 
 
 async def measure_supervision(count: int, scratch: Path) -> Found:

@@ -264,9 +264,8 @@ class _Daemon:
             self._say(text)
 
     def _say(self, text: str) -> None:
-        from tinyvisor.runtime.logfile import Piece
-
-        self._log.write("stderr", [Piece(line.encode("utf-8", "replace"), True) for line in text.splitlines()])
+        for line in text.splitlines():
+            self._log.write("stderr", f"{line}\n".encode("utf-8", "replace"))
 
 
 def _allow_many_files() -> None:

@@ -18,7 +18,7 @@ from tinyvisor.control import Control, Feed, listening
 from tinyvisor.metrics import Tally
 from tinyvisor.places import run_directory
 from tinyvisor.runtime import open_runtime
-from tinyvisor.runtime.logfile import Stream
+from tinyvisor.runtime.logfile import Block, Stream
 from tinyvisor.spec import Project
 from tinyvisor.state import Event, ServiceSummary
 from tinyvisor.supervisor import Supervisor
@@ -59,9 +59,9 @@ def run_project(
             for each in (view.event, feed.event, tally.event):
                 each(event)
 
-        def on_output(name: str, stream: Stream, line: bytes) -> None:
-            view.output(name, stream, line)
-            feed.output(name, stream, line)
+        def on_output(name: str, stream: Stream, block: Block) -> None:
+            view.output(name, stream, block)
+            feed.output(name, stream, block)
 
         with trio.open_signal_receiver(*heeded(ENDING)) as signals:
             async with open_runtime(name=project.name) as runtime:  # holds the project's lock
