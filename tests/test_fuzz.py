@@ -23,7 +23,7 @@ from tinyvisor.runtime import launcher as wire
 
 sanitized = harness.sanitized
 
-SECONDS = {"request": 2, "steps": 5, "launcher": 5, "init": 3, "keeper": 2, "arguments": 3}
+SECONDS = {"request": 1, "steps": 5, "launcher": 5, "init": 2, "keeper": 1, "arguments": 2}
 
 
 class Built(NamedTuple):
