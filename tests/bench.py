@@ -46,6 +46,7 @@ class Bench:
         self.start = trio.current_time()
         summaries = await self.supervisor.run()
         assert not self.runtime.running
+        assert not self.runtime.ahead
         return {summary.name: summary for summary in summaries}
 
     async def run_until(self, seconds: float, request: str = "request_stop") -> dict[str, ServiceSummary]:
@@ -71,6 +72,7 @@ class Bench:
             yield self.supervisor
             self.supervisor.request_stop()
         assert not self.runtime.running
+        assert not self.runtime.ahead
 
     def states(self) -> dict[str, str]:
         return {summary.name: summary.state for summary in self.supervisor.summaries()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +57,7 @@ class Script:
             ends, output). Raising is a start that fails.
         says: (seconds after the start, message to its NOTIFY_SOCKET), in order.
         newline: (seconds after the start, bytes on its notification fd), in order; ``b""`` closes it.
+        heard_late: seconds that its clean-up is said to have taken.
         signal_exit: how a signal other than the stop signal ends it; None: not at all.
     """
 
@@ -72,6 +73,7 @@ class Script:
     wait_error: Exception | None = None
     exec: Callable[[float, tuple[str, ...]], tuple[float, Exit, bytes]] = lambda seconds, command: (0.0, OK, b"")
     signal_exit: Exit | None = None
+    heard_late: float = 0.0
     says: tuple[tuple[float, bytes], ...] = ()
     newline: tuple[tuple[float, bytes], ...] = ()
 
@@ -144,6 +146,10 @@ class FakeContainer:
     @property
     def stderr(self) -> Pipe | None:
         return self.pipes["stderr"]
+
+    @property
+    def since_end(self) -> float:
+        return self._script.heard_late
 
     async def wait(self) -> Exit:
         await self._gone.wait()
@@ -284,7 +290,9 @@ class FakeContainer:
 class FakeRuntime:
     """Attributes:
     scripts: by name, one after another; the last one is repeated. No script: runs until stopped.
-    history: (time, what, name), with what in launch, up, down, stop, kill, exec, signal N.
+    history: (time, what, name), with what in ahead, discard, launch, up, down, stop, kill, exec, signal N.
+    ahead: names of containers that are made, or being made, but for the workload.
+    ahead_seconds, ahead_error, discard_seconds: how long it takes to make one, or why there is none; how long to be rid of it.
     executed: (name, command, user, working_dir, environment) of all commands that were run inside.
     """
 
@@ -296,6 +304,10 @@ class FakeRuntime:
     launching: int = 0
     most_launching: int = 0
     most_running: int = 0
+    ahead: set[str] = field(default_factory=set)
+    ahead_seconds: float = 0.0
+    ahead_error: Exception | None = None
+    discard_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self._scripts = {name: list(scripts) for name, scripts in self.scripts.items()}
@@ -317,8 +329,16 @@ class FakeRuntime:
 
     @asynccontextmanager
     async def start(
-        self, spec: Spec, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+        self,
+        spec: Spec,
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        before_exec: Callable[[], Awaitable[object]] | None = None,
     ) -> AsyncIterator[FakeContainer]:
+        if before_exec is not None:
+            await self._make_ahead(spec, before_exec)
         scripts = self._scripts.get(spec.name) or [Script()]
         script = scripts.pop(0) if len(scripts) > 1 else scripts[0]
         await self._launch(spec, script)
@@ -337,8 +357,28 @@ class FakeRuntime:
         finally:
             container.kill()
 
+    async def _make_ahead(self, spec: Spec, before_exec: Callable[[], Awaitable[object]]) -> None:
+        """All but the launch as such, which then takes no less time than any other."""
+        assert spec.name not in self.running, f"{spec.name} is running already"
+        assert spec.name not in self.ahead, f"{spec.name} is made ahead already"
+        self.note("ahead", spec.name)
+        self.ahead.add(spec.name)
+        try:
+            await trio.sleep(self.ahead_seconds)
+            if self.ahead_error is not None:
+                raise self.ahead_error
+            await before_exec()
+        except BaseException:
+            self.note("discard", spec.name)
+            with trio.CancelScope(shield=True):
+                await trio.sleep(self.discard_seconds)
+            raise
+        finally:
+            self.ahead.remove(spec.name)
+
     async def _launch(self, spec: Spec, script: Script) -> None:
         assert spec.name not in self.running, f"{spec.name} is running already"
+        assert spec.name not in self.ahead, f"{spec.name} is made ahead already"
         self.note("launch", spec.name)
         self.launching += 1
         self.most_launching = max(self.most_launching, self.launching)

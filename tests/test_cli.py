@@ -18,11 +18,13 @@ import pytest
 from tests.kernel.command import ROOT, arguments, environment, tinyvisor
 from tinyvisor import __main__ as entry
 from tinyvisor.cli import group, project, values
+from tinyvisor.cli.daemon import _hand_over, take_over, words_anew
 from tinyvisor.cli.failures import ExitCodes, expected, lines
 from tinyvisor.cli.foreground import write_result
 from tinyvisor.cli.run import build_spec, run
 from tinyvisor.cli.summary import format_plain, summary_rows
 from tinyvisor.cli.up import wants_colour
+from tinyvisor.config import load
 from tinyvisor.errors import ConfigError, ConfigProblem, HostError, InternalError, LaunchError, SpecError, TinyvisorError
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, SyscallRule, Tmpfs, Ulimit, Volume
 from tinyvisor.state import Exit, ServiceSummary
@@ -303,6 +305,7 @@ def test_no_options_are_the_defaults() -> None:
         (["--cap-drop", "ALL", "--cap-add", "CHOWN"], {"capabilities": {"CHOWN"}}),
         (["--security-opt", "seccomp=unconfined", "--security-opt", "no-new-privileges:false"],
          {"seccomp": "unconfined", "no_new_privs": False}),
+        (["--security-opt", "proc-opts=subset=pid"], {"proc_opts": "subset=pid"}),
         (["--security-opt", "landlock=unconfined"], {"landlock": "unconfined"}),
         (["--security-opt", "seccomp=tinyvisor/seccomp-default.json"],
          {"seccomp": Path("tinyvisor/seccomp-default.json").absolute()}),
@@ -455,3 +458,17 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -
     assert wants_colour(False)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False, raising=False)
     assert not wants_colour(False)
+
+
+def test_a_daemon_that_starts_anew_reads_its_project_anew() -> None:
+    words = ["up", "--daemon-fd", "7", "--project-fd", "8", "-p", "web", "--", "/configs"]
+    assert words_anew(words, 5) == ["up", "--daemon-fd", "5", "-p", "web", "--", "/configs"]
+    assert words_anew(words_anew(words, 5), 6) == ["up", "--daemon-fd", "6", "-p", "web", "--", "/configs"]
+
+
+def test_a_project_is_handed_to_the_daemon_as_it_was_read(tmp_path: Path) -> None:
+    file = tmp_path / "web.yaml"
+    file.write_text("command: [x]\nenvironment: {A: b}\nsecrets: [{environment: WORD, target: word}]\nlabels: {a: b}\n")
+    found = load([file], environ={"WORD": "secret"})
+    assert found.services["web"].spec.secrets[0].content == b"secret"
+    assert take_over(_hand_over(found)) == found

@@ -264,10 +264,16 @@ BAD = [
     (
         "command: x\nsecurity_opt: ['apparmor:unconfined']",
         '2:16: security_opt[0]: "apparmor:unconfined" is not supported yet; expected no-new-privileges:true, '
-        "no-new-privileges:false, seccomp=default, seccomp=unconfined, seccomp=FILE or landlock=default, landlock=unconfined",
+        "no-new-privileges:false, seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined or "
+        "proc-opts=OPTIONS",
     ),
     ("command: x\nsecurity_opt: ['landlock=none']", None),
     ("command: x\nsecurity_opt: ['seccomp=']", None),
+    (
+        "command: x\nsecurity_opt: ['proc-opts=hidepid=2,gid=0']",
+        "2:16: security_opt[0]: proc-opts: 'gid=0' is not known; expected subset=pid, hidepid=0, hidepid=1, hidepid=2, "
+        "hidepid=4, hidepid=off, hidepid=noaccess, hidepid=invisible, hidepid=ptraceable",
+    ),
     ("command: x\nsecurity_opt: ['no-new-privileges:maybe']", None),
     ("command: x\nsecurity_opt: ['seccomp=/no/such']", "2:16: security_opt[0]: /no/such: No such file or directory"),
     ("command: x\nsecurity_opt: ['seccomp=/']", "2:16: security_opt[0]: /: Is a directory"),
@@ -414,7 +420,7 @@ shm_size: 1m
 cap_add: [sys_nice, CAP_CHOWN, KILL]
 userns_mode: keep-id
 cap_drop: [KILL]
-security_opt: ["no-new-privileges:false", "seccomp=profile.json", "landlock=unconfined"]
+security_opt: ["no-new-privileges:false", "seccomp=profile.json", "landlock=unconfined", "proc-opts=hidepid=2,subset=pid"]
 seccomp: {action: kill}
 on_syscall: [{syscall: connect, action: deny, address: "127.*"}, {syscall: "%net", action: log, args: "0 & 3 == 1", path: /x}]
 umask: 0027
@@ -489,6 +495,7 @@ def test_every_key(tmp_path: Path) -> None:
             shm_size=1 << 20,
             capabilities=frozenset({"SYS_NICE", "CHOWN"}),
             no_new_privs=False,
+            proc_opts="hidepid=2,subset=pid",
             seccomp=tmp_path / "profile.json",
             seccomp_action="kill",
             landlock="unconfined",

@@ -120,6 +120,7 @@ def test_filters_are_part_of_the_defaults(good: Host) -> None:
 
 def test_not_root(good: Host) -> None:
     assert check(replace(good, euid=1000), "root").level == "fail"
+    assert check(replace(good, euid=1000, calls=good.calls - {"fsmount"}), "kernel").level == "ok", "it is refused, not missing"
 
 
 def test_missing_namespaces(good: Host) -> None:

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     for layer in (
         ("errors", "units", "cron", "pattern", "interpreter", "places", "stored", "processes", "release", "clean"),
         ("spec job", "state"),
-        ("profile trace",),
+        ("profile trace", "holes"),
         ("tracing learned accesses",),
         ("config yamlfile jobs jsonlines digests", "policy", "health", "notify", "runtime cluster", "view", "attacks"),
         ("resume",),

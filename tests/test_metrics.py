@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -19,7 +20,7 @@ from tests.fake_runtime import Script
 from tests.kernel.command import ROOT, tinyvisor
 from tests.test_control import Rig, read_all, request, rig
 from tests.test_control import anyio_backend as anyio_backend
-from tinyvisor.control import MAX_SCRAPES
+from tinyvisor.control import MAX_SCRAPES, SCRAPE_PATIENCE
 from tinyvisor.metrics import BUCKETS, Histogram, Tally
 from tinyvisor.spec import Healthcheck
 from tinyvisor.state import Exit, LogLost, ServiceExited, ServiceStarted, StopHeldUp
@@ -89,9 +90,6 @@ async def test_a_port_has_metrics_and_nothing_else(tmp_path: Path) -> None:
             idle = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_SCRAPES + 3)]
             await wait_all_tasks_blocked()
             assert (await r.ask("GET", "/v1/project"))[0] == 200, "they take no client's place"
-            for each in idle:
-                await each.aclose()
-            await wait_all_tasks_blocked()
             for path, status in (("/metrics", b"200"), ("/v1/services", b"404"), ("/v1/down", b"405")):
                 async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                     await stream.send_all(request("GET", path))
@@ -99,7 +97,40 @@ async def test_a_port_has_metrics_and_nothing_else(tmp_path: Path) -> None:
             async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
                 await stream.send_all(request("POST", "/v1/services/stop", b"{}"))
                 assert (await read_all(stream)).startswith(b"HTTP/1.1 404")
+            for each in idle:
+                await each.aclose()
             assert r.bench.states() == {"a": "running"}
+
+
+async def test_slow_scrapes_hold_no_place_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those that ask for nothing, which make room at once, nor those that have asked and take their time."""
+    forever = trio.Event()
+
+    async def never(*_: object) -> None:
+        await forever.wait()
+
+    async with rig(tmp_path, service("a")) as r:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setblocking(False)
+        with listener:
+            port = listener.getsockname()[1]
+            r.nursery.start_soon(r.control.serve_metrics, listener)
+            slow = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_SCRAPES)]
+            with monkeypatch.context() as patch:
+                patch.setattr("tinyvisor.control._Client.send_whole", never)
+                for each in slow:
+                    await each.send_all(request("GET", "/metrics"))
+                async with await trio.open_tcp_stream("127.0.0.1", port) as refused:
+                    with contextlib.suppress(trio.BrokenResourceError):  # a reset: its request was not read
+                        await refused.send_all(request("GET", "/metrics"))
+                        assert await read_all(refused) == b""
+                await trio.sleep(SCRAPE_PATIENCE + 1)
+            for each in slow:
+                assert await read_all(each) == b""
+                await each.aclose()
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(request("GET", "/metrics"))
+                assert (await read_all(stream)).startswith(b"HTTP/1.1 200")
 
 
 def test_histogram() -> None:

@@ -15,6 +15,7 @@ from tinyvisor import places
 from tinyvisor.cli import outside
 from tinyvisor.client import find_project, known_projects
 from tinyvisor.errors import HostError, TinyvisorError
+from tinyvisor.runtime import engine
 
 
 def test_only_root_has_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +55,24 @@ def test_members_find_projects_where_root_has_put_them(tmp_path: Path, monkeypat
     outside.write_record(shared / "web.json", {"name": "web", "paths": [str(tmp_path / "configs")]})
     assert known_projects() == ["web"]
     assert find_project(None, tmp_path) == "web"
+
+
+def test_what_a_killed_supervisor_has_left_for_groups_goes_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "SYSTEM", tmp_path / "tinyvisor")
+    monkeypatch.setattr(engine, "privileged", lambda: True)
+    (tmp_path / "tinyvisor.file").touch()
+    for group in ("staff", "100"):
+        places.shared_directory(group).mkdir()
+        for project in ("web", "other"):
+            outside.write_record(places.shared_directory(group) / f"{project}.json", {"name": project})
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(places.shared_directory(group) / f"{project}.sock"))
+    engine._forget_remains(tmp_path / "tinyvisor", "web")
+    for group in ("staff", "100"):
+        assert sorted(path.name for path in places.shared_directory(group).iterdir()) == ["other.json", "other.sock"]
+    monkeypatch.setattr(engine, "privileged", lambda: False)
+    engine._forget_remains(tmp_path / "tinyvisor", "other")
+    assert len(list(places.shared_directory("staff").iterdir())) == 2, "root's alone"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tinyvisor.errors import InternalError
 from tinyvisor.policy import (
     DOWN,
+    MAX_CREDIT,
     NEW,
     Action,
     DelayElapsed,
@@ -521,7 +522,7 @@ def histories(draw: st.DrawFn) -> tuple[RestartPolicy, list[tuple[State, Service
             own = [event for event in own if not isinstance(event, DependencyBack)]
         event = draw(st.sampled_from(own * 4 + list(COMMANDS)))  # commands are rare, or nothing else would ever happen
         if isinstance(event, Exited):
-            event = Exited(draw(exits))
+            event = Exited(draw(exits), draw(st.floats(-1, 100)))
         if isinstance(event, LaunchFailed):
             event = LaunchFailed("no", final=draw(st.booleans()))
         now = max(now + draw(st.floats(0, 30)), state.due if isinstance(event, DelayElapsed) else 0.0)
@@ -533,6 +534,17 @@ def histories(draw: st.DrawFn) -> tuple[RestartPolicy, list[tuple[State, Service
         # No launch while a container is alive, and no other phase either than these two.
         assert not alive or (action != "launch" and state.phase in ("running", "stopping"))
     return policy, steps
+
+
+@given(histories())
+def test_a_back_off_counts_from_the_end_as_far_as_that_is_credible(history: tuple[RestartPolicy, Any]) -> None:
+    policy = replace(history[0], backoff=replace(history[0].backoff, jitter=0))
+    for before, event, _, action, now in history[1]:
+        if isinstance(event, Exited) and action == "delay":
+            after, _ = decide(policy, before, event, now=now)
+            full = backoff_delay(policy.backoff, after.attempt - 1)
+            credit = min(max(event.ago, 0), MAX_CREDIT)
+            assert after.due == pytest.approx(max(now, now + full - credit))
 
 
 @given(histories())

@@ -203,6 +203,41 @@ async def test_a_launch_that_never_came_about_is_no_failure(succession: Successi
 
 
 @anyio_only
+async def test_who_still_waited_for_its_first_start_is_started(succession: Succession) -> None:
+    """Nothing is written of it: that it is wanted is what the project says."""
+    services = [service("db"), service("web", depends_on={"db": Dependency()})]
+    await succession.kill_after(succession.make(*services, scripts={"db": [Script(launch_seconds=5)]}), 1)
+    assert Records(succession.records).names() == ("db",)
+    second = succession.make(*services)
+    await second.run_until(1)
+    assert second.runtime.order("up") == ["db", "web"]
+
+
+@anyio_only
+async def test_a_start_by_a_command_is_not_forgotten(succession: Succession) -> None:
+    """By a supervisor that has found the service ended, and is killed while that waits."""
+
+    def probing(exit: Any) -> Script:
+        return Script(exec=lambda seconds, command: (0.0, exit, b""))
+
+    check = Healthcheck(test=("probe",), interval=1, retries=1)
+    healthy = {"db": Dependency(condition="service_healthy")}
+    services = [service("db", healthcheck=check), service("job", depends_on=healthy)]
+    scripts = {"job": [Script(seconds=1)]}
+    await succession.kill_after(succession.make(*services, scripts=scripts | {"db": [probing(OK)]}), 4)
+    assert succession.standing("job").state.phase == "exited"
+    second = succession.make(*services, scripts=scripts | {"db": [probing(failure())]}, adoptable=["db"])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(succession.kill_after, second, 5)
+        await trio.sleep(3)
+        second.supervisor.start(["job"])
+        assert second.states() == {"db": "running", "job": "waiting"}
+    third = succession.make(*services, scripts=scripts | {"db": [probing(OK)]}, adoptable=["db"])
+    await third.run_until(5)
+    assert "job" in third.runtime.order("up")
+
+
+@anyio_only
 async def test_what_has_changed_is_changed_as_by_reload(succession: Succession) -> None:
     before = [service("same"), service("other"), service("gone"), service("adjusted", labels={"a": "b"})]
     await succession.kill_after(succession.make(*before), 1)

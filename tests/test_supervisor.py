@@ -221,7 +221,7 @@ async def test_stdin_is_a_pipe_only_where_it_stays_open() -> None:
 
     class Runtime(FakeRuntime):
         def start(self, spec: Spec, **stdio: Any) -> Any:
-            asked[spec.name] = stdio
+            asked[spec.name] = {name: stdio[name] for name in ("stdin", "stdout", "stderr")}
             return super().start(spec, **stdio)
 
     project = Project(name="p", services={"a": service("a"), "b": service("b", stdin_open=True)})

@@ -462,8 +462,10 @@ def test_short_reports_are_bugs() -> None:
 def test_refused_calls_in_a_report(kinds: int) -> None:
     """Only as many entries as are in use; the flag is the sixteenth."""
     entries = b"".join(wire._REFUSED.pack(number, 0xFFFF, 3) for number in range(16))
-    data = wire._GONE.pack(7, 0, 0, 0, 16 | 1, 9, 1_500_000_000, 99, kinds, entries, 0, 0, 1_000_000, 2_000_000) + b"counters"
+    times = 1_500_000_000, 9_500_000_000
+    data = wire._GONE.pack(7, 0, 0, 0, 16 | 1, 9, *times, 99, kinds, entries, 0, 0, 1_000_000, 2_000_000) + b"counters"
     gone = wire.decode_gone(data)
     assert gone.refused == tuple((number, 0xFFFF, 3) for number in range(kinds))
     assert (gone.refused_in_all, gone.killed_for_refused, gone.exited, gone.status, gone.wall) == (99, True, True, 9, 1.5)
+    assert gone.ended == 9.5
     assert (gone.user, gone.system, gone.counters) == (1.0, 2.0, b"counters")

@@ -21,8 +21,9 @@ from collections import ChainMap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import core_schema
@@ -51,6 +52,7 @@ from tinyvisor.spec import (
     Tmpfs,
     Ulimit,
     Volume,
+    check_proc_options,
     instances,
 )
 from tinyvisor.units import parse_duration, parse_size, signal_name
@@ -58,6 +60,7 @@ from tinyvisor.yamlfile import Mark, Node, TextError, Variables, parse_env, pars
 
 Step = str | int
 Path_ = tuple[Step, ...]
+_T = TypeVar("_T")
 """Keys and list indices from a file's root to a value."""
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -301,9 +304,12 @@ def _security(value: Any) -> tuple[str, Any]:
         return "seccomp", argument
     if name == "landlock" and argument in get_args(words.LandlockMode):
         return "landlock", argument
+    if name == "proc-opts" and argument:
+        check_proc_options(argument)
+        return "proc_opts", argument
     raise ValueError(
         f"{shown(value)} is {_LATER}; expected no-new-privileges:true, no-new-privileges:false, "
-        "seccomp=default, seccomp=unconfined, seccomp=FILE or landlock=default, landlock=unconfined"
+        "seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined or proc-opts=OPTIONS"
     )
 
 
@@ -721,7 +727,7 @@ class ContainerModel(_Model):
     security_opt: tuple[Annotated[tuple[str, Any], PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = Field(
         None,
         description="no-new-privileges:BOOL; seccomp=default, unconfined or a profile's file, relative to this file; "
-        "landlock=default or unconfined",
+        "landlock=default or unconfined; proc-opts=hidepid=2,subset=pid",
     )
     seccomp: _Seccomp | None = Field(
         None, description="what happens on a call that the filter refuses: errno, kill, log or trace"
@@ -861,6 +867,16 @@ def parse_ulimit(text: str) -> tuple[str, Ulimit]:
     with _as_text():
         return name, Ulimit(_whole(soft), _whole(hard or soft))
     raise AssertionError
+
+
+def _shared(value: _T) -> _T:
+    """The first that equals it: of a thousand services most are alike in most."""
+    return cast(_T, _first_of_them(value))
+
+
+@lru_cache(maxsize=128)
+def _first_of_them(value: Any) -> Any:
+    return value
 
 
 def parse_capabilities(add: Iterable[str], drop: Iterable[str] = ()) -> frozenset[str]:
@@ -1204,7 +1220,7 @@ class SpecBuilder:
         if model.seccomp:
             values["seccomp_action"] = model.seccomp.action
         values |= self._on_syscall()
-        values["capabilities"] = parse_capabilities(model.cap_add or (), model.cap_drop or ())
+        values["capabilities"] = _shared(parse_capabilities(model.cap_add or (), model.cap_drop or ()))
         values |= self._mounts() | {"ulimits": self._ulimits()} | self._limits()
         return values
 
@@ -1441,7 +1457,7 @@ class _ServiceBuilder(SpecBuilder):
         if "max_file" in found:
             found["max_files"] = found.pop("max_file")
         with self._at_field():
-            return {"logging": Logging(**found)}
+            return {"logging": _shared(Logging(**found))}
         return {}
 
     def _restart(self) -> RestartPolicy | None:
@@ -1460,12 +1476,12 @@ class _ServiceBuilder(SpecBuilder):
         values: dict[str, Any] = {f"start_limit_{name}": value for name, value in limit.items()}
         values |= {"condition": condition, "max_attempts": attempts}
         for name in ("success_exit_codes", "restart_prevent_exit_codes", "restart_force_exit_codes"):
-            values[name] = frozenset(getattr(model, name) or ())
+            values[name] = _shared(frozenset(getattr(model, name) or ()))
         if model.schedule is not None and "schedule" not in self._bad:
             with self._at_field():
                 values["schedule"] = Schedule(**model.schedule.model_dump(exclude_none=True))
         values |= {"backoff": self.checked(Backoff, backoff) or Backoff()}
-        return cast(RestartPolicy | None, self.checked(RestartPolicy, values))
+        return _shared(cast(RestartPolicy | None, self.checked(RestartPolicy, values)))
 
 
 def _blkio_fields(model: _Blkio) -> dict[str, Any]:
@@ -1855,6 +1871,7 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
     options = [] if spec.no_new_privs else ["no-new-privileges:false"]
     options += [] if spec.seccomp == "default" else [f"seccomp={spec.seccomp}"]
     options += [] if spec.landlock == "default" else [f"landlock={spec.landlock}"]
+    options += [f"proc-opts={spec.proc_opts}"] if spec.proc_opts else []
     if options:
         found["security_opt"] = options
     if spec.seccomp_action is not None:

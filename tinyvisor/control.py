@@ -31,7 +31,8 @@ Bounds, each with what happens when it is reached:
 
 - clients at once (`MAX_CLIENTS`): the one that has not yet asked for anything for the longest is closed; where all have
   asked, the new one.
-- scrapes at once on a port of their own (`MAX_SCRAPES`), which take no client's place: the new one is closed.
+- scrapes at once on a port of their own (`MAX_SCRAPES`), which take no client's place: as with clients. One takes
+  `SCRAPE_PATIENCE` at most.
 - a request's line and headers (`MAX_HEAD`), its body (`MAX_BODY`), the time it takes to come (`REQUEST_PATIENCE`): refused.
 - a client that does not take what we send for `WRITE_PATIENCE`: closed. Events it could not take are counted (`MAX_QUEUED`);
   who is attached and lets more than `tap.LIMIT` bytes gather is told so and no longer is.
@@ -84,6 +85,7 @@ MAX_BODY: Final = 256 << 10
 MAX_QUEUED: Final = 1024
 REQUEST_PATIENCE: Final = 10.0
 WRITE_PATIENCE: Final = 10.0
+SCRAPE_PATIENCE: Final = 15.0
 BACKLOG: Final = 128
 STDIO: Final = 3
 SO_PEERGROUPS: Final = 59
@@ -286,7 +288,7 @@ class Control:
         self._end = trio.Event()
         self._clients: dict[_Client, None] = {}
         self._nobody = trio.Event()
-        self._scrapes = 0
+        self._scrapes: dict[_Client, None] = {}
 
     def finish(self, summaries: tuple[ServiceSummary, ...]) -> None:
         """The supervisor has ended: streams end, and who waits for that is answered."""
@@ -312,7 +314,7 @@ class Control:
         async with trio.open_nursery() as nursery:
             while True:
                 connection = await _accept(server)
-                if is_welcome(connection, group) and self._make_room():
+                if is_welcome(connection, group) and _make_room(self._clients, MAX_CLIENTS):
                     nursery.start_soon(self.serve_client, connection)
                 else:
                     connection.close()
@@ -323,40 +325,25 @@ class Control:
         async with trio.open_nursery() as nursery:
             while True:
                 connection = await _accept(server)
-                if self._scrapes < MAX_SCRAPES:
-                    self._scrapes += 1
-                    nursery.start_soon(self._serve_scrape, connection)
+                if _make_room(self._scrapes, MAX_SCRAPES):
+                    client = _Client(connection, public=True)
+                    client.scope.deadline = trio.current_time() + SCRAPE_PATIENCE  # it may be anybody's, who takes his time
+                    nursery.start_soon(self._serve, client, self._scrapes)
                 else:
                     connection.close()
 
-    async def _serve_scrape(self, connection: trio.socket.SocketType) -> None:
-        client = _Client(connection, public=True)
-        try:
-            await self._attempt(client)
-        finally:
-            client.close()
-            self._scrapes -= 1
-
-    def _make_room(self) -> bool:
-        if len(self._clients) < MAX_CLIENTS:
-            return True
-        idle = next((client for client in self._clients if not client.has_asked), None)
-        if idle is None:
-            return False
-        self._clients.pop(idle)
-        idle.scope.cancel()
-        return True
-
     async def serve_client(self, connection: trio.socket.SocketType) -> None:
         """Answers one request."""
-        client = _Client(connection)
-        self._clients[client] = None
+        await self._serve(_Client(connection), self._clients)
+
+    async def _serve(self, client: _Client, among: dict[_Client, None]) -> None:
+        among[client] = None
         try:
             with client.scope:
                 await self._attempt(client)
         finally:
             client.close()
-            self._clients.pop(client, None)
+            among.pop(client, None)
             self._nobody.set()
 
     async def _attempt(self, client: _Client) -> None:
@@ -634,6 +621,18 @@ class Control:
         if tap.exit is None:
             raise Refused(409, f"{request.name}: its output came faster than it was read; tinyvisor logs has all of it")
         return {"exit": asdict(tap.exit)}
+
+
+def _make_room(clients: dict[_Client, None], most: int) -> bool:
+    """Whether there is a place for one more; for that, who has not yet asked for anything for the longest is cut off."""
+    if len(clients) < most:
+        return True
+    idle = next((client for client in clients if not client.has_asked), None)
+    if idle is None:
+        return False
+    clients.pop(idle)
+    idle.scope.cancel()
+    return True
 
 
 _Handler = Callable[[Control, Request, "_Client"], Awaitable[Any]]

@@ -98,7 +98,8 @@ class LaunchError(ContainerError):
 
 
 class NotLaunched(ContainerError):
-    """It was to be adopted, and the supervisor before us was killed just before it launched it. Nothing of it has run."""
+    """It was killed while all was there but its workload; or it was to be adopted, and the supervisor before us was killed just
+    before it launched it. Nothing of it has run."""
 
     def __init__(self, container: str) -> None:
         super().__init__(container, "was never launched")

@@ -66,6 +66,11 @@ def shared_directory(group: str) -> Path:
     return SYSTEM.with_name(f"{SYSTEM.name}.{group}")
 
 
+def shared_files(project: str) -> list[Path]:
+    """Where a supervisor of root's may have opened it for groups. Only who holds the project's lock may remove them."""
+    return [directory / file for directory in SYSTEM.parent.glob(f"{SYSTEM.name}.*") for file in project_files(project)]
+
+
 def control_directories() -> list[Path]:
     """Where a daemon that we may talk to has its socket: our own, then what root has opened for groups."""
     return [run_directory(), *sorted(SYSTEM.parent.glob(f"{SYSTEM.name}.*"))]

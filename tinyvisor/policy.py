@@ -169,9 +169,10 @@ class Unfit:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The container is gone."""
+    """The container is gone; its workload ended `ago` seconds before we heard of it."""
 
     exit: Exit
+    ago: float = 0.0
 
 
 # --- The clock ---
@@ -211,6 +212,10 @@ ServiceEvent = (
 Action = Literal["nothing", "wait", "launch", "cancel", "stop", "kill", "delay", "schedule", "finish"]
 """What the supervisor has to do. ``wait``: for dependencies; ``cancel``: the launch; ``delay``: until `State.due`;
 ``schedule``: until the schedule's next time."""
+
+MAX_CREDIT: Final = 0.02
+"""Seconds by which a back-off may have begun before we heard of the end. It is init's word, which a workload that may trace it
+could forge; and the clean-up takes a fraction of that."""
 
 _E = TypeVar("_E")
 _Result = tuple[State, Action]
@@ -364,7 +369,7 @@ def _exited(given: _Given, state: State, event: ServiceEvent) -> _Result:
         ends = False
     if ends:
         return _ended(given, state, explain(exit), success)
-    return _restart(given, _rested(given, state), explain(exit), success)
+    return _restart(given, _rested(given, state), explain(exit), success, _ago(event))
 
 
 def _rested(given: _Given, state: State) -> State:
@@ -372,13 +377,18 @@ def _rested(given: _Given, state: State) -> State:
     return replace(state, attempt=0) if given.now - state.started_at >= given.policy.backoff.reset_after else state
 
 
-def _restart(given: _Given, state: State, reason: str, success: bool) -> _Result:
+def _restart(given: _Given, state: State, reason: str, success: bool, ago: float = 0.0) -> _Result:
     limit = given.policy.max_attempts
     if limit is not None and state.attempt >= limit:
         why = f"gave up after {limit} restarts in a row{_because(reason)}" if limit else reason
         return _ended(given, state, why, success)
-    due = given.now + backoff_delay(given.policy.backoff, state.attempt, given.random)
+    delay = backoff_delay(given.policy.backoff, state.attempt, given.random)
+    due = given.now + max(0.0, delay - ago)
     return replace(state, phase="backoff", attempt=state.attempt + 1, due=due, reason=reason), "delay"
+
+
+def _ago(event: ServiceEvent) -> float:
+    return max(0.0, min(event.ago, MAX_CREDIT)) if isinstance(event, Exited) else 0.0
 
 
 def _retry(given: _Given, state: State, event: ServiceEvent) -> _Result:
@@ -452,7 +462,7 @@ def _stopped(given: _Given, state: State, event: ServiceEvent) -> _Result:
         case "start":
             return replace(state, phase="waiting", then="stop", uncounted=True, reason=""), "wait"
         case "retry":
-            return _restart(given, replace(state, then="stop"), state.reason, success=False)
+            return _restart(given, replace(state, then="stop"), state.reason, success=False, ago=_ago(event))
         case "fail":
             return _ended(given, replace(state, then="stop"), state.reason, success=False)
     return _stopped_now(given, state, event)

@@ -7,15 +7,16 @@ when it wakes. What a change means for others is the supervisor's to settle: it 
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import os
 import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -90,6 +91,16 @@ FLUSH_INTERVAL: Final = 0.05
 FLUSH_PATIENCE: Final = 0.5
 """Seconds that it has for the last of it."""
 
+AHEAD: Final = 0.05
+"""Seconds before the end of a back-off at which the next container is begun, up to the exec: so little that what it is given (an
+image, volumes, secrets) is what there is at the end."""
+
+LEAST_AHEAD: Final = 0.005
+"""Seconds that it takes; where less is left, it is launched when it is due."""
+
+AHEAD_PATIENCE: Final = 1.0
+"""Seconds after that end at which one that is not there yet is given up for a launch that can be seen."""
+
 CHUNK: Final = 64 << 10
 """Bytes read from a pipe at once, which is what a pipe holds: a larger one, or larger reads, move no more (measured), and it
 bounds how long a flood, of newlines at worst, keeps the others waiting: some milliseconds."""
@@ -158,6 +169,9 @@ class Container(Executor, Protocol):
 
     async def wait(self) -> Exit: ...
 
+    @property
+    def since_end(self) -> float: ...
+
     async def stop(self) -> Exit: ...
 
     async def signal(self, number: int) -> None: ...
@@ -181,7 +195,14 @@ class Runtime(Protocol):
     """What the supervisor needs of a runtime."""
 
     def start(
-        self, spec: Spec, /, *, stdin: int | None = None, stdout: int | None = None, stderr: int | None = None
+        self,
+        spec: Spec,
+        /,
+        *,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        before_exec: Callable[[], Awaitable[object]] | None = None,
     ) -> AbstractAsyncContextManager[Container]: ...
 
 
@@ -260,6 +281,46 @@ class Runner:
         taps: get its container's output as it comes, and its end.
     """
 
+    __slots__ = (
+        "_adopting",
+        "_ahead",
+        "_armed_at",
+        "_around",
+        "_begun",
+        "_by_hand",
+        "_container",
+        "_dependents",
+        "_fired_at",
+        "_flushing",
+        "_greeted",
+        "_holders",
+        "_launch_seconds",
+        "_launching",
+        "_listener",
+        "_log",
+        "_looking",
+        "_noted",
+        "_pumps",
+        "_seen",
+        "_stop_wanted",
+        "_totals",
+        "_tried_ahead",
+        "_watching",
+        "_woken",
+        "busy",
+        "generation",
+        "group",
+        "has_begun",
+        "health",
+        "leaving",
+        "name",
+        "needs",
+        "probes",
+        "service",
+        "state",
+        "taps",
+    )  # fmt: skip
+
     def __init__(self, group: str, service: Service, around: Surroundings) -> None:
         self.name = service.name
         self.group = group
@@ -271,7 +332,7 @@ class Runner:
         self.leaving = False
         self.needs: tuple[Need, ...] = ()
         self.generation = 0
-        self.probes: deque[Probe] = deque(maxlen=PROBES_KEPT)
+        self.probes: tuple[Probe, ...] = ()
         self._stop_wanted = False
         self._by_hand = False  # and not only since all is to end
         self._adopting = False  # our next container is there already
@@ -283,9 +344,11 @@ class Runner:
         self._holders: list[Runner] = []
         self._seen: dict[Runner, int] = {}  # the generations of what we depend on when our launch began
         self._log: Log | None = None
-        self._unflushed = trio.Event()
-        self._woken = trio.Event()
+        self._flushing: _Flushing | None = None
+        self._woken: trio.Event | None = None
         self._launching = trio.CancelScope()
+        self._ahead: _Ahead | None = None  # our next container is made, or being made, and we back off
+        self._tried_ahead = -math.inf  # what was due when that was tried last
         self._watching = trio.CancelScope()
         self._container: Container | None = None
         self._pumps: trio.Nursery | None = None
@@ -293,7 +356,7 @@ class Runner:
         self._listener: Listener | None = None
         self._armed_at = 0.0  # the wall clock when it last began to wait for its time
         self._fired_at: float | None = None  # and when that last came
-        self._launch_seconds = 0.0
+        self._launch_seconds = self._begun = 0.0
         self._totals = _Totals()
 
     async def run(self) -> None:
@@ -303,8 +366,10 @@ class Runner:
                     await self._wait_for_time()
                 case "waiting":
                     await self._wait_until_ready()
+                case "backoff" if self._can_run_ahead():
+                    await self._run_ahead()
                 case "backoff":
-                    await self._wait_until_due()
+                    await self._wait_until_due(self.service)
                 case "starting" | "stopping":  # stopped by a callback in the very step that started it
                     self.feed(await self._run_container())
                 case "running" if self._adopting:
@@ -322,7 +387,7 @@ class Runner:
         self.state, action = decide(self.service.restart, before, event, now=now, random=jitter)
         if action == "schedule":
             self._armed_at = self._around.wall()
-        if self.state != before:
+        if self.state != before and not self._is_foregone(event):
             self.note()  # first: what we do next may be what we die in
         self._act(action)
         self.wake()
@@ -332,7 +397,10 @@ class Runner:
         return action
 
     def wake(self) -> None:
-        self._woken.set()
+        if self._woken is not None:
+            self._woken.set()
+        if self._ahead is not None and not self._ahead.due and not self._fits(self._ahead):
+            self._launching.cancel()
 
     @property
     def stop_wanted(self) -> bool:
@@ -355,7 +423,8 @@ class Runner:
         live = self._around.live
         if live is None:
             return
-        changed: dict[str, Any] = {} if self.state.phase in WITH_CONTAINER else {"container": None}
+        has_container = self.state.phase in WITH_CONTAINER or self._ahead is not None
+        changed: dict[str, Any] = {} if has_container else {"container": None}
         if self._noted is not self.service:
             self._noted = self.service
             changed["service"] = stored.to_json(self.service)
@@ -379,12 +448,17 @@ class Runner:
         )
         live.records.try_update(self.name, standing=standing, **changed)
 
+    def _is_foregone(self, event: ServiceEvent) -> bool:
+        """Whether the next supervisor finds it out by itself: that a back-off is over; that what it has no word of is wanted."""
+        return isinstance(event, DelayElapsed) or (isinstance(event, StartRequested) and self._noted is None)
+
     def restore(self, standing: Standing) -> None:
         """Stands where the supervisor before us has left it; `restore_seen` when all do. Nothing happens yet."""
         live = self._around.live
         assert live is not None
         self.state = resume.shifted(standing.state, trio.current_time() - live.monotonic())
         self._adopting = self.name in live.adoptable
+        self._noted = self.service
         self.health = standing.health
         self.has_begun = standing.has_begun
         self._stop_wanted = self._by_hand = standing.stop_wanted
@@ -505,7 +579,7 @@ class Runner:
 
     def _act(self, action: Action) -> None:
         match action:
-            case "launch":
+            case "launch" if self._ahead is None:
                 self._launching = trio.CancelScope()
             case "cancel":
                 self._launching.cancel()
@@ -545,8 +619,9 @@ class Runner:
     # ---- before the launch ----
 
     async def _wait_woken(self) -> None:
-        self._woken = trio.Event()
-        await self._woken.wait()
+        woken = self._woken = trio.Event()
+        await woken.wait()
+        self._woken = None
 
     async def _wait_until_ready(self) -> None:
         while self.state.phase == "waiting":
@@ -575,12 +650,16 @@ class Runner:
                     what = f"it depends on {other.name}, which has {fate(other.state)}"
                     yield _Unmet(what, is_lost(terms.condition, other.state), terms.required)
 
-    async def _wait_until_due(self) -> None:
-        with trio.move_on_at(self.state.due):
-            while self.state.phase == "backoff":
-                await self._wait_woken()
-        if self.state.phase == "backoff":
+    async def _wait_until_due(self, service: Service) -> None:
+        """Or until it does not back off any more, or is not to be `service` any more."""
+        if await self._backs_off_until(self.state.due, service):
             self.feed(DelayElapsed())
+
+    async def _backs_off_until(self, time: float, service: Service) -> bool:
+        with trio.move_on_at(time):
+            while self.state.phase == "backoff" and self.service == service:
+                await self._wait_woken()
+        return self.state.phase == "backoff" and self.service == service
 
     async def _wait_for_time(self) -> None:
         """By the wall clock, which may be set meanwhile; ours stands still while the machine sleeps."""
@@ -620,18 +699,17 @@ class Runner:
     async def _launch(self, turn: Turn) -> ServiceEvent:
         adopted, self._adopting = self._adopting, False
         if not adopted:
-            self._seen = {other: other.generation for need in self.needs for other in need.runners}
-            self._greeted = False
+            self._begin_launch()
             if self._has_lost_provider():  # while we waited for our turn
                 return NotReady()
-        service, launched, begun = self.service, False, trio.current_time()
+        service, launched = self.service, False
         try:
-            async with self._container_of(service, adopted) as container:
+            async with self._container_of(service, adopted, turn) as container:
                 turn.end()
                 if self.state.phase == "stopping" and not adopted:  # the cancellation came too late for the launch
                     return LaunchFailed("stopped before it had started")
-                launched = True
-                self._launch_seconds = trio.current_time() - begun
+                launched, self._ahead = True, None
+                self._launch_seconds = trio.current_time() - self._begun
                 exit = await self._attend(service, container, adopted)
         except (InternalError, LauncherDied):
             raise
@@ -640,14 +718,69 @@ class Runner:
                 raise
             return NotReady() if isinstance(error, NotLaunched) else await self._launch_failed(error)
         self._totals.add(exit)
-        return Exited(exit)
+        return Exited(exit, container.since_end)
 
-    def _container_of(self, service: Service, adopted: bool) -> AbstractAsyncContextManager[Container]:
+    def _begin_launch(self) -> None:
+        self._begun = trio.current_time()
+        self._seen = {other: other.generation for need in self.needs for other in need.runners}
+        self._greeted = False
+
+    def _container_of(self, service: Service, adopted: bool, turn: Turn) -> AbstractAsyncContextManager[Container]:
         if adopted:
             assert self._around.live is not None
             return self._around.live.adopt(self.name)
         stdin = PIPE if service.spec.stdin_open else None
-        return self._around.runtime.start(service.spec, stdin=stdin, stdout=PIPE, stderr=PIPE)
+        before_exec = None if self._ahead is None else functools.partial(self._wait_to_exec, self._ahead, turn)
+        return self._around.runtime.start(service.spec, stdin=stdin, stdout=PIPE, stderr=PIPE, before_exec=before_exec)
+
+    # ---- the next container, made while we back off ----
+
+    def _can_run_ahead(self) -> bool:
+        """Once in a back-off: who needs nothing but time, and nothing that is not there yet."""
+        service, due = self.service, self.state.due
+        return (
+            due != self._tried_ahead
+            and due - trio.current_time() >= LEAST_AHEAD
+            and service.network_provider is None
+            and service.spec.notification_fd is None
+        )
+
+    async def _run_ahead(self) -> None:
+        """The launch is begun before its time; what comes of it until our state says ``starting`` is nobody else's business."""
+        service = self.service
+        if not await self._backs_off_until(self.state.due - AHEAD, service):
+            return
+        self._tried_ahead = self.state.due
+        if any(self._unmet()):
+            return
+        self._launching = trio.CancelScope(deadline=self.state.due + AHEAD_PATIENCE)
+        self._ahead = ahead = _Ahead(service)
+        try:
+            event = await self._run_container()
+        finally:
+            self._ahead = None
+        if ahead.due:
+            self.feed(event)
+        else:
+            self.note()
+
+    async def _wait_to_exec(self, ahead: _Ahead, turn: Turn) -> None:
+        """All is there but the workload, whose time may come; else this does not return."""
+        turn.end()
+        self._launching.deadline = math.inf
+        await self._wait_until_due(ahead.service)
+        given_up = self._launching.cancel_called  # a stop, with a start behind it
+        if self.state.phase == "waiting" and not given_up and self._fits(ahead) and not any(self._unmet()):
+            self._begin_launch()
+            ahead.due = True
+            self.feed(Ready())
+            ahead.due = self.state.phase in ("starting", "stopping")  # the start limit may be against it
+        if self.state.phase != "starting":
+            self._launching.cancel()
+            await trio.sleep_forever()
+
+    def _fits(self, ahead: _Ahead) -> bool:
+        return self.state.phase in ("backoff", "waiting") and self.service == ahead.service
 
     async def _launch_failed(self, error: TinyvisorError) -> ServiceEvent:
         """A network that went away under the launch is not this service's failure, and the news of it may come later."""
@@ -670,11 +803,11 @@ class Runner:
     async def _attend(self, service: Service, container: Container, adopted: bool) -> Exit:
         found = adopted and self.health.ready
         self._looking = None if service.ready_log is None or found else _Looking(service.ready_log)
-        self.probes.clear()
+        self.probes = ()
         async with trio.open_nursery() as pumps:
-            ended, flushing = trio.Event(), trio.CancelScope()
-            if self._log is not None and self._log.waits:
-                pumps.start_soon(self._keep_flushing, ended, flushing)
+            flushing = self._flushing = _Flushing() if self._log is not None and self._log.waits else None
+            if flushing is not None:
+                pumps.start_soon(self._keep_flushing, flushing)
             for stream, source in _sources(container):
                 pumps.start_soon(self._pump, stream, source)
             self._container, self._pumps = container, pumps
@@ -688,10 +821,12 @@ class Runner:
             finally:
                 self._container = self._pumps = None
                 self.health = health.UNKNOWN
-                ended.set()
-                self._unflushed.set()
+                if flushing is not None:
+                    flushing.ended = True
+                    flushing.unflushed.set()
             pumps.cancel_scope.deadline = trio.current_time() + DRAIN_PATIENCE
-            flushing.deadline = trio.current_time() + FLUSH_PATIENCE
+            if flushing is not None:
+                flushing.scope.deadline = trio.current_time() + FLUSH_PATIENCE
         for tap in self.taps:
             tap.end(exit)
         return exit
@@ -706,22 +841,36 @@ class Runner:
         if self.state.phase == "stopping":
             self._watching.cancel()
         try:
-            async with trio.open_nursery() as company:
-                if service.post_start and not self._greeted:
-                    company.start_soon(self._greet, service.post_start, container)
-                self._hear(service, container, company)
-                if service.healthcheck is not None:
-                    company.start_soon(self._keep_probing, service, service.healthcheck, container)
-                with self._watching:
-                    exit = await _wait(container)
-                company.cancel_scope.cancel()
-            if not self._watching.cancelled_caught:
+            exit = await self._keep_company(service, container)
+            if exit is not None:
                 return exit
             if service.pre_stop:
                 await self._take_leave(service, container)
             return await container.stop()
         except ContainerError as error:  # e.g. its cgroup can't be removed
             return Exit(status="sandbox_error", reason=error.problem)
+
+    async def _keep_company(self, service: Service, container: Container) -> Exit | None:
+        """Until its end; None: until it is to be stopped."""
+        self._listener = None
+        greets = service.post_start and not self._greeted
+        speaks = container.notify is not None or container.notification is not None
+        if not (greets or speaks or service.healthcheck is not None):  # most have none, and a nursery is some memory
+            with self._watching:
+                return await _wait(container)
+            return None
+        async with trio.open_nursery() as company:
+            if greets:
+                company.start_soon(self._greet, service.post_start, container)
+            if speaks:
+                self._hear(service, container, company)
+            if service.healthcheck is not None:
+                company.start_soon(self._keep_probing, service, service.healthcheck, container)
+            exit = None
+            with self._watching:
+                exit = await _wait(container)
+            company.cancel_scope.cancel()
+        return exit
 
     # ---- hooks ----
 
@@ -770,7 +919,7 @@ class Runner:
             begun, time_of_day = trio.current_time(), self._around.wall()
             exit, output = await self._probe(check, container)
             now = trio.current_time()
-            self.probes.append(Probe(time_of_day, now - begun, exit, output))
+            self.probes = (*self.probes, Probe(time_of_day, now - begun, exit, output))[-PROBES_KEPT:]
             passed, why = exit.status == "ok", explain(exit, output)
             self._set_health(service, health.judge(check, self.health, passed=passed, why=why, elapsed=now - start))
 
@@ -781,9 +930,6 @@ class Runner:
 
     def _hear(self, service: Service, container: Container, company: trio.Nursery) -> None:
         """What it says of itself, by other ways than its output."""
-        self._listener = None
-        if container.notify is None and container.notification is None:
-            return
         told = Told(
             ready=lambda: self._change_readiness(service, health.became_ready),
             stopping=lambda: self._change_readiness(service, health.withdrew),
@@ -874,24 +1020,41 @@ class Runner:
             self._tell_lost(self._log.write(stream, block))
         if stage is not None:
             stage.settle()
-        if self._log is not None and self._log.waits and self._log.flush():
-            self._unflushed.set()
+        if self._log is not None and self._log.waits and self._log.flush() and self._flushing is not None:
+            self._flushing.unflushed.set()
         self._around.on_output(self.name, stream, block)
         if self._looking is not None:
             self._look(block)
 
-    async def _keep_flushing(self, ended: trio.Event, scope: trio.CancelScope) -> None:
+    async def _keep_flushing(self, flushing: _Flushing) -> None:
         """For a log that takes its time. It gets some for the last lines, too."""
-        with scope:
-            while not ended.is_set():
-                await self._unflushed.wait()
+        with flushing.scope:
+            while not flushing.ended:
+                await flushing.unflushed.wait()
                 while self._log is not None and self._log.flush():  # noqa: ASYNC110 - a socket that may be replaced meanwhile
                     await trio.sleep(FLUSH_INTERVAL)
-                self._unflushed = trio.Event()
+                flushing.unflushed = trio.Event()
 
     def _tell_lost(self, lost: Lost | None) -> None:
         if lost is not None:
             self._around.events.emit([LogLost(self.name, lost.lines, lost.bytes, lost.reason)])
+
+
+@dataclass(slots=True)
+class _Flushing:
+    """Of a log that takes its time, while its container runs."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    unflushed: trio.Event = field(default_factory=trio.Event)
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """A launch of `service` that was begun during a back-off; `due`: and is one as any other since."""
+
+    service: Service
+    due: bool = False
 
 
 class _Looking:

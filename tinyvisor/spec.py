@@ -12,6 +12,7 @@ import re
 import signal as signals
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
@@ -66,6 +67,20 @@ DEFAULT_MASKED_PATHS = (
     "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
 )  # fmt: skip
 DEFAULT_READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+PROC_OPTIONS = (
+    "subset=pid", "hidepid=0", "hidepid=1", "hidepid=2", "hidepid=4", "hidepid=off", "hidepid=noaccess", "hidepid=invisible",
+    "hidepid=ptraceable",
+)  # fmt: skip
+"""Source: proc(5) "Mount options"."""
+
+
+def check_proc_options(text: str) -> None:
+    """Raises ValueError for what is not a list of `PROC_OPTIONS`."""
+    for option in text.split(",") if text else ():
+        if option not in PROC_OPTIONS:
+            raise ValueError(f"proc-opts: {option!r} is not known; expected {', '.join(PROC_OPTIONS)}")
+
 
 _OF_A_NETWORK = frozenset({"NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW"})
 
@@ -365,6 +380,7 @@ class Spec:
             as the profile says; ``"kill"``: its process is killed; ``"log"``: it is made all the same; ``"trace"``: left to a
             tracer, ENOSYS without one, and not in `Exit.violations`. None: as the profile says, and nothing is noted.
         on_syscall: rules that come before the profile's.
+        proc_opts: how /proc is mounted, as proc(5) has it: ``"hidepid=2,subset=pid"``; empty: as it comes.
         landlock: ``"default"``: where the kernel has it, a second wall around what ``read_only`` says, and one around the host's
             abstract sockets with ``network_mode`` host; ``"unconfined"``: none.
         masked_paths, readonly_paths: absolute paths inside; missing ones are passed over.
@@ -416,6 +432,7 @@ class Spec:
     seccomp: str | Path = "default"
     seccomp_action: str | None = None
     on_syscall: tuple[SyscallRule, ...] = ()
+    proc_opts: str = ""
     landlock: str = "default"
     masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
     readonly_paths: tuple[str, ...] = DEFAULT_READONLY_PATHS
@@ -560,6 +577,10 @@ class Spec:
         if self.network_mode not in ("none", "host") and not re.fullmatch(rf"service:{NAME.pattern}", self.network_mode):
             raise SpecError("network_mode", f'"{self.network_mode}" is not known; expected none, host or service:NAME')
         _no_nul("security_opt", str(self.seccomp))
+        try:
+            check_proc_options(self.proc_opts)
+        except ValueError as error:
+            raise SpecError("security_opt", str(error)) from None
         if self.landlock not in get_args(LandlockMode):
             raise SpecError("landlock", f'"{self.landlock}" is not known; expected default or unconfined')
         self._check_refusals()
@@ -1025,6 +1046,11 @@ class Logging:
             )
 
 
+@cache
+def _local_logging() -> Logging:
+    return Logging()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A container that is kept in the state its policy asks for.
@@ -1061,7 +1087,7 @@ class Service:
     pre_stop: tuple[Hook, ...] = ()
     scale: int | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    logging: Logging = field(default_factory=Logging)
+    logging: Logging = field(default_factory=_local_logging)
 
     def __post_init__(self) -> None:
         if not isinstance(self.depends_on, Mapping):

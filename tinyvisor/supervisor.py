@@ -28,6 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from graphlib import CycleError, TopologicalSorter
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
@@ -345,8 +346,14 @@ class Supervisor:
         Raises:
             SpecError: there is no such service.
         """
-        runners = self._select(names)
-        while not all(_is(runner, until) for runner in runners):
+        runners, late = self._select(names), 0
+        while True:
+            # Who was late the last time is looked at first: it mostly still is, and there may be thousands.
+            order = chain(range(late, len(runners)), range(late))
+            found = next((place for place in order if not _is(runners[place], until)), None)
+            if found is None:
+                break
+            late = found
             await self._news.wait()
         return tuple(runner.summary() for runner in runners)
 
@@ -604,7 +611,7 @@ class Supervisor:
 
 def _is(runner: Runner, until: Until) -> bool:
     if runner.state.down:
-        return True
+        return not runner.busy  # nor is there a container that was made ahead
     if until == "down":
         return False
     return runner.state.phase == "scheduled" or (runner.is_up and (until == "running" or runner.is_well))

@@ -25,30 +25,38 @@ class Turns:
             yield
             self._nursery.cancel_scope.cancel()
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[Turn]:
-        """Waits for a turn, which is over when its time is up, it is ended, or the block is left."""
+    def turn(self) -> Turn:
+        """A scope: waits for a turn, which is over when its time is up, it is ended, or the block is left."""
         assert self._nursery is not None
-        turn = Turn(self._limiter)
-        await self._limiter.acquire_on_behalf_of(turn)
-        self._nursery.start_soon(turn.expire)
-        try:
-            yield turn
-        finally:
-            turn.end()
+        return Turn(self._limiter, self._nursery)
 
 
 class Turn:
-    def __init__(self, limiter: trio.CapacityLimiter) -> None:
+    """Kept for as long as the container runs that was launched: so it holds next to nothing then."""
+
+    __slots__ = ("_limiter", "_nursery", "_over")
+
+    def __init__(self, limiter: trio.CapacityLimiter, nursery: trio.Nursery) -> None:
         self._limiter = limiter
+        self._nursery = nursery
+        self._over: trio.Event | None = None
+
+    async def __aenter__(self) -> Turn:
+        await self._limiter.acquire_on_behalf_of(self)
         self._over = trio.Event()
+        self._nursery.start_soon(self._expire, self._over)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.end()
 
     def end(self) -> None:
-        if not self._over.is_set():
-            self._over.set()
+        over, self._over = self._over, None
+        if over is not None:
+            over.set()
             self._limiter.release_on_behalf_of(self)
 
-    async def expire(self) -> None:
+    async def _expire(self, over: trio.Event) -> None:
         with trio.move_on_after(LAUNCH_PATIENCE):
-            await self._over.wait()
+            await over.wait()
         self.end()

@@ -1,6 +1,7 @@
 /* Makes single system calls of a launch fail: a tracer of the launcher, driven over stdin and stdout by test_faults.py.
  *
  *   arm ROLE N ERRNO   the N-th call (from 1) of the next launch's ROLE is not made and gives ERRNO; answers "ok"
+ *   leave              from now on a workload is let go at its birth, for another tracer; answers "ok"
  *   report             answers "hit NUMBER", the call that failed, or "miss N", how many there were; and disarms
  *
  * ROLE: launcher, from the receipt of the request on; init, its only child; helper, whose user namespace is taken; workload, up to
@@ -35,9 +36,11 @@ static struct tracee {
 	enum role role;
 	bool inside, failing; /* between a call's entry and its exit; to be given the error there */
 	bool waiting;         /* stopped, until its parent's event says who it is */
+	bool leaving;         /* let go at its first stop */
 } tracees[MAX_TRACEES];
 static int count;
 static bool armed, counting; /* counting: the launcher's turn has come */
+static bool leave;
 static enum role wanted;
 static long at, error, seen[ROLES], hit;
 
@@ -98,6 +101,16 @@ static void at_call(struct tracee *tracee)
 	}
 }
 
+static void at_first_stop(struct tracee *tracee)
+{
+	tracee->waiting = false;
+	if (tracee->leaving) {
+		(void)ptrace(PTRACE_DETACH, tracee->pid, NULL, NULL);
+		forget(tracee->pid);
+	} else
+		resume(tracee, 0);
+}
+
 static void at_birth(const struct tracee *parent, int event)
 {
 	const enum role role = parent->role == LAUNCHER ? INIT : event == PTRACE_EVENT_VFORK ? WORKLOAD : HELPER;
@@ -107,9 +120,9 @@ static void at_birth(const struct tracee *parent, int event)
 	(void)ptrace(PTRACE_GETEVENTMSG, parent->pid, NULL, &pid);
 	child = find((pid_t)pid);
 	child->role = role;
+	child->leaving = leave && role == WORKLOAD;
 	if (child->waiting)
-		resume(child, 0);
-	child->waiting = false;
+		at_first_stop(child);
 }
 
 static void at_stop(pid_t pid, int status)
@@ -128,6 +141,8 @@ static void at_stop(pid_t pid, int status)
 		forget(pid);
 	} else if (event == EVENT_STOP && tracee->role == UNKNOWN)
 		tracee->waiting = true;
+	else if (tracee->leaving)
+		at_first_stop(tracee);
 	else if (event == EVENT_STOP && signal != SIGTRAP)
 		(void)ptrace(LISTEN, pid, NULL, NULL);
 	else
@@ -157,6 +172,9 @@ static void take_line(const char *line)
 		hit = -1;
 		armed = true;
 		counting = false;
+		puts("ok");
+	} else if (strcmp(line, "leave") == 0) {
+		leave = true;
 		puts("ok");
 	} else {
 		armed = false;

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import pty
+import resource
 import select
 import shutil
 import socket
@@ -44,7 +45,7 @@ from tests.kernel.test_exec import output
 from tests.kernel.test_landlock import ABI, tried, writes
 from tinyvisor.errors import LaunchError, SpecError, TinyvisorError
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
-from tinyvisor.spec import CAPABILITIES, Spec, Ulimit, Volume
+from tinyvisor.spec import CAPABILITIES, Secret, Spec, Tmpfs, Ulimit, Volume
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio, ON_TRIO]
 
@@ -439,6 +440,44 @@ print([path for path, _, files in os.walk("/") if "of-the-host" in files])
     assert lines[-1] == "[]"
 
 
+ROUND_ABOUT = """
+def look():
+    return [path for path, _, files in os.walk("/") if "of-the-host" in files or "vmlinuz" in files]
+def in_a_child(function):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        attempt(function)
+        os._exit(0)
+    os.wait()
+def enter():
+    fd = os.open("/proc/self/ns/mnt", os.O_RDONLY)
+    print("setns", libc.setns(fd, 0), sorted(set(os.listdir("/")) - {"proc"}), look(), flush=True)
+def move():
+    os.mkdir("/tmp/new")
+    mount(b"none", b"/tmp/new", b"tmpfs")
+    os.chdir("/tmp/new")
+    moved = mount(b".", b"/", None, 8192)
+    os.chroot(".")
+    for _ in range(64):
+        os.chdir("..")
+    os.chroot(".")
+    print("move", moved, look(), flush=True)
+in_a_child(enter)
+in_a_child(move)
+"""
+
+
+@pytest.mark.parametrize("method, world", [("pivot", ["container"]), ("chroot", ["lower", "new", "shell", "t", "upper"])])
+async def test_moved_mounts_and_its_own_namespace_anew_show_no_host(
+    shared: Runtime, tmp_path: Path, method: str, world: list[str]
+) -> None:
+    """MS_MOVE over the root, and setns into the mount namespace that it is in, which makes that one's root its own: with the
+    rights to both they lead into the empty world around."""
+    marker(tmp_path)
+    out = await inside(shared, ROUND_ABOUT, root_method=method, capabilities={"SYS_ADMIN", "SYS_CHROOT"}, userns_mode="host")
+    assert out.splitlines() == [f"setns 0 {world} []", "move ok []"]
+
+
 @pytest.mark.parametrize("mode", ["auto", "host"])
 @pytest.mark.parametrize("capabilities", [(), ("MKNOD",)], ids=["", "MKNOD"])
 async def test_no_device_can_be_opened(shared: Runtime, tmp_path: Path, capabilities: tuple[str, ...], mode: str) -> None:
@@ -760,6 +799,24 @@ for place in sorted(places):
     assert out.splitlines() == ["/ ENOSPC True ENOSPC True", "/dev/shm ENOSPC True ENOSPC True"]
 
 
+async def test_every_tmpfs_has_both_limits(shared: Runtime) -> None:
+    """Also where there are more of them: size and inodes, of all that the host's memory pays for."""
+    look = """
+for line in open("/proc/self/mountinfo"):
+    before, _, after = line.partition(" - ")
+    kind, _, options = after.split()[:3]
+    if kind == "tmpfs":
+        print(before.split()[4], "size=" in options and "nr_inodes=" in options)
+"""
+    more: dict[str, Any] = {"secrets": (Secret(target="key", content=b"word"),), "notify_socket": True}
+    found: set[str] = set()
+    for fields in ({"read_only": True, "tmpfs": (Tmpfs("/scratch"), Tmpfs("/work", size=1 << 20))}, {"working_dir": "/made"}):
+        lines = (await inside(shared, look, **more, **fields)).splitlines()
+        assert {line.split()[1] for line in lines} == {"True"}, lines
+        found |= {line.split()[0] for line in lines}
+    assert found >= {"/", "/dev", "/dev/shm", "/tmp", "/run", "/scratch", "/work", "/run/secrets"}, found
+
+
 async def test_running_out_of_files(shared: Runtime) -> None:
     """All file descriptors that its ulimit allows: EMFILE, and nobody else notices."""
     out = await inside(
@@ -776,6 +833,28 @@ except OSError as error:
     )
     assert out == "True True\n"
     assert (await shared.run(Spec(command=("/bin/true",)))).status == "ok"
+
+
+QUEUES = """
+made, size = 0, struct.pack("8q", 0, 10, 8192, *bytes(5))
+while isinstance(answer := call(240, b"q%d" % made, os.O_CREAT | os.O_RDWR, 0o600, size), int):
+    made += 1
+print(answer, made, flush=True)
+"""
+
+
+@pytest.mark.skipif(not X86, reason="has system calls by their number on x86-64")
+async def test_message_queues_have_a_bound_of_their_own(shared: Runtime) -> None:
+    """POSIX ones by their bytes (ulimits: msgqueue): what one container has used up is not what the next one lacks. But an
+    ordinary user's containers have the user's limit together."""
+    hold = "print(input(), flush=True)\ninput()"
+    holds = hold if shared.host.nested else f"{QUEUES}{hold}"
+    async with waiting(shared, "python3", "-c", PRELUDE + holds, name="one", **LIMITS):
+        assert await inside(shared, "print(call(240, b'q0', os.O_RDWR, 0, 0))", name="two") == "ENOENT\n", "nor has it that one's"
+        assert await inside(shared, QUEUES, name="two", ulimits={"msgqueue": Ulimit(300_000, 300_000)}) == "EMFILE 3\n"
+        assert await inside(shared, QUEUES, name="two", ulimits={"msgqueue": Ulimit(0, 0)}) == "EMFILE 0\n"
+        usual = (await inside(shared, QUEUES, name="two")).split()
+        assert usual == ["EMFILE", str(resource.getrlimit(resource.RLIMIT_MSGQUEUE)[0] // 90_000)]
 
 
 async def test_endless_output_that_nobody_reads(shared: Runtime) -> None:
@@ -984,6 +1063,41 @@ async def test_containers_share_no_keys(shared: Runtime) -> None:
         if key >= 0:
             libc.syscall(250, 9, key, -4)
     assert out.strip() == "EPERM"
+
+
+SESSION = """
+import ctypes, sys, trio
+from tinyvisor import open_runtime
+libc = ctypes.CDLL(None)
+if libc.syscall(250, 1, None) < 0 or libc.syscall(248, b"user", b"of-the-host", b"secret", 6, -3) < 0:
+    sys.exit("no keys")
+look = sys.argv[1]
+
+async def main():
+    async with open_runtime() as runtime:
+        for fields in ({"seccomp": "unconfined"}, {"seccomp": "unconfined", "userns_mode": "host"}, {"seccomp_action": "log"}):
+            async with runtime.start(["sleep", "99"], **fields) as one:
+                for _ in range(2):
+                    await runtime.run(["python3", "-c", look], check=True, **fields)
+                print((await one.exec(["python3", "-c", look])).status)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(not X86, reason="has system calls by their number on x86-64")
+async def test_nobody_has_the_session_keyring_of_who_started_it(shared: Runtime) -> None:
+    """Who may use keys, which takes an opt-out, has a session keyring of his own: it was the host's, with what is in it, and
+    that of every other container."""
+    look = f"""{PRELUDE}
+answers = [call(250, 10, -3, b"user", name, 0) for name in (b"of-the-host", b"of-the-first")]
+answers.append(isinstance(call(248, b"user", b"of-the-first", b"x", 1, -3), int))
+assert answers == ["ENOKEY", "ENOKEY", True], answers
+"""
+    ended = await anyio.run_process([sys.executable, "-c", SESSION, look], check=False)
+    if b"no keys" in ended.stderr:
+        skip("needs the kernel's keyrings")
+    assert ended.stdout.split() == [b"ok"] * 3, ended.stderr.decode()
 
 
 async def test_processes_of_others_can_not_be_seen_or_signalled(shared: Runtime) -> None:

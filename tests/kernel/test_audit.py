@@ -72,6 +72,7 @@ def test_a_service_with_a_hole(tmp_path: Path) -> None:
     assert "rarely used system calls                 open " in ended.stdout
     assert "    io_uring_setup; " in ended.stdout
     assert "sysctls                                  held " in ended.stdout
+    assert "a hole: security_opt: seccomp=unconfined: all system calls" in ended.stdout
     assert "without a limit: CPU time per time (cpus), time (timeout)\n" in ended.stdout
     assert "never run" not in ended.stdout
     assert list((tmp_path / "data").iterdir()) == []

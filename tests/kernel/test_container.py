@@ -16,6 +16,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,20 @@ async def test_host_mounts_stay_as_they_are(shared: Runtime, busybox: Path, tmp_
     assert table.read_text() == before
 
 
+async def test_proc_shows_less_where_asked(shared: Runtime) -> None:
+    """`proc-opts`: of all others' processes nothing, and nothing but processes; also to what is executed in it."""
+    look = "ls /proc; id -u; cat /proc/self/comm /proc/self/oom_score_adj"
+    fields: dict[str, Any] = {"proc_opts": "hidepid=2,subset=pid", "oom_score_adj": 7, "cpu_time": BOUND, "mem_limit": 64 << 20}
+    for user in (None, "100:100"):
+        async with waiting(shared, user=user, **fields) as container:
+            with tempfile.TemporaryFile("w+") as told:
+                assert (await container.exec(["sh", "-c", look], stdout=told, user="123")).status == "ok"
+                told.seek(0)
+                *shown, uid, comm, score = told.read().split()
+            assert ({"self", "thread-self"} <= {*shown}, uid, comm, score) == (True, "123", "cat", "7")
+            assert not {"1", "2", "sys", "meminfo", "kcore"} & {*shown}, "neither init, nor the workload, nor the kernel's files"
+
+
 async def test_proc_is_its_own(shared: Runtime) -> None:
     _, out, _ = await shell(shared, "stat -c %d /proc; ls -d /proc/[0-9]*")
     device, *processes = out.split()
@@ -326,6 +341,13 @@ async def test_all_capabilities_are_dropped(shared: Runtime) -> None:
             ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"), NOTHING
         )
         assert found["NoNewPrivs"] == "1"
+
+
+async def test_that_they_are_is_locked(shared: Runtime) -> None:
+    """Where none is kept: neither who is root nor who becomes it, or stops to be, can have any."""
+    code = "import ctypes; prctl = ctypes.CDLL(None).prctl; print(prctl(27), prctl(28, 0), prctl(8, 1))"
+    assert await python(shared, code) == "207 -1 0\n", "but who only asks to keep what he has may"
+    assert await python(shared, code, capabilities={"CHOWN"}) == "0 -1 0\n"
 
 
 @pytest.mark.parametrize("user", [None, "1000:1000"])

@@ -86,6 +86,7 @@ def test_a_day_in_its_life(directory: Directory) -> None:
     daemon, pid = directory.daemon(), directory.ps()["web"]["pid"]
     assert os.getsid(daemon) == daemon
     assert os.readlink(f"/proc/{daemon}/fd/0") == "/dev/null"
+    assert "pydantic" not in Path(f"/proc/{daemon}/maps").read_text(), "its parent has read the project"
     assert Path(f"/proc/{pid}/comm").read_text().startswith("tinyvisor-init")
 
     assert directory.run("exec", "web", "sh", "-c", "cat; exit 7", input="through").stdout == "through"

@@ -23,14 +23,16 @@ import pytest
 
 from hatch_build import find_compiler
 from tests.conftest import SETTLE
-from tests.kernel.helpers import BOUND, busybox_root, cgroups, read_until, skip
+from tests.kernel.helpers import BOUND, busybox_root, cgroups, fds, read_until, skip, until
+from tests.kernel.test_pool import has_child, inits
 from tinyvisor.errors import LaunchError, TinyvisorError
+from tinyvisor.places import in_user_namespace
 from tinyvisor.runtime import PIPE, Runtime, open_runtime
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.steps import Step
 from tinyvisor.runtime.syscall_numbers import NUMBERS
-from tinyvisor.spec import DEFAULT_NAMESPACES, Secret, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import DEFAULT_NAME, DEFAULT_NAMESPACES, Secret, Spec, Tmpfs, Ulimit, Volume
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio]
 
@@ -87,11 +89,13 @@ def left(runtime: Runtime) -> dict[str, Any]:
     return {
         "containers": len(runtime.containers),
         "cgroups": cgroups(runtime),
-        "our fds": len(os.listdir("/proc/self/fd")),
+        "our fds": len(fds()),
         "the launcher's fds": len(os.listdir(f"/proc/{launcher}/fd")),
         "its children": frozenset(Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()),
         "its mounts": len(Path(f"/proc/{launcher}/mountinfo").read_text().splitlines()),
         "ids": len(runtime._leases._mine) - len(runtime._leases._free),
+        "kept for the next supervisor": runtime.live
+        and (runtime.live.keeper and runtime.live.keeper._held, runtime.live.recorded()),
         "what runs": [container.processes() for container in runtime.containers.values()],
     }
 
@@ -133,7 +137,7 @@ WRONG: dict[type[Step], dict[str, Any]] = {
 """What each step is told that can't be done."""
 
 NEVER = {
-    s.Ids, s.Owner, s.Devpts, s.PivotRoot, s.Chroot, s.LoopbackUp, s.Init, s.Session, s.EnterUser, s.Umask,
+    s.Ids, s.Owner, s.Devpts, s.PivotRoot, s.Chroot, s.LoopbackUp, s.Init, s.Session, s.Keyring, s.EnterUser, s.Umask,
     s.BoundingSet,
     s.CloseFds, s.NoNewPrivs, s.Pty,
 }  # fmt: skip
@@ -212,6 +216,11 @@ class Injector:
         self._say(f"arm {role} {number} {error}")
         self._expect("ok")
 
+    def leave(self) -> None:
+        """Workloads are another tracer's."""
+        self._say("leave")
+        self._expect("ok")
+
     def report(self) -> str | None:
         """The name of the call that was made to fail; None: there were fewer calls than that."""
         self._say("report")
@@ -253,6 +262,7 @@ def same(text: str) -> list[str]:
         ):
             continue
         line = re.sub(r"^\d+ \d+ \d+:\d+ ", "", line)  # a mount's numbers
+        line = re.sub(r"\b([ug]id=)\d{8,}", r"\1", line)  # of another range
         host = line.partition(":")[0]
         if re.fullmatch(r"\w+:\[\d+\]", line):
             line = f"{host}: {'the host' if line == os.readlink(f'/proc/self/ns/{host}') else 'own'}"
@@ -282,13 +292,16 @@ async def outcome(launch: Launch, expected: list[str], error: int) -> str:
     )
 
 
-async def sweep(program: Path, launcher: Launcher, cases: list[tuple[str, int, int, int]]) -> list[str]:
+async def sweep(program: Path, launcher: Launcher, cases: list[tuple[str, int, int, int]], *, live: bool = False) -> list[str]:
     """What went wrong. Cases: the role, the error, the first of its calls and how many on the next one is."""
     wrong: list[str] = []
-    async with open_runtime() as runtime, launcher(runtime) as launch:
+    name = f"faults-{os.getpid()}" if live else None
+    async with open_runtime(name=name, live=live) as runtime, launcher(runtime) as launch:
         expected = await launch()
         assert await launch() == expected
         with Injector(program, runtime._launcher.pid) as injector:
+            if isinstance(launcher, functools.partial) and launcher.func is traces:
+                injector.leave()
             before = left(runtime)
             for role, error, first, step in cases:
                 for number in itertools.count(first, step):
@@ -297,7 +310,7 @@ async def sweep(program: Path, launcher: Launcher, cases: list[tuple[str, int, i
                     call = injector.report()
                     if call is None:
                         assert problem == ""
-                        assert number > 8 * step
+                        assert number > MOST_STEPS[role]
                         break
                     if call in TELLS_NO_ERROR and problem.startswith("another error"):
                         problem = ""
@@ -312,7 +325,10 @@ ERRORS = (errno.ENOMEM, errno.EPERM, errno.EINTR)
 WORKLOAD = [("workload", errno.ENOMEM, 1, 1), ("workload", errno.EPERM, 1, 3), ("workload", errno.EINTR, 2, 3)]
 INIT = [("init", errno.ENOMEM, 1, 2), ("init", errno.EPERM, 2, 8), ("init", errno.EINTR, 6, 8)]
 LAUNCHER = [("launcher", error, 1, 1) for error in (errno.ENOMEM, errno.EINTR)]  # nobody refuses it what it does for itself
+MOST_STEPS = {"workload": 20, "init": 30, "launcher": 8}
+"""There are at least so many calls of each."""
 FEW = [("workload", errno.ENOMEM, 1, 2), ("init", errno.ENOMEM, 1, 3), ("init", errno.EPERM, 2, 9)]
+SOME = [("workload", errno.ENOMEM, 2, 6), ("init", errno.EPERM, 4, 17), ("launcher", errno.ENOMEM, 1, 4)]
 
 
 @contextlib.asynccontextmanager
@@ -355,23 +371,77 @@ async def starts(spec: Spec, runtime: Runtime) -> AsyncIterator[Launch]:
     yield launch
 
 
+@contextlib.asynccontextmanager
+async def parks(spec: Spec, runtime: Runtime) -> AsyncIterator[Launch]:
+    """Made ahead, and then given its command."""
+
+    async def launch() -> list[str]:
+        async with runtime.pool(spec.with_(name=DEFAULT_NAME), size=1) as warm:
+            pool = warm._pool
+            await until(lambda: bool(pool._ready) or pool.error is not None)
+            if pool.error is not None:
+                raise pool.error
+            container, _ = pool._ready[0]
+            await until(lambda: container.gone or any(map(has_child, inits(runtime))))
+            if container._error is not None:  # a run would start cold, and not see it
+                raise container._error
+            pool.size = 0  # none is made in its place, whose calls would count
+            result = await warm.run(capture_stdout=True)
+        assert result.status == "ok", result
+        return same((result.stdout or b"").decode())
+
+    yield launch
+
+
+@contextlib.asynccontextmanager
+async def keeps(spec: Spec, runtime: Runtime) -> AsyncIterator[Launch]:
+    """To outlive us."""
+
+    async def launch() -> list[str]:
+        async with runtime.start(spec, stdout=PIPE) as container:
+            out = await read_until(container.stdout, "the end\n")
+            assert (await container.wait()).status == "ok"
+        assert runtime.live is not None
+        runtime.live.records.forget(spec.name)  # as whoever has started it does once it knows of its end
+        return same(out)
+
+    yield launch
+
+
+@contextlib.asynccontextmanager
+async def traces(spec: Spec, runtime: Runtime) -> AsyncIterator[Launch]:
+    """Its workload is the tracer's, and can't be the injector's."""
+
+    async def launch() -> list[str]:
+        async with runtime.trace(spec, filter="execve", stdout=PIPE) as (container, _):
+            out = await read_until(container.stdout, "the end\n")
+            assert (await container.wait()).status == "ok"
+        return same(out)
+
+    yield launch
+
+
+WAYS: dict[str, tuple[Callable[..., Any], str, list[tuple[str, int, int, int]]]] = {
+    "rich": (runs, "rich", WORKLOAD + INIT + LAUNCHER),
+    "host view": (runs, "host view", FEW),
+    "terminal": (starts, "host view", FEW[1:]),
+    "exec": (execs, "rich", [*WORKLOAD, ("init", errno.ENOMEM, 1, 1)]),
+    "made ahead": (parks, "rich", SOME),
+    "live": (keeps, "rich", SOME),
+    "traced": (traces, "rich", [("init", errno.ENOMEM, 3, 24)]),
+}
+if in_user_namespace():  # test_rootless
+    WAYS = {"an ordinary user's": (runs, "rich", SOME)}
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "how, kind, cases",
-    [
-        (runs, "rich", WORKLOAD + INIT + LAUNCHER),
-        (runs, "host view", FEW),
-        (starts, "host view", FEW[1:]),
-        (execs, "rich", [*WORKLOAD, ("init", errno.ENOMEM, 1, 1)]),
-    ],
-    ids=["rich", "host view", "terminal", "exec"],
-)
+@pytest.mark.parametrize("how, kind, cases", WAYS.values(), ids=WAYS)
 async def test_every_call_of_a_launch_fails(
     injector: Path, tmp_path: Path, how: Callable[..., Any], kind: str, cases: list[tuple[str, int, int, int]]
 ) -> None:
     """TINYVISOR_FAULTS=all: every one, with every error."""
     spec = HOST_VIEW if kind == "host view" else rich(tmp_path)
     if ALL:
-        cases = [(role, error, 1, 1) for role in ("workload", "init") for error in ERRORS] + LAUNCHER
-    wrong = await sweep(injector, functools.partial(how, spec), cases)
+        cases = [(role, error, 1, 1) for role in {role for role, *_ in cases} for error in ERRORS] + LAUNCHER
+    wrong = await sweep(injector, functools.partial(how, spec), cases, live=how is keeps)
     assert wrong == [], "\n".join(wrong)

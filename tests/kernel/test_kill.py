@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,15 @@ SOON = 10.0
 LATEST = 0.25  # seconds after its start at which a supervisor is killed
 
 
+Say = Callable[[str], None]
+Supervise = Callable[[str, str, int, Say], None]
+
 # ---- the program that is killed ----
 
 STORM = "while :; do (sleep 0.01 &) ; (:) ; done"
 
 
-def _spec(*command: str, name: str, **fields: Any) -> Spec:
+def make_spec(*command: str, name: str, **fields: Any) -> Spec:
     """Its project is told by the name: PROJECT.NUMBER."""
     environment = {VARIABLE: name.partition(".")[0]}
     return Spec(command=command, name=name, environment=environment, pids_limit=30, mem_limit=64 << 20, **fields)
@@ -57,20 +60,20 @@ async def _job(runtime: Runtime, luck: random.Random, name: str) -> None:
     """One container of a random kind."""
     kind = luck.randrange(8)
     if kind == 0:
-        await runtime.run(_spec("/bin/true", name=name))
+        await runtime.run(make_spec("/bin/true", name=name))
     elif kind == 1:
         script, volume = "echo x >/scratch/x; sleep 0.02 & wait", Volume(ROOT, "/volume", read_only=True)
-        await runtime.run(_spec("sh", "-c", script, name=name, tmpfs=(Tmpfs("/scratch"),), volumes=(volume,)))
+        await runtime.run(make_spec("sh", "-c", script, name=name, tmpfs=(Tmpfs("/scratch"),), volumes=(volume,)))
     elif kind == 2:
-        async with runtime.start(_spec("sh", "-c", STORM, name=name)) as container:
+        async with runtime.start(make_spec("sh", "-c", STORM, name=name)) as container:
             await trio.sleep(luck.random() / 20)
             await container.stop(grace=0)
     elif kind == 3:
-        async with runtime.start(_spec("sleep", "1000", name=name, tty=True)) as container:
+        async with runtime.start(make_spec("sleep", "1000", name=name, tty=True)) as container:
             await trio.sleep(luck.random() / 50)
             await container.stop(grace=0.01)
     elif kind == 4:
-        spec = _spec("sh", "-c", "trap '' TERM; while :; do echo flood; done", name=name)
+        spec = make_spec("sh", "-c", "trap '' TERM; while :; do echo flood; done", name=name)
         async with runtime.start(spec, stdin=PIPE, stdout=PIPE, stderr=STDOUT) as container:
             assert container.stdout is not None
             with contextlib.suppress(anyio.EndOfStream):
@@ -78,21 +81,21 @@ async def _job(runtime: Runtime, luck: random.Random, name: str) -> None:
                     await container.stdout.receive()
             await container.stop(grace=0.01)
     elif kind == 5:
-        async with runtime.start(_spec("sleep", "1000", name=name)) as container, trio.open_nursery() as nursery:
+        async with runtime.start(make_spec("sleep", "1000", name=name)) as container, trio.open_nursery() as nursery:
             nursery.start_soon(_exec, container, "sh", "-c", STORM)
             with trio.move_on_after(luck.random() / 20):
                 for _ in range(10):
                     await _exec(container, "/bin/true")
             nursery.cancel_scope.cancel()
     elif kind == 6:
-        spec = _spec("/bin/true", name=name)
+        spec = make_spec("/bin/true", name=name)
         async with runtime.pool(spec.with_(name=DEFAULT_NAME), size=2) as pool:
             for _ in range(luck.randrange(6)):
                 with trio.move_on_after(luck.random() / 20):
                     await pool.run(["sh", "-c", luck.choice(["true", "sleep 1000 & wait"])])
     else:
         with trio.move_on_after(luck.random() / 20):
-            await runtime.run(_spec("sh", "-c", "sleep 1000 & sleep 1000 & wait", name=name))
+            await runtime.run(make_spec("sh", "-c", "sleep 1000 & sleep 1000 & wait", name=name))
 
 
 async def _exec(container: Container, *command: str) -> None:
@@ -100,7 +103,7 @@ async def _exec(container: Container, *command: str) -> None:
         await container.exec(command)
 
 
-async def _work(name: str, luck: random.Random, say: Callable[[str], None]) -> None:
+async def _work(name: str, luck: random.Random, say: Say) -> None:
     async def worker(number: int) -> None:
         while True:
             with contextlib.suppress(ContainerError):  # its init was killed
@@ -113,14 +116,14 @@ async def _work(name: str, luck: random.Random, say: Callable[[str], None]) -> N
                 nursery.start_soon(worker, number)
 
 
-async def _wait_for_many(name: str, say: Callable[[str], None]) -> None:
+async def _wait_for_many(name: str, say: Say) -> None:
     """Containers that all end when their common stdin does; they are `SLEEPERS`, and a child has all our fds."""
     fifo = os.open(os.environ["TINYVISOR_KILL_FIFO"], os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(fifo, True)
     async with open_runtime(name=name) as runtime:
         async with trio.open_nursery() as nursery, contextlib.AsyncExitStack() as stack:
             for number in range(SLEEPERS):
-                spec = _spec("cat", name=f"{name}.{number}")
+                spec = make_spec("cat", name=f"{name}.{number}")
                 container = await stack.enter_async_context(runtime.start(spec, stdin=fifo))
                 nursery.start_soon(container.wait)
             child = os.fork()
@@ -136,10 +139,10 @@ async def _wait_for_many(name: str, say: Callable[[str], None]) -> None:
 SLEEPERS = 400  # their ends are more than the socket to the supervisor holds
 
 
-async def _hold(name: str, say: Callable[[str], None]) -> None:
+async def _hold(name: str, say: Say) -> None:
     """Containers that wait for a command, that have been given one, and programs that were exec'ed."""
     async with open_runtime(name=name, warm=3) as runtime, trio.open_nursery() as nursery:
-        spec = _spec("sleep", "1000", name=name)
+        spec = make_spec("sleep", "1000", name=name)
         async with runtime.pool(spec.with_(name=DEFAULT_NAME), size=5) as pool, runtime.start(spec) as container:
             nursery.start_soon(pool.run)
             for _ in range(3):
@@ -152,15 +155,19 @@ async def _hold(name: str, say: Callable[[str], None]) -> None:
 HELD = 1 + 3 + 3 + 4  # the container, its execs, the warm runtime's, the pool's and its run: at least
 
 
-def _supervise(kind: str, name: str, seed: int, say: Callable[[str], None]) -> None:
+def _supervise(kind: str, name: str, seed: int, say: Say) -> None:
     """In the fork: works until it is killed, or its launcher is."""
+    if kind == "many":
+        trio.run(_wait_for_many, name, say)
+    elif kind == "hold":
+        trio.run(_hold, name, say)
+    else:
+        trio.run(_work, name, random.Random(seed), say)
+
+
+def _until_the_launcher_dies(supervise: Supervise, kind: str, name: str, seed: int, say: Say) -> None:
     try:
-        if kind == "many":
-            trio.run(_wait_for_many, name, say)
-        elif kind == "hold":
-            trio.run(_hold, name, say)
-        else:
-            trio.run(_work, name, random.Random(seed), say)
+        supervise(kind, name, seed, say)
     except BaseException as exc:
         group = exc
         while isinstance(group, BaseExceptionGroup):
@@ -174,7 +181,7 @@ def _supervise(kind: str, name: str, seed: int, say: Callable[[str], None]) -> N
         say("LauncherDied")
 
 
-def main() -> None:
+def main(supervise: Supervise = _supervise) -> None:
     """Reads lines "KIND NAME SEED" and forks a supervisor for each; its lines go to stdout: "PID WORDS"."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in sys.stdin:
@@ -190,7 +197,7 @@ def main() -> None:
 
             try:
                 say("born")
-                _supervise(kind, name, int(seed), say)
+                _until_the_launcher_dies(supervise, kind, name, int(seed), say)
             except BaseException as exc:
                 say(f"error {exc!r}")
                 raise
@@ -205,12 +212,14 @@ def main() -> None:
 class Nursery:
     """The program that forks supervisors, and what they say."""
 
-    def __init__(self, fifo: Path | None = None) -> None:
+    def __init__(
+        self, fifo: Path | None = None, command: Sequence[str] = (sys.executable, "-m", "tests.kernel.test_kill")
+    ) -> None:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TINYVISOR_KILL_FIFO": str(fifo)}
-        command = [sys.executable, "-m", "tests.kernel.test_kill"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, cwd=ROOT, start_new_session=True
         )
+        self.pid = self._process.pid
         self._rest = b""
         self._said: dict[int, list[str]] = {}
         self._count = 0
@@ -270,25 +279,26 @@ class Victim:
     def said(self, word: str, wait: float = 0.0) -> str | None:
         return self.nursery.said(self.pid, word, wait)
 
-    def _launchers(self) -> list[int]:
+    def launchers(self) -> list[int]:
         """Told by their words, too: a number may be another process's by now."""
-        return [child for child in _children(self.pid) if self._is_launcher(_read(f"/proc/{child}/cmdline").split(b"\0"))]
+        return [child for child in children(self.pid) if self._is_launcher(read(f"/proc/{child}/cmdline").split(b"\0"))]
 
     def _is_launcher(self, words: list[bytes]) -> bool:
-        return (*words[:2], *words[3:4]) == (b"tinyvisor-launcher", b"serve", str(self.pid).encode())
+        serves = words[0] == b"tinyvisor-launcher" and words[1:2] in ([b"serve"], [b"serve-nested"])
+        return serves and words[3:4] == [str(self.pid).encode()]
 
     def launcher(self) -> int | None:
         """A pidfd of its launcher, if it has one by now."""
-        for pid in self._launchers():
+        for pid in self.launchers():
             with contextlib.suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
-                if pid in self._launchers():
+                if pid in self.launchers():
                     return pidfd
                 os.close(pidfd)
         return None
 
     def inits(self) -> list[int]:
-        return [init for launcher in self._launchers() for init in _children(launcher)]
+        return [init for launcher in self.launchers() for init in children(launcher)]
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -305,12 +315,12 @@ class Victim:
         found = [] if select.select([self.pidfd], [], [], 0)[0] else [f"supervisor {self.pid}"]
         for entry in os.listdir("/proc"):
             if entry.isdigit():
-                words = _read(f"/proc/{entry}/cmdline").split(b"\0")
+                words = read(f"/proc/{entry}/cmdline").split(b"\0")
                 if self._is_launcher(words):
                     found.append(f"launcher or unborn init {entry}")
                 elif words[0].startswith((f"tinyvisor-init: {self.name}.".encode(), f"tinyvisor-exec: {self.name}.".encode())):
                     found.append(f"init {entry}")
-                elif mark in _read(f"/proc/{entry}/environ").split(b"\0"):
+                elif mark in read(f"/proc/{entry}/environ").split(b"\0"):
                     found.append(f"workload {entry} {words}")
         return found
 
@@ -320,7 +330,7 @@ class Victim:
         return [path for path in (*paths, str(run_directory() / f"{self.name}.lock")) if os.path.exists(path)]
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -328,10 +338,10 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     try:
         tasks = os.listdir(f"/proc/{pid}/task")
-        return [int(child) for task in tasks for child in _read(f"/proc/{pid}/task/{task}/children").split()]
+        return [int(child) for task in tasks for child in read(f"/proc/{pid}/task/{task}/children").split()]
     except OSError:
         return []
 
@@ -500,7 +510,7 @@ def _wait_for_the_end_of(pidfds: list[int]) -> None:
 
 
 def _descendants(pid: int) -> list[int]:
-    return [found for child in _children(pid) for found in (child, *_descendants(child))]
+    return [found for child in children(pid) for found in (child, *_descendants(child))]
 
 
 def test_kill_a_stopped_supervisor(swept_at_the_end: None, victims: Nursery, luck: random.Random) -> None:
@@ -531,7 +541,7 @@ def test_kill_a_supervisor_whose_child_holds_its_fds(swept_at_the_end: None, tmp
         victim.kill(signal.SIGSTOP)
         end.close()
         # All have ended; those that the launcher could not report before the socket was full are zombies.
-        assert not wait_until_empty(lambda: [str(init) for init in victim.inits() if _children(init)])
+        assert not wait_until_empty(lambda: [str(init) for init in victim.inits() if children(init)])
         assert len(victim.inits()) > SLEEPERS // 4
         victim.kill()
         nothing_left(victim)
@@ -579,7 +589,7 @@ async def test_a_dead_launcher_fails_every_wait_and_the_program_goes_on(anyio_ba
                     await container.wait()
                 container.kill()
                 await container.signal(signal.SIGTERM)
-        assert not wait_until_empty(lambda: [str(pid) for pid in pids if _read(f"/proc/{pid}/cmdline").startswith(b"tinyvisor")])
+        assert not wait_until_empty(lambda: [str(pid) for pid in pids if read(f"/proc/{pid}/cmdline").startswith(b"tinyvisor")])
         async with open_runtime() as runtime:
             assert (await runtime.run(Spec(command=("/bin/true",)))).status == "ok"
 
@@ -713,7 +723,7 @@ def test_a_hangup_of_the_terminal_ends_all(swept_at_the_end: None) -> None:
         os.close(master)
     assert process.wait(BOUND) == -signal.SIGHUP
     mark = f"{VARIABLE}=hangup-{os.getpid()}".encode()
-    assert not wait_until_empty(lambda: [e for e in os.listdir("/proc") if e.isdigit() and mark in _read(f"/proc/{e}/environ")])
+    assert not wait_until_empty(lambda: [e for e in os.listdir("/proc") if e.isdigit() and mark in read(f"/proc/{e}/environ")])
 
 
 @pytest.mark.anyio

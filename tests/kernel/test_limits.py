@@ -122,6 +122,13 @@ async def test_tmpfs_counts_as_memory(shared: Runtime) -> None:
     assert exit.status == "memory_limit"
 
 
+async def test_kernel_memory_counts_as_memory(shared: Runtime) -> None:
+    """Of directories without contents, whose inodes are all that they take."""
+    directories = "import os\nfor n in range(60000): os.mkdir(f'/tmp/{n}')\n"
+    exit, _, err = await run(shared, "python3", "-c", directories, mem_limit=24 << 20)
+    assert exit.status == "memory_limit" or "Cannot allocate memory" in err, (exit, err)
+
+
 # ---- cpu ----
 
 

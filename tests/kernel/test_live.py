@@ -68,7 +68,8 @@ async def _supervise(project: str, round: int, launches: int) -> None:
         for number in range(launches):
             name, script = (f"long-{round}", "sleep 1000") if number == 1 else (f"short-{round}-{number}", "exit 7")
             spec = Spec(command=("sh", "-c", script), name=name)
-            nursery.start_soon(_follow, runtime, name, runtime.start(spec, stdout=PIPE, stderr=PIPE))
+            gate = trio.lowlevel.checkpoint if number % 2 else None  # one that waits for its command, if only for a moment
+            nursery.start_soon(_follow, runtime, name, runtime.start(spec, stdout=PIPE, stderr=PIPE, before_exec=gate))
         if launches:
             await trio.sleep_forever()
         await until(lambda: not runtime.adoptable and not any(it.name.startswith("short") for it in runtime.containers.values()))

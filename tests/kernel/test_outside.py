@@ -113,6 +113,13 @@ def test_daemon_with_a_group_below_systemd(directory: Directory, tmp_path: Path,
         assert "READY=1" in told
         wait_gone(daemon)
     assert list(there.iterdir()) == []
+    assert directory.run(*words, str(GROUP)).returncode == 0
+    daemon = directory.daemon()
+    os.kill(daemon, signal.SIGKILL)
+    wait_gone(daemon)
+    assert len(list(there.iterdir())) == 2, "nobody else knows of them"
+    assert directory.up().returncode == 0, "the next one, for no group"
+    assert list(there.iterdir()) == []
     there.rmdir()
 
 

@@ -35,11 +35,11 @@ async def full(pool: WarmRuns, size: int) -> None:
 
 async def parked(runtime: Runtime, size: int) -> list[int]:
     """The inits of so many containers that wait, once they do: their children are before their exec."""
-    await until(lambda: len([pid for pid in inits(runtime) if _has_child(pid)]) >= size)
+    await until(lambda: len([pid for pid in inits(runtime) if has_child(pid)]) >= size)
     return inits(runtime)
 
 
-def _has_child(pid: int) -> bool:
+def has_child(pid: int) -> bool:
     """And not only one that makes its namespaces, and is killed: the workload is process 2 of the container."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -52,6 +52,7 @@ def audit(context: click.Context, /, file: Path | None, service: str | None, as_
 
 def _print(specs: Sequence[Spec]) -> int:
     from tinyvisor.audit import unlimited
+    from tinyvisor.holes import holes
 
     code = 0
     for spec, findings in _carry_out(specs):
@@ -66,6 +67,8 @@ def _print(specs: Sequence[Spec]) -> int:
                 click.echo(f"    {each.detail}")
         if spec.network_mode.startswith("service:"):
             click.echo("tried with no network, not with the other service's")
+        for hole in holes(spec):
+            click.echo(f"a hole: {hole}")
         if unlimited(spec):
             click.echo(f"without a limit: {', '.join(unlimited(spec))}")
         count = {result: sum(each.result == result for each in findings) for result in COLOURS}
@@ -76,9 +79,10 @@ def _print(specs: Sequence[Spec]) -> int:
 
 def _print_json(specs: Sequence[Spec]) -> int:
     from tinyvisor.audit import unlimited
+    from tinyvisor.holes import holes
 
     found = [
-        {"name": spec.name, "unlimited": unlimited(spec), "attacks": [each.to_json() for each in findings]}
+        {"name": spec.name, "holes": holes(spec), "unlimited": unlimited(spec), "attacks": [each.to_json() for each in findings]}
         for spec, findings in _carry_out(specs)
     ]
     click.echo(json.dumps(found, indent=2))

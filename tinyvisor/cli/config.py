@@ -32,12 +32,16 @@ def config(
     """Check a project and print it in normal form.
 
     Variables and defaults are filled in, units are seconds and bytes. Exits with 2 and every problem as
-    file:line:column when something is wrong.
+    file:line:column when something is wrong. What opens a container is told on stderr.
     """
     project = load_project(paths, project_name, env_file, profiles)
 
     from tinyvisor.config import to_json, to_yaml
+    from tinyvisor.holes import holes
 
+    for spec in specs_of(project, None):
+        for hole in holes(spec):
+            click.echo(f"tinyvisor: {spec.name}: a hole: {hole}", err=True)
     click.echo(to_json(project) if as_json else to_yaml(project), nl=as_json)
 
 
@@ -54,7 +58,8 @@ def schema() -> None:
 @click.argument("service", required=False)
 @project_options
 def plan(path: Path, service: str | None, project_name: str | None, env_file: Path | None, profiles: Sequence[str]) -> None:
-    """Print the launch steps of every service, or of SERVICE, as they would be on this host. Runs nothing, needs no root."""
+    """Print the launch steps of every service, or of SERVICE, as they would be on this host, and what opens it. Runs nothing,
+    needs no root."""
     project = load_project((path,), project_name, env_file, profiles)
 
     from tinyvisor.runtime.cgroup import read_layout

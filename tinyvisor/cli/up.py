@@ -27,6 +27,7 @@ from tinyvisor.spec import Project
     help="With -d: whether containers outlive the daemon, and the next up -d takes them over. Default: where we are root.",
 )
 @click.option("--daemon-fd", type=int, hidden=True)
+@click.option("--project-fd", type=int, hidden=True)
 @click.option("--only-what-is-left", is_flag=True, hidden=True)
 @click.option("--linger", is_flag=True, help="Go on while nothing runs, until tinyvisor down or a signal; -d does.")
 @click.option(
@@ -61,6 +62,7 @@ def up(
     detach: bool,
     live: bool | None,
     daemon_fd: int | None,
+    project_fd: int | None,
     only_what_is_left: bool,
     linger: bool,
     socket_group: str,
@@ -104,13 +106,14 @@ def up(
         ]
         return _detach(project, paths, log_dir, options)
     pid1.leave()
+    from tinyvisor.cli.daemon import take_over
 
     def load() -> Project:
         if only_what_is_left:  # by the daemon before; all that is to be stopped, and its files may be gone
             return Project(name=project_name or "", services={})
         return load_project(paths, project_name, env_file, profiles)
 
-    project = load()
+    project = load() if project_fd is None else take_over(project_fd)
     paths = paths or default_paths()
     log_dir = _logs_of(project, log_dir)
 
@@ -196,7 +199,7 @@ def _detach(project: Project, paths: Sequence[Path], log_dir: Path | None, optio
 
     arguments = ["-p", project.name, "--log-dir", str(_logs_of(project, log_dir)), *options]
     arguments += ["--", *(str(path.absolute()) for path in paths or default_paths())]
-    return start_daemon(arguments, project.name, _logs_of(project, log_dir))
+    return start_daemon(arguments, project.name, _logs_of(project, log_dir), project=project)
 
 
 def wants_colour(no_color: bool) -> bool:

@@ -85,6 +85,13 @@ class Container:
         terminal_stage: in live mode, for who reads the terminal; who takes it closes it.
     """
 
+    __slots__ = (
+        "_before_event", "_describe", "_ended_at", "_error", "_events", "_exit", "_gone", "_held_up_by", "_host", "_init_end",
+        "_limits_enforced", "_outcome", "_output_exceeded", "_provisions", "_sent_sigsys", "_started", "_started_at",
+        "_stopped", "_streams", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification", "notify", "pid",
+        "readback", "socket", "spec", "terminal", "terminal_stage",
+    )  # fmt: skip
+
     def __init__(
         self,
         spec: Spec,
@@ -116,12 +123,13 @@ class Container:
         self._error: Exception | None = None
         self._started = False
         self._started_at = time.monotonic()
+        self._ended_at = 0.0
         self._stopped = False
         self._sent_sigsys = False
         self._held_up_by: tuple[str, ...] = ()
         self._output_exceeded: int | None = None
         self._waited = Waited(self._events, self._events.close) if self._events is not None else None
-        self.execs: set[Container] = set()
+        self.execs: tuple[Container, ...] = ()
         self.notify: NotifySocket | None = None
         self.notification: ReceivePipe | None = None
         self.socket: int | None = None
@@ -151,6 +159,12 @@ class Container:
         """
         await self._gone.wait()
         return self.ended()
+
+    @property
+    def since_end(self) -> float:
+        """Seconds since the workload ended, as init saw it: the container is gone a little later. 0 before, and where init had no
+        time to say."""
+        return max(0.0, time.monotonic() - self._ended_at) if self._ended_at else 0.0
 
     @property
     def exit(self) -> Exit | None:
@@ -402,6 +416,12 @@ class Container:
         self._set_gone()
 
     @property
+    def has_started(self) -> bool:
+        """Whether the workload has been exec'ed, or so we heard."""
+        self._read_events()
+        return self._started
+
+    @property
     def error(self) -> Exception | None:
         """What `wait` raises, once it is gone."""
         return self._error
@@ -415,7 +435,7 @@ class Container:
         await self._wait_until(lambda: self._started)
 
     async def wait_parked(self) -> None:
-        """Until all that a watched container needs is there but its command; `pid` is known then.
+        """Until all that a container needs which is to tell is there but its command; `pid` is known then.
 
         Raises:
             LaunchError: a step failed.
@@ -509,6 +529,7 @@ class Container:
             sent_sigsys=self._sent_sigsys,
         )
         self._exit = judge(self.spec, self._outcome)
+        self._ended_at = gone.ended if gone.exited else 0.0
         self._set_gone()
 
     async def wait_gone(self) -> None:
@@ -555,6 +576,7 @@ class Container:
         """The launcher has its own copies of the fds now."""
         if self._init_end is not None:
             self._init_end.close()
+            self._init_end = None
         self._streams.close_given()
         if self._provisions is not None:
             self._provisions.close_given()

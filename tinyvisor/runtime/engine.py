@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ from tinyvisor.errors import (
     TinyvisorError,
 )
 from tinyvisor.job import Job
-from tinyvisor.places import cache_directory, project_files, run_directory
+from tinyvisor.places import cache_directory, privileged, project_files, run_directory, shared_files
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
@@ -169,6 +169,7 @@ class Runtime:
         self.live: Live | None = None
         self._wants_live = live
         self._adoptable: dict[str, Container] = {}
+        self._never_started: list[Container] = []
         self._detached = False
         self.null: int = -1
         self.containers: dict[int, Container] = {}
@@ -212,8 +213,8 @@ class Runtime:
         with _state_in(locks):
             fd = self.live.take(Kind.LOCK) if self.live is not None else -1
             self._lock = stack.enter_context(ProjectLock(locks, self.name, fd))
-        forget = functools.partial(Live.forget_remains, locks)
-        sweep(self.host.layout, locks, mine=None if adopting else self.name, forget=forget)
+        _close_to_groups(self.name)
+        sweep(self.host.layout, locks, mine=None if adopting else self.name, forget=functools.partial(_forget_remains, locks))
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -246,14 +247,19 @@ class Runtime:
 
         for name in live.recorded():
             container = live.adopt(name, self, self._leases, make)
-            self._adoptable[name] = container
-            if container.gone:
-                self.give_back(container.ids)
-                continue
+            never_started = live.never_started(container)
+            if never_started:
+                self._never_started.append(container)
+            else:
+                self._adoptable[name] = container
             container.call_when_gone(functools.partial(self.give_back, container.ids))
+            if container.gone:
+                continue
             self.containers[container.id] = self._names[name] = container
             if not container.pid:
                 self._launcher.send(wire.encode_request(wire.KILL, container.id, flags=wire.ASK))
+            if never_started:
+                self.kill(container)
         live.forget_strangers()
         self._end_unrecorded()
         self._detached = False
@@ -264,7 +270,7 @@ class Runtime:
             with os.scandir(path) as entries:
                 names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
             for name in names:
-                if name not in self._adoptable:
+                if name not in self._adoptable and name not in self._names:
                     remove_cgroup(f"{path}/{name}")
 
     def _leave_running(self) -> None:
@@ -318,6 +324,7 @@ class Runtime:
     async def _prepare_first(self) -> None:
         """What every container needs: the fds of the cgroups, and the shared /dev."""
         if self.live is not None and self.live.adopted:
+            await self._end_never_started(self.live)
             return
         await self._prepared[0].wait("leave the host's mounts")
         locks = os.open(run_directory(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -344,6 +351,16 @@ class Runtime:
                 await self._prepare((s.Directory(path), *template), fds=devices)
         if self.live is not None:
             self.live.ready(self._launcher.pid)
+
+    async def _end_never_started(self, live: Live) -> None:
+        """Their names are free then."""
+        while self._never_started:
+            container = self._never_started[-1]
+            await shielded(container.wait_gone)
+            live.forget(container)
+            container.close()
+            live.drop(container)
+            self._never_started.pop()
 
     async def _prepare(
         self, steps: Iterable[Step], *, fds: Iterable[int] = (), flags: int = 0, epilogue: Iterable[Step] = ()
@@ -465,8 +482,7 @@ class Runtime:
 
     # ---- containers ----
 
-    @contextlib.asynccontextmanager
-    async def start(
+    def start(
         self,
         command: Spec | Sequence[str],
         *,
@@ -475,8 +491,9 @@ class Runtime:
         stdout: Stdio = None,
         stderr: Stdio = None,
         terminal: tuple[int, int] = (24, 80),
+        before_exec: Callable[[], Awaitable[object]] | None = None,
         **changes: Any,
-    ) -> AsyncIterator[Container]:
+    ) -> AbstractAsyncContextManager[Container]:
         """A container as a scope: entered once the workload has been exec'ed, left when everything in it is gone.
 
         Args:
@@ -485,31 +502,72 @@ class Runtime:
             stdin, stdout, stderr: None is /dev/null; `PIPE`; an fd or file that the container gets directly; for
                 stderr `STDOUT`, too. Not used with ``spec.tty``.
             terminal: rows and columns of the pty.
+            before_exec: called and waited for when all is there but the workload, which is exec'ed then; what it raises, the
+                launch ends by. Not with ``notification_fd``.
 
         Raises:
             LaunchError: a step failed; nothing is left of the container.
+            NotLaunched: it was killed while it waited for `before_exec`.
             HostError: this host can't enforce a limit that was asked for. Nothing was created.
             SpecError: a name is in use, or a user or a path is unknown. Nothing was created.
         Cancellation: kills everything in the container and waits for it to be gone.
         """
         spec = self._spec(command, limits, changes)
+        return _Scope(self, functools.partial(self._start, spec, stdin, stdout, stderr, terminal, before_exec))
+
+    async def _start(
+        self,
+        spec: Spec,
+        stdin: Stdio,
+        stdout: Stdio,
+        stderr: Stdio,
+        terminal: tuple[int, int],
+        before_exec: Callable[[], Awaitable[object]] | None,
+    ) -> Container:
         if spec.output_limit is not None:
             raise SpecError("output_limit", "start hands out the pipes themselves; count what you read, or use run")
         if self.live is not None and spec.name == DEFAULT_NAME:
             raise SpecError("name", "a container that outlives us needs one")
         with _as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self.null, staged=self.live is not None)
-        container = await self.launch(spec, streams, terminal=terminal, events=True, live=self.live)
-        async with self._as_scope(container):
-            yield container
+        if before_exec is None:
+            return await self.launch(spec, streams, terminal=terminal, events=True, live=self.live)
+        return await self._launch_ahead(spec, streams, terminal, before_exec)
+
+    async def _launch_ahead(
+        self, spec: Spec, streams: Streams, terminal: tuple[int, int], before_exec: Callable[[], Awaitable[object]]
+    ) -> Container:
+        """A launch up to the exec, which is on its way when this returns."""
+        container = None
+        try:
+            if spec.notification_fd is not None:
+                raise SpecError("notification_fd", "can't be had by a container that is made ahead")
+            with _as_launch_error(spec):
+                waiting = Streams(None, None, None, self.null)
+            container = await self.launch(spec, waiting, terminal=terminal, events=True, park=True, live=self.live, later=streams)
+            await container.wait_parked()
+            go = self._prepared_hand_over(container, spec, streams)
+            await before_exec()
+            if go is None or not go():
+                raise NotLaunched(spec.name)
+        except BaseException:
+            try:
+                if container is not None:
+                    if self.live is not None:
+                        self.live.forget(container)
+                    await self.end(container)
+            finally:
+                streams.close_given()
+                streams.close()
+            raise
+        return container
 
     @property
     def adoptable(self) -> tuple[str, ...]:
         """Names of containers that the runtime before this one has left, until they are adopted."""
         return tuple(self._adoptable)
 
-    @contextlib.asynccontextmanager
-    async def adopt(self, name: str) -> AsyncIterator[Container]:
+    def adopt(self, name: str) -> AbstractAsyncContextManager[Container]:
         """One of `adoptable` as the scope that `start` gives. It runs, or has ended meanwhile; its output is what nobody has
         read before.
 
@@ -519,31 +577,29 @@ class Runtime:
             LaunchError: a step failed.
         Cancellation: as `start`.
         """
+        return _Scope(self, functools.partial(self._adopt, name))
+
+    async def _adopt(self, name: str) -> Container:
         if name not in self._adoptable:
             raise SpecError("name", f'no container "{name}" was left to be adopted')
-        async with self._as_scope(self._adoptable.pop(name)) as container:
-            yield container
+        return self._adoptable.pop(name)
 
-    @contextlib.asynccontextmanager
-    async def _as_scope(self, container: Container) -> AsyncIterator[Container]:
-        left = False
+    async def wait_started(self, container: Container) -> None:
+        """Or ends it."""
         try:
-            try:
-                await container.wait_started()
-            except BaseException:
-                if self.live is not None:
-                    self.live.forget(container)
-                raise
-            try:
-                yield container
-            except BaseException:
-                left = self.live is not None and self._dead is None  # what goes wrong with us is not its fault
-                raise
-        finally:
-            if left and container.id in self.containers:
-                container.close()
-            else:
-                await self.end(container)
+            await container.wait_started()
+        except BaseException:
+            if self.live is not None:
+                self.live.forget(container)
+            await self.end(container)
+            raise
+
+    async def leave(self, container: Container, *, failed: bool) -> None:
+        """Ends it, unless it is to outlive what has failed: what goes wrong with us is not its fault."""
+        if failed and self.live is not None and self._dead is None and container.id in self.containers:
+            container.close()
+        else:
+            await self.end(container)
 
     @contextlib.asynccontextmanager
     async def trace(
@@ -589,6 +645,7 @@ class Runtime:
         calls = wanted_calls(filter)
         if "SYS_PTRACE" in spec.capabilities:
             raise SpecError("cap_add", "who is traced can't trace: SYS_PTRACE and a tracer exclude each other")
+        self._check_made_ahead(spec)
         check_installed()
         rules = ReadingRules.of(spec)
         if rules.told and summary:
@@ -888,14 +945,19 @@ class Runtime:
         return Pool(size, make, self._hand_over, self.end)
 
     def _hand_over(self, container: Container, spec: Spec, streams: Streams) -> bool:
+        go = self._prepared_hand_over(container, spec, streams)
+        return go is not None and go()
+
+    def _prepared_hand_over(self, container: Container, spec: Spec, streams: Streams) -> Callable[[], bool] | None:
+        """What gives it its command; False then, or None now: it is gone."""
         parked = self._parked.pop(container.id, None)
         if parked is None:
-            return False
+            return None
         container.describe_with(functools.partial(parked.describe, spec))
         exec_ = wire.encode_step(planning.exec_step(spec, parked.identity, container.name))
         sections = (wire.EMPTY, wire.EMPTY, parked.shape.with_exec(exec_, parked=True))
         _own_pipes(streams, container.ids, parked.identity)
-        return container.unpark(spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
+        return functools.partial(container.unpark, spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
 
     async def end(self, container: Container) -> None:
         """Kills it unless it is gone, waits for its end, gives back its fds."""
@@ -943,6 +1005,7 @@ class Runtime:
         ids: Ids | None = None,
         watch: planning.Watch | None = None,
         live: Live | None = None,
+        later: Streams | None = None,
     ) -> Container:
         """Sends a launch on its way. The streams are the container's to close from here on, whatever comes, and the ids its to
         give back.
@@ -954,6 +1017,7 @@ class Runtime:
             early, watch: as in `plan.plan`.
             ids: what `lease` gave; None: it is asked for them.
             live: holds it for the next runtime.
+            later: the streams that it will be given with its command; the caller's to close.
         """
         try:
             ids = ids or await self.lease(spec)
@@ -962,7 +1026,7 @@ class Runtime:
                 spec = await self._with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self._check_open()
-            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids, watch, live)
+            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids, watch, live, later)
         except BaseException:
             self.give_back(ids)
             streams.close_given()
@@ -986,6 +1050,7 @@ class Runtime:
         ids: Ids | None,
         watch: planning.Watch | None,
         live: Live | None,
+        later: Streams | None,
     ) -> Container:
         if watch is None:
             _check_untraced(spec)
@@ -997,8 +1062,6 @@ class Runtime:
             raise SpecError("working_directory", "has been left, or is another runtime's")
         other = self._provider(spec)
         seccomp = filter_for(spec)
-        if park:
-            self._check_made_ahead(spec)
         with _as_launch_error(spec), contextlib.ExitStack() as stack:
             if workspace is not None and workspace.template and ids is not None:
                 self._check_tmpfs_idmap("working_directory")
@@ -1039,7 +1102,7 @@ class Runtime:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
             sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
             if live is not None:
-                live.hold(container, streams)
+                live.hold(container, later or streams, parked=park)
             unsent.pop_all()  # from here on that is done there
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
@@ -1143,8 +1206,8 @@ class Runtime:
             self._send(process, (wire.EMPTY, shape.init, shape.workload), given, container, wire.EXEC)
         process.close_given()
         self.containers[process.id] = process
-        container.execs.add(process)
-        process.call_when_gone(lambda: container.execs.discard(process))
+        container.execs = (*container.execs, process)
+        process.call_when_gone(lambda: _forget_exec(container, process))
         try:
             await process.wait_started()
             yield process
@@ -1373,6 +1436,34 @@ class Runtime:
             del self._names[container.name]
 
 
+class _Scope(AbstractAsyncContextManager[Container]):
+    """A container that runs, until the scope is left. No generator: thousands of them are entered for as long as they run."""
+
+    __slots__ = ("_container", "_make", "_runtime")
+
+    def __init__(self, runtime: Runtime, make: Callable[[], Awaitable[Container]]) -> None:
+        self._runtime = runtime
+        self._make: Callable[[], Awaitable[Container]] | None = make
+        self._container: Container | None = None
+
+    async def __aenter__(self) -> Container:
+        make, self._make = self._make, None
+        if make is None:
+            raise RuntimeError("entered before")
+        container = self._container = await make()
+        await self._runtime.wait_started(container)
+        return container
+
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        container, self._container = self._container, None
+        if container is not None:
+            await self._runtime.leave(container, failed=kind is not None)
+
+
+def _forget_exec(container: Container, process: Container) -> None:
+    container.execs = tuple(other for other in container.execs if other is not process)
+
+
 def _check_untraced(spec: Spec) -> None:
     if any(rule.reads for rule in spec.on_syscall):
         raise SpecError("on_syscall", "paths and addresses are read by a tracer: use `tinyvisor trace`, or Runtime.trace")
@@ -1425,6 +1516,19 @@ def _resolv_conf() -> bytes | None:
         return Path("/etc/resolv.conf").read_bytes()
     except OSError:
         return None  # a host without one resolves without one
+
+
+def _forget_remains(directory: Path, project: str) -> None:
+    """What is left of a project of which nothing runs."""
+    Live.forget_remains(directory, project)
+    _close_to_groups(project)
+
+
+def _close_to_groups(project: str) -> None:
+    """Removes what a killed supervisor has left for groups. Its launcher, too, knows nothing of that."""
+    for path in shared_files(project) if privileged() else ():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 @contextlib.contextmanager

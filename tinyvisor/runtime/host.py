@@ -257,7 +257,7 @@ def checks(host: Host, launcher: Path | None = None) -> list[Check]:
 def _check_kernel(host: Host) -> Check:
     missing = sorted(_CALLS.keys() - host.calls)
     text = f"Linux {host.release} on {host.machine}, {host.cpus} CPUs"
-    if not missing:
+    if not missing or (host.euid != 0 and host.kernel >= MIN_KERNEL):  # to others than root it refuses some of them
         return Check("kernel", "ok", text)
     if host.kernel < MIN_KERNEL:
         return Check("kernel", "fail", f"{text} lacks {', '.join(missing)}", "use Linux 5.12 or later")

@@ -105,14 +105,22 @@ class Keeper:
         """The one that listens at `path`; None where there is none.
 
         Raises:
-            TinyvisorError: it has a supervisor already, or is of a version that we can't talk to.
+            TinyvisorError: it has a supervisor already, is of a version that we can't talk to, or takes no connection.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            # Not settimeout: with that, a full queue is an error at once.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(PATIENCE))
             connection.connect(os.fspath(path))
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             return None
+        except BlockingIOError:
+            connection.close()
+            raise TinyvisorError(
+                f"the keeper of project {path.stem} takes no connection: it is stopped, or too many wait for it;"
+                " wake its tinyvisor-keeper (kill -CONT), or kill it, which kills its containers"
+            ) from None
         except BaseException:
             connection.close()
             raise
@@ -252,6 +260,11 @@ class KeptLauncher(LauncherProcess):
                 os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - it has ended already
             anyio.notify_closing(pidfd)
             os.close(pidfd)
+
+
+def _timeval(seconds: float) -> bytes:
+    """struct timeval, native."""
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
 
 
 def pid_of(pidfd: int) -> int:

@@ -26,7 +26,7 @@ from tinyvisor.errors import HostError, InternalError, LauncherDied
 from tinyvisor.runtime.steps import Step
 
 MAGIC = 0x4C565954
-VERSION = 8
+VERSION = 9
 MAX_REQUEST = 4 << 20
 MAX_INLINE = 48 << 10
 """Bytes of a request that go into the message itself; more goes into a memfd (the launcher's own bound is 64 KiB)."""
@@ -42,7 +42,7 @@ _REQUEST = struct.Struct("=IHHIIQQI4HHH")
 _STEP = struct.Struct("=HBBI")
 _LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=IHHQiiII")
-_GONE = struct.Struct("=6iq16x2I128s2i2q")  # passed over: CPU time so far, as init told the launcher
+_GONE = struct.Struct("=6i2q16x2I128s2i2q")  # passed over: CPU time so far, as init told the launcher
 _REFUSED = struct.Struct("=HHI")
 _EXITED, _TIMED_OUT, _CPU_TIMED_OUT, _KILLED_FOR_REFUSED = 1, 2, 4, 16
 _COMMAND = struct.Struct("=IHHii")
@@ -81,6 +81,7 @@ class Gone(NamedTuple):
     Attributes:
         section, step, error: the launch step that failed; error is an errno, 0 where none did.
         exited: the workload was reaped by its init, which then said `status` (a wait status) and `wall` (seconds).
+        ended: when that was, in seconds of the kernel's monotonic clock.
         timed_out: its time was up.
         cpu_timed_out: its CPU time was used up.
         init_status: wait status of init itself.
@@ -100,6 +101,7 @@ class Gone(NamedTuple):
     cpu_timed_out: bool
     status: int
     wall: float
+    ended: float
     init_status: int
     cleanup_error: int
     user: float
@@ -166,11 +168,12 @@ def decode_gone(data: bytes) -> Gone:
     if len(data) < _GONE.size:
         raise InternalError(f"short report from the launcher: {len(data)} bytes")
     (
-        _pid, section, step, error, flags, status, wall, refused_in_all, kinds, refused, init_status, cleanup_error, user, system,
+        _pid, section, step, error, flags, status, wall, ended_at, refused_in_all, kinds, refused, init_status, cleanup_error,
+        user, system,
     ) = _GONE.unpack_from(data)  # fmt: skip
     ended = bool(flags & _EXITED), bool(flags & _TIMED_OUT), bool(flags & _CPU_TIMED_OUT)
     return Gone(
-        section, step, error, *ended, status, wall / 1e9, init_status, cleanup_error, user / 1e6, system / 1e6,
+        section, step, error, *ended, status, wall / 1e9, ended_at / 1e9, init_status, cleanup_error, user / 1e6, system / 1e6,
         data[_GONE.size :], refused_in_all, tuple(_REFUSED.iter_unpack(refused[: kinds * _REFUSED.size])) if kinds else (),
         bool(flags & _KILLED_FOR_REFUSED),
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Before a launch is on its way the keeper has its fds and the container's record is written; a report of its end is recorded
 before it is taken from the socket. So whenever we are killed, the next supervisor finds each container in one of these: not
-launched, starting, running, ended with its report still in the socket, ended with its report in the record.
+launched, waiting for its command, starting, running, ended with its report still in the socket, ended with its report in the
+record.
 """
 
 from __future__ import annotations
@@ -134,8 +135,12 @@ class Live:
 
     # ---- containers ----
 
-    def hold(self, container: Container, streams: Streams) -> None:
+    def hold(self, container: Container, streams: Streams, *, parked: bool = False) -> None:
         """Before its launch.
+
+        Args:
+            parked: it waits for its command. The next supervisor does not know what that was to be, and ends it, unless it has
+                started by then.
 
         Raises:
             OSError: its record can't be written.
@@ -148,7 +153,7 @@ class Live:
         self.keeper.put(container.id, fds)
         self._held[container.id] = len(fds)
         try:
-            self.records.update(container.name, **{SECTION: _record(container)})
+            self.records.update(container.name, **{SECTION: _record(container, parked)})
         except BaseException:
             self.drop(container)
             raise
@@ -198,6 +203,11 @@ class Live:
     def recorded(self) -> list[str]:
         """Names of containers that there are, or were until their supervisor's end."""
         return [name for name in self.records.names() if self.records.get(name, SECTION) is not None]
+
+    def never_started(self, container: Container) -> bool:
+        """Whether it has been waiting for its command, of which its supervisor died; also where that was just on its way."""
+        record = self.records.get(container.name, SECTION)
+        return record is not None and bool(record.get("parked")) and not container.has_started
 
     def adopt(
         self,
@@ -287,10 +297,11 @@ def _fds_of(container: Container, streams: Streams) -> dict[Kind, int]:
     return fds
 
 
-def _record(container: Container) -> dict[str, Any]:
+def _record(container: Container, parked: bool) -> dict[str, Any]:
     ids = container.ids
     return {
         "id": container.id,
+        **({"parked": True} if parked else {}),
         "spec": stored.to_json(container.spec),
         "ids": None
         if ids is None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyvisor.holes import holes
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
 from tinyvisor.runtime.identity import Identity
@@ -24,7 +25,6 @@ from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
 from tinyvisor.spec import (
     CAPABILITIES,
-    DEFAULT_NAMESPACES,
     DEFAULT_PATH,
     NOTIFY_DIRECTORY,
     NOTIFY_SOCKET,
@@ -180,7 +180,7 @@ def plan(
         ids: of the user namespace; given where ``spec.userns`` is not ``host``. They are in the first step of init and in no
             other.
         idmapped: targets of the shared trees that can be idmapped. A user namespace for that comes as the last fd.
-        watch: a tracer will have it: it waits for its command, and says so.
+        watch: a tracer will have it.
         around: where we are.
     """
     assert (ids is None) == (spec.userns == "host")
@@ -213,7 +213,7 @@ def plan(
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *_identity_of_host(spec, name),
         *_cpu_time(spec, limits, name),
-        _init(spec, name, seccomp, early=early, watched=watch is not None),
+        _init(spec, name, seccomp, early=early),
     ]
     cleanup = [*_readback(limits, name), *_remove_cgroups(limits, name)]
     user = maps.slot if keeps_user(spec, around) else 0
@@ -223,18 +223,8 @@ def plan(
 
 
 def _holes(spec: Spec, around: Around) -> Iterator[str]:
-    """Each is one that the user has made, or this kernel; SECURITY.md tells more of them."""
-    if spec.userns == "host":
-        yield "userns_mode: host: root inside is root outside, with the capabilities that are kept"
-    missing = sorted(DEFAULT_NAMESPACES - spec.namespaces - {"user", "net"})
-    if missing:
-        yield f"namespaces: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} the host's"
-    if spec.in_host_network:
-        yield "network_mode: host: all that listens on the host can be reached, on its loopback address, too"
-    if spec.seccomp == "unconfined":
-        yield "seccomp=unconfined: every system call can be made"
-    if not spec.no_new_privs:
-        yield "no-new-privileges:false: set-id programs give what they say"
+    """Each is one that the user has made, or this kernel."""
+    yield from holes(spec)
     yield from left_out(spec, around.landlock)
 
 
@@ -374,7 +364,7 @@ def _root(spec: Spec, view: HostView | None, name: str, resolv_conf: bytes | Non
     else:
         sizes = spec.storage_size, spec.storage_inodes
         yield s.RootOverlay(s.FIRST_TREE, *sizes, attributes, str(spec.rootfs), user_attributes=around.nested)
-    yield s.Mount("proc", "/proc", "", NOSUID | NOEXEC | NODEV)
+    yield s.Mount("proc", "/proc", spec.proc_opts, NOSUID | NOEXEC | NODEV)
     yield s.BindTemplate("/t/dev-tty" if spec.tty else "/t/dev", "/dev", RDONLY | NOSUID | NOEXEC, maps.of("/dev"))
     yield s.Devpts(around.tty_group)
     yield s.Mount("tmpfs", "/dev/shm", f"mode=1777,size={spec.shm_size},nr_inodes=16384", NOSUID | NOEXEC | NODEV)
@@ -494,14 +484,12 @@ def _cpu_time(spec: Spec, limits: Limits, name: str) -> Iterator[Step]:
         yield s.CpuTime(s.KEPT | hierarchy, f"{name}/{file}", max(1, round(spec.cpu_time * 1000)), min(most), label)
 
 
-def _init(spec: Spec, name: str, seccomp: Filter | None, *, early: bool, watched: bool) -> Step:
+def _init(spec: Spec, name: str, seccomp: Filter | None, *, early: bool) -> Step:
     flags = s.INIT_SIGNAL_GROUP if spec.signal_group else 0
     if "time" in spec.namespaces:
         flags |= s.INIT_FORK  # the first process of a time namespace can't share its parent's memory
     if early:
         flags |= s.INIT_EARLY
-    if watched:
-        flags |= s.INIT_TELL_PARKED
     if seccomp and seccomp.notifies:
         flags |= s.INIT_REFUSALS
     if "SYS_PTRACE" in spec.capabilities and spec.userns == "host":
@@ -606,6 +594,8 @@ def _workload(
     if spec.cpuset:
         yield s.Affinity(spec.cpuset)
     yield s.Session()
+    if _may_use_keys(spec):
+        yield s.Keyring()
     if spec.userns != "host":  # what comes before takes rights of the host's: limits may be raised
         yield s.EnterUser(user)
         yield from cgroup
@@ -629,6 +619,11 @@ def _workload(
     if seccomp and spec.no_new_privs:
         yield from _seccomp(spec, seccomp)
     yield exec_step(spec, identity, name)
+
+
+def _may_use_keys(spec: Spec) -> bool:
+    """Whether anything but our own profile has a say in it."""
+    return spec.seccomp != "default" or bool(spec.on_syscall) or spec.seccomp_action not in (None, "errno", "kill")
 
 
 def _seccomp(spec: Spec, filter: Filter) -> Iterator[Step]:

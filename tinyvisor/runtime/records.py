@@ -49,25 +49,26 @@ class Records:
         directory.chmod(0o700)  # environments are in there
         self.directory = directory
         self.on_problem: Callable[[str], None] = lambda text: None
-        self._boot = boot_id() if boot is None else boot
+        boot = boot_id() if boot is None else boot
+        self._head = {"format": json.dumps(FORMAT), "boot": json.dumps(boot)}
         self._prefix = f"{directory}/"
         self._failing = False
-        self._contents: dict[str, dict[str, Any]] = {}
-        self._texts: dict[str, dict[str, str]] = {}
+        self._texts: dict[str, dict[str, str]] = {}  # sections as they are written: much less memory than what they say
         self.strange: list[Path] = []
         for path in sorted(directory.glob("*.json")):
             content = _read(path)
             if content is None:
                 self.strange.append(path)
-            elif content.get("boot") == self._boot:
-                self._contents[path.stem] = content
+            elif content.get("boot") == boot:
+                self._texts[path.stem] = {**{section: json.dumps(value) for section, value in content.items()}, **self._head}
 
     def names(self) -> tuple[str, ...]:
         """Containers that something is known of."""
-        return tuple(name for name in self._contents if not name.startswith("_"))
+        return tuple(name for name in self._texts if not name.startswith("_"))
 
     def get(self, name: str, section: str) -> Section | None:
-        return self._contents.get(name, {}).get(section)
+        text = self._texts.get(name, {}).get(section)
+        return None if text is None else json.loads(text)
 
     def update(self, name: str, **sections: Section | None) -> None:
         """Changes sections of a file; None takes one away.
@@ -75,22 +76,19 @@ class Records:
         Raises:
             OSError: it can't be written. What is there is what was there before, and the next update writes this, too.
         """
-        content = self._contents.setdefault(name, {"format": FORMAT, "boot": self._boot})
-        texts = self._texts.setdefault(name, {})
+        texts = self._texts.get(name)
+        if texts is None:
+            texts = self._texts[name] = dict(self._head)
         for section, value in sections.items():
-            texts.pop(section, None)
             if value is None:
-                content.pop(section, None)
+                texts.pop(section, None)
             else:
-                content[section] = value
-        for section, value in content.items():
-            if section not in texts:
-                texts[section] = f'"{section}": {json.dumps(value)}'
+                texts[section] = json.dumps(value)
         # By the shortest way: it is done several times in each start.
         temporary = f"{self._prefix}{name}.new"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            data = ("{" + ",\n ".join(texts[section] for section in content) + "}\n").encode()
+            data = ("{" + ",\n ".join([f'"{section}": {text}' for section, text in texts.items()]) + "}\n").encode()
             if os.write(fd, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
@@ -110,21 +108,19 @@ class Records:
             self._failing = False
 
     def forget(self, name: str) -> None:
-        self._contents.pop(name, None)
         self._texts.pop(name, None)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.directory / f"{name}.json")
 
     def clear(self) -> None:
         """Forgets everything, and what earlier boots have left."""
-        self._contents.clear()
         self._texts.clear()
         for path in self.directory.iterdir():
             path.unlink()
 
     def remove(self) -> None:
         """As if it had never been."""
-        self._contents.clear()
+        self._texts.clear()
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -43,6 +43,8 @@ class Stage:
             was not writing.
     """
 
+    __slots__ = ("_begun", "_end", "_given_back", "_read", "_settled", "fd", "unfinished")
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self._settled, begun, inode, size = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))

@@ -61,16 +61,22 @@ class ReceivePipe(ByteReceiveStream):
 
     async def _read(self, max_bytes: int) -> bytes:
         while self._fd >= 0:
-            try:
-                data = os.read(self._fd, max_bytes) if self.stage is None else self.stage.receive(self._fd, max_bytes)
-            except BlockingIOError:
+            data = self._read_nowait(max_bytes)
+            if data is None:
                 await self._waited.readable()
-            else:
-                if not data:
-                    raise anyio.EndOfStream
-                await anyio.lowlevel.cancel_shielded_checkpoint()
-                return data
+                continue
+            if not data:
+                raise anyio.EndOfStream
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+            return data
         raise anyio.ClosedResourceError
+
+    def _read_nowait(self, max_bytes: int) -> bytes | None:
+        """None: there is nothing yet. Not waited for where the exception is handled, which would keep its frames alive."""
+        try:
+            return os.read(self._fd, max_bytes) if self.stage is None else self.stage.receive(self._fd, max_bytes)
+        except BlockingIOError:
+            return None
 
     def receive_nowait(self, max_bytes: int = 65536) -> bytes:
         """What is there now; nothing where that is nothing, or the end."""

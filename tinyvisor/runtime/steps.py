@@ -33,7 +33,7 @@ FIRST_TREE = 4
 MAPPED = 0xFFFFFFFF
 """As an owner: the container's user, whom the step `Ids` names."""
 
-INIT_SIGNAL_GROUP, INIT_FORK, INIT_EARLY, INIT_TRACE, INIT_TELL_PARKED, INIT_REFUSALS = 1, 2, 4, 8, 16, 32
+INIT_SIGNAL_GROUP, INIT_FORK, INIT_EARLY, INIT_TRACE, INIT_REFUSALS = 1, 2, 4, 8, 32
 
 
 class Step:
@@ -547,8 +547,6 @@ class Init(Step):
             words.append("signals go to the group")
         if self.flags & INIT_EARLY:
             words.append("gone when it is empty")
-        if self.flags & INIT_TELL_PARKED:
-            words.append("waits for a tracer")
         if self.flags & INIT_TRACE:
             words.append("drops its own rights before the workload runs")
         if self.flags & INIT_REFUSALS:
@@ -723,7 +721,7 @@ class BoundingSet(Step):
         return (self.mask,)
 
     def describe(self) -> str:
-        return f"capability bounding set {self.mask:#x}"
+        return f"capability bounding set {self.mask:#x}" + (", securebits locked" if not self.mask else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -757,6 +755,14 @@ class Capabilities(Step):
 
     def describe(self) -> str:
         return f"keep capabilities {', '.join(self.names)}" if self.names else "drop all capabilities"
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring(Step):
+    op = 57
+
+    def describe(self) -> str:
+        return "a session keyring of its own"
 
 
 @dataclass(frozen=True, slots=True)

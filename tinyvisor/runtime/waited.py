@@ -26,13 +26,13 @@ class Waited:
         self._tasks = 0
         self._closed = False
 
-    async def readable(self) -> None:
+    def readable(self) -> Awaitable[None]:
         """Raises `anyio.ClosedResourceError` when it is closed."""
-        await self._wait(anyio.wait_readable)
+        return self._wait(anyio.wait_readable)
 
-    async def writable(self) -> None:
+    def writable(self) -> Awaitable[None]:
         """Raises `anyio.ClosedResourceError` when it is closed."""
-        await self._wait(anyio.wait_writable)
+        return self._wait(anyio.wait_writable)
 
     async def _wait(self, wait: Callable[[Any], Awaitable[None]]) -> None:
         if self._closed:

@@ -264,7 +264,8 @@ static void report_exit(const struct init *init, int status, int why)
 	if (!init->report)
 		return;
 	init->report->status = status;
-	init->report->wall = now() - init->started;
+	init->report->ended = now();
+	init->report->wall = init->report->ended - init->started;
 	/* It may have ended by itself at the very moment. */
 	init->report->flags = GONE_EXITED | (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? why | (init->refused ? GONE_REFUSED : 0) : 0);
 }
@@ -376,8 +377,7 @@ static int wait_for_run(struct context *context, const struct report *report, st
 	for (int i = 1; i < context->fd_count; i++)
 		close(context->fds[i]);
 	(void)madvise(scratch, offsetof(struct scratch, stack), MADV_DONTNEED); /* not the stack's top: we may stand on it */
-	if (context->init_flags & INIT_TELL_PARKED)
-		send_event(context->event, &parked, NULL, 0, -1);
+	send_event(context->event, &parked, NULL, 0, -1);
 	size = receive_request(context->event, scratch->request, fds, &count);
 	if (size <= 0)
 		return size ? (int)size : -ECANCELED;

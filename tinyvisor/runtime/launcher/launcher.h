@@ -43,7 +43,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 8
+#define VERSION 9
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -128,6 +128,7 @@ struct report { /* what an init leaves behind, in a page that it shares with the
 	int32_t section, step, error; /* the step that failed; error 0: none did */
 	int32_t flags, status;        /* GONE_...; wait status of the workload */
 	int64_t wall;                 /* ns from exec to the workload's end */
+	int64_t ended;                /* ns of CLOCK_MONOTONIC: that end */
 	int64_t user, system;         /* us of CPU time, with GONE_EMPTY: of all that was reaped */
 	uint32_t refused_in_all, refused_kinds; /* calls; how many of these are in use: */
 	struct refused refused[MAX_REFUSED];    /* the first ones */
@@ -228,7 +229,6 @@ enum {
 	INIT_SIGNAL_GROUP = 1,
 	INIT_FORK = 2,
 	INIT_EARLY = 4, /* the container is gone when it is empty and its cgroups are: what is mounted in it is nobody else's */
-	INIT_TELL_PARKED = 16, /* EVENT_PARKED: somebody wants the workload's process before it has a command */
 	INIT_REFUSALS = 32, /* the workload's filter hands what it refuses to init */
 	INIT_TRACE = 8, /* the workload may trace init: it does not run before init has nothing left to be had */
 };
@@ -283,7 +283,7 @@ int open_in_root(const struct context *context, const char *path, int flags);
 /* workload.c */
 step_function step_cgroup_join, step_session, step_pass_fd, step_rlimit, step_oom_score, step_affinity, step_close_fds, step_umask,
 	step_bounding, step_identity, step_capabilities, step_no_new_privs, step_working_dir, step_exec, step_enter_user,
-	step_seccomp, step_landlock;
+	step_seccomp, step_landlock, step_keyring;
 
 /* refusals.c */
 #define MAX_FILTER 4096 /* instructions: BPF_MAXINSNS */

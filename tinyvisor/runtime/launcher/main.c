@@ -362,9 +362,12 @@ static int launch(const struct request *request, int *fds, int count)
 
 static void kill_container(const struct container *container)
 {
-	/* Ours to reap and not reaped yet, so the number is still its own. Who is no PID 1 has to kill its workload first. */
+	/* Ours to reap and not reaped yet, so the number is still its own. Who is no PID 1 has to kill its workload first, and to
+	 * go on for that where somebody has stopped it. */
 	if (container)
 		(void)kill(container->pid, container->exec ? SIGTERM : SIGKILL);
+	if (container && container->exec)
+		(void)kill(container->pid, SIGCONT);
 }
 
 /* To a supervisor that does not know whether the one before it had come so far as to launch it. */

@@ -195,6 +195,7 @@ static const struct step_kind kinds[] = {
 	[54] = {"landlock",          2, 2, W,     0, step_landlock},
 	[55] = {"seccomp",           1, 1, W,     0, step_seccomp},
 	[56] = {"pass_fd",           2, 0, W,     1, step_pass_fd},
+	[57] = {"keyring",           0, 0, W,     0, step_keyring},
 	[OP_READ] = {"read",              1, 1, C,     1, NULL},
 	[OP_REMOVE] = {"remove",            2, 1, C,     1, NULL},
 };

@@ -112,6 +112,16 @@ int step_close_fds(struct context *context, const struct step *step)
 	return result(syscall(NR_close_range, first, ~0u, 0));
 }
 
+/* Else it had that of whoever started us, with what is in it, and all containers had the same one. */
+int step_keyring(struct context *context, const struct step *step)
+{
+	(void)context;
+	(void)step;
+	if (syscall(SYS_keyctl, 1 /* KEYCTL_JOIN_SESSION_KEYRING */, NULL) < 0 && errno != ENOSYS && errno != EPERM)
+		return -errno; /* those two: there are no keys, or a filter around us keeps everybody from them */
+	return 0;
+}
+
 int step_umask(struct context *context, const struct step *step)
 {
 	(void)context;
@@ -119,9 +129,16 @@ int step_umask(struct context *context, const struct step *step)
 	return 0;
 }
 
+/* linux/securebits.h: SECBIT_NOROOT, _NO_SETUID_FIXUP and _NO_CAP_AMBIENT_RAISE, each with its lock. Not _KEEP_CAPS: programs
+ * that give up root ask for it, and need not have anything to keep. */
+#define NEVER_ANY (1 | 2 | 4 | 8 | 64 | 128)
+
+/* Where nothing is kept, being root or becoming it gives nothing, either. That is of no effect but as a second lock. */
 int step_bounding(struct context *context, const struct step *step)
 {
 	(void)context;
+	if (!step->number[0] && prctl(PR_SET_SECUREBITS, NEVER_ANY, 0, 0, 0) < 0)
+		return -errno;
 	for (unsigned cap = 0; cap < 64; cap++)
 		if (!(step->number[0] >> cap & 1) && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
 			return errno == EINVAL ? 0 : -errno; /* EINVAL: past the kernel's last one */
