@@ -150,7 +150,7 @@ def _launched(*steps: Step, section: int = 1) -> bytes:
 
 def _steps() -> dict[str, bytes]:
     found = {name: data for name, data in _requests().items() if name not in ("kill", "memfd", "run")}
-    parked = (EMPTY, wire.encode([s.Init(s.INIT_TELL_PARKED, 0, 15, 0, "x")]), wire.encode([s.Session()]))
+    parked = (EMPTY, wire.encode([s.Init(0, 0, 15, 0, "x")]), wire.encode([s.Session()]))
     listener = wire.encode([s.Init(s.INIT_REFUSALS, 0, 15, 0, "x")]), wire.encode([s.Seccomp(bytes(24), 8, "")])
     found |= {
         "parked": request(wire.LAUNCH, parked, fds=4, flags=wire.PARK) + _requests()["run"],
