@@ -810,7 +810,8 @@ class ProjectLock:
         while (fd := _lock(self.path, create=True)) is None:
             holder = _read(str(self.path)).strip()
             now = time.monotonic()
-            if now > deadline or (now > grace and not holder.startswith("sweep")):
+            # Empty: it is gone by now, or its holder has yet to say who it is.
+            if now > deadline or (now > grace and holder and not holder.startswith("sweep")):
                 raise TinyvisorError(f"project {self.project} is already running (pid {holder.split()[-1] if holder else '?'})")
             time.sleep(0.005)
         self.fd = fd
