@@ -140,6 +140,13 @@ def test_single_controller_mounts_beside_an_empty_v2() -> None:
     assert layout.unified == "/sys/fs/cgroup/unified"
 
 
+def test_where_there_is_no_v2_devices_are_the_controllers() -> None:
+    v1 = "".join(line for line in HYBRID.splitlines(keepends=True) if " - cgroup2 " not in line)
+    layout = detect(v1, HYBRID_SELF, "")
+    assert (layout.hierarchies[-1].controllers, layout.hierarchies[-1].version) == (("devices",), 1)
+    assert by_name(layout)["devices"] == (1, "/sys/fs/cgroup/devices")
+
+
 def test_pure_v2_as_root_uses_the_top() -> None:
     layout = detect(PURE, PURE_SELF, "cpuset cpu io memory hugetlb pids rdma misc\n")
     assert [(item.version, item.directory, item.label) for item in layout.hierarchies] == [(2, "/sys/fs/cgroup", "cgroup2")]

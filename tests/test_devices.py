@@ -8,7 +8,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvisor.runtime.devices import ALLOWED, program
+from tinyvisor.runtime.devices import ALLOWED, controller_rules, program
 
 BLOCK, CHARACTER = 1, 2
 MAKE_NODE, READ, WRITE = 1, 2, 4
@@ -71,6 +71,17 @@ def test_what_none_needs() -> None:
     ):
         assert not allows(CHARACTER, READ, major, minor)
     assert not allows(BLOCK, READ, 8, 0)
+
+
+def test_the_controller_has_the_same_list() -> None:
+    rules = list(controller_rules())
+    assert rules[0] == ("devices.deny", "a"), "nothing is left of what was allowed"
+    assert {file for file, _ in rules[1:]} == {"devices.allow"}
+    lines = [line.split() for _, line in rules[1:]]
+    assert [line for line in lines if line[2] == "m"] == [["b", "*:*", "m"], ["c", "*:*", "m"]]
+    opened = {line[1] for line in lines if line[2] == "rw" and line[0] == "c"}
+    assert len(opened) == len(lines) - 2
+    assert opened == {"1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:2", "136:*"}
 
 
 @given(st.sampled_from([BLOCK, CHARACTER]), st.integers(1, 7), st.integers(0, 4095), st.integers(0, 2**20 - 1))

@@ -230,6 +230,18 @@ def test_cgroups_of_separate_hierarchies() -> None:
     assert [step.slot for step in of(made.cleanup, s.Remove)] == [s.KEPT, s.KEPT | 1]
 
 
+def test_the_projects_wall_around_devices_is_joined_where_it_is_the_controllers() -> None:
+    devices = Hierarchy(1, "/sys/fs/cgroup/devices", None, ("devices",))
+    made = planned(Layout(hierarchies=(*SEPARATE.hierarchies, devices)), pids_limit=20)
+    assert [(step.slot, step.path) for step in of(made.workload, s.CgroupJoin)] == [
+        (s.KEPT, "web/tasks"), (s.KEPT | 1, "web/tasks"), (s.KEPT | 3, "tasks"),
+    ]  # fmt: skip
+    assert of(made.init, s.CgroupInto) == []
+    one = Hierarchy(1, "/sys/fs/cgroup/all", None, ("pids", "memory", "devices"))
+    made = planned(Layout(hierarchies=(one,)))
+    assert [step.path for step in of(made.workload, s.CgroupJoin)] == ["web/tasks"], "below it"
+
+
 def test_a_cgroup_is_made_only_where_it_is_of_use() -> None:
     assert [step.where for step in of(planned(SEPARATE).init, s.CgroupMake)] == ["pids", "memory"]
     assert [step.where for step in of(planned(SEPARATE, cpus=0.5).init, s.CgroupMake)] == ["pids", "memory", "cpu"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -363,6 +364,37 @@ def test_any_damage_ends_well(tmp_path: Path, damage: list[tuple[int, int]]) -> 
         assert not [name for name in os.listdir(tmp_path / "cache") if len(name) != 64]
     assert sorted(os.listdir(tmp_path)) == ["cache", "root.tar"]
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+PATHS = st.lists(st.sampled_from(["a", "b", "..", ".", "", "a\n"]), min_size=1, max_size=4).map("/".join)
+PLAIN = st.sampled_from(["a", "b", "a/b", "b/a", "a/b/a", "b/kept"])
+MODES = st.sampled_from([0, 0o700, 0o7777])
+HOSTILE = st.one_of(
+    st.builds(directory, PLAIN, MODES),
+    st.builds(member, PLAIN, st.binary(max_size=3), mode=MODES),
+    st.builds(symlink, PLAIN, PLAIN | PATHS | st.sampled_from(["/../../../outside", "../../../outside"])),
+    st.builds(hardlink, PLAIN, PLAIN | st.just("a/kept")),
+    st.builds(member, PATHS, mode=MODES),
+    st.builds(hardlink, PLAIN, PATHS | st.just("../../../outside/kept")),
+    st.builds(member, PLAIN, type=st.sampled_from([tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@given(st.lists(HOSTILE, max_size=8))
+def test_no_members_reach_outside(tmp_path: Path, members: list[Member]) -> None:
+    """Names and links that lead out, one behind the other: nothing but the cache is written to, or linked into it."""
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o711, exist_ok=True)
+    kept = outside / "kept"
+    kept.write_bytes(b"kept")
+    before = (outside.stat().st_mode, kept.stat().st_mode)
+    (tmp_path / "root.tar").write_bytes(tar(*members))
+    with contextlib.suppress(RootfsError):
+        unpack(tmp_path / "root.tar", tmp_path / "cache")
+    assert (outside.stat().st_mode, kept.stat().st_mode, kept.stat().st_nlink, kept.read_bytes()) == (*before, 1, b"kept")
+    assert os.listdir(outside) == ["kept"]
+    assert sorted(os.listdir(tmp_path)) == ["cache", "outside", "root.tar"]
 
 
 # ---- the cache ----

@@ -27,6 +27,7 @@ from typing import Any
 import anyio
 import pytest
 
+from tests.kernel.command import arguments, environment
 from tests.kernel.helpers import (
     BOUND,
     ON_TRIO,
@@ -536,6 +537,23 @@ async def test_devices_are_walled_off_where_mounts_honour_them(shared: Runtime) 
             await container.exec(["python3", "-c", PRELUDE + code], stdout=out)
             out.seek(0)
             assert out.read().split() == [*[b"EPERM"] * 4, b"OPENED"]
+
+
+@pytest.mark.hostroot
+async def test_devices_are_walled_off_by_the_controller_where_there_is_no_cgroup2(shared: Runtime) -> None:
+    """As on hosts with cgroup v1 only, which is what is seen in a mount namespace without the other."""
+    unified = shared.host.layout.unified
+    if unified is None or not Path("/sys/fs/cgroup/devices/devices.list").exists():
+        pytest.skip("needs cgroup v2 beside the devices controller of v1")
+    disk = Path("/proc/partitions").read_text().split()[4:6]
+    options = ("--cap-add", "SYS_ADMIN", "--cap-add", "MKNOD", "--userns", "host", "--security-opt", "seccomp=unconfined")
+    words = arguments("run", *options, "--", "python3", "-c", PRELUDE + DEVICES.format(*disk))
+    without = ("unshare", "--mount", "--propagation", "private", "sh", "-c", 'umount "$0" && exec "$@"', unified)
+    before = {path for path in Path("/sys/fs/cgroup/devices").rglob("*") if path.is_dir()}
+    with anyio.fail_after(BOUND):
+        ended = await anyio.run_process([*without, *words], env=environment(), check=False)
+    assert ended.stdout.split() == [*[b"EPERM"] * 4, b"OPENED"], ended.stderr
+    assert {path for path in Path("/sys/fs/cgroup/devices").rglob("*") if path.is_dir()} == before
 
 
 # ---- images that lie ----

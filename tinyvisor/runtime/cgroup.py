@@ -152,8 +152,7 @@ def detect(mountinfo: str, self_cgroup: str, v2_controllers: str = "", *, root: 
     if unified is not None:
         for name in unified.controllers:
             found.setdefault(name, unified)
-    found.pop("devices", None)
-    if unified is not None:
+    if unified is not None:  # a BPF program there, rather than the controller
         serves = any(found.get(name) is unified for name in USED)
         found["devices"] = unified if serves else replace(unified, controllers=("devices",))
     used = dict.fromkeys(found[name] for name in USED if name in found)
@@ -658,7 +657,7 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
     try:
         failed = _make(hierarchy, project)
         if "devices" in hierarchy.controllers:
-            failed |= _wall_off(path)
+            failed |= _wall_off(path, hierarchy.version)
         if any(name not in failed for name in USED if name in hierarchy.controllers):
             for directory in (os.path.dirname(path), path):
                 fds.append(os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
@@ -674,10 +673,12 @@ def _open(hierarchy: Hierarchy, project: str) -> tuple[list[int], _Failed]:
     return [], failed
 
 
-def _wall_off(path: str) -> _Failed:
+def _wall_off(path: str, version: int) -> _Failed:
     try:
-        wall_off(path)
+        wall_off(path, version)
     except OSError as error:
+        if version == 1:
+            return {"devices": (f"{error.filename}: {error.strerror}", "run as root of the host")}
         return {"devices": (f"bpf(2): {error.strerror}", "run as root, with a kernel that has CONFIG_CGROUP_BPF")}
     return {}
 

@@ -1,10 +1,10 @@
 """Which devices can be opened, by a BPF program on a cgroup: a second wall behind mounts that honour none.
 
 It is attached once, to the project's cgroup of the v2 hierarchy, and holds for all containers below. The hierarchy may be one
-without controllers, as on hosts that have these on v1. Making device nodes is left to capabilities: a node that can't be
-opened is harmless.
-Sources: bpf(2); kernel Documentation/admin-guide/cgroup-v2.rst "Device controller"; uapi/linux/bpf.h (struct bpf_cgroup_dev_ctx,
-BPF_CGROUP_DEVICE, since 4.15); OCI runtime-spec config-linux.md "Default Devices".
+without controllers, as on hosts that have these on v1. Where there is none, the project's cgroup of v1's controller has the same
+list. Making device nodes is left to capabilities: a node that can't be opened is harmless.
+Sources: bpf(2); kernel Documentation/admin-guide/cgroup-v2.rst "Device controller", cgroup-v1/devices.rst; uapi/linux/bpf.h
+(struct bpf_cgroup_dev_ctx, BPF_CGROUP_DEVICE, since 4.15); OCI runtime-spec config-linux.md "Default Devices".
 """
 
 from __future__ import annotations
@@ -14,21 +14,36 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 _NR_BPF: Final = {"x86_64": 321, "aarch64": 280}
 _PROG_LOAD, _PROG_ATTACH, _PROG_QUERY = 5, 8, 16
 _TYPE_CGROUP_DEVICE, _ATTACH_DEVICE = 15, 6
 _CHARACTER, _MAKE_NODE = 2, 1
+_LAST_MINOR: Final = 2**20 - 1
 ALLOWED: Final = (
     (1, 3, 3), (1, 5, 5), (1, 7, 9),  # null, zero, full, random, urandom
-    (5, 0, 0), (5, 2, 2), (136, 0, 2**20 - 1),  # tty, ptmx, pts
+    (5, 0, 0), (5, 2, 2), (136, 0, _LAST_MINOR),  # tty, ptmx, pts
 )  # fmt: skip
 """(major, first minor, last minor) of character devices."""
 
 _LOAD, _MOVE, _AND, _SHIFT, _SET, _EXIT = 0x61, 0xBF, 0x57, 0x77, 0xB7, 0x95
 _IF_EQUAL, _IF_NOT_EQUAL, _IF_LESS, _IF_GREATER = 0x15, 0x55, 0xA5, 0x25
 _RESULT, _CONTEXT, _TYPE, _ACCESS, _MAJOR, _MINOR = range(6)  # registers
+
+
+EVERYTHING: Final = "a *:* rwm"
+"""The whole of v1's list where nothing is refused."""
+
+
+def controller_rules() -> Iterator[tuple[str, str]]:
+    """(file, line) to write to v1's controller, one after another."""
+    yield "devices.deny", "a"
+    yield from (("devices.allow", f"{kind} *:* m") for kind in "bc")
+    for major, first, last in ALLOWED:
+        minors = ["*"] if last == _LAST_MINOR else range(first, last + 1)
+        yield from (("devices.allow", f"c {major}:{minor} rw") for minor in minors)
 
 
 def program() -> bytes:
@@ -59,13 +74,18 @@ def _instruction(code: int, to: int = 0, source: int = 0, skip: int = 0, value: 
     return struct.pack("=BBhi", code, source << 4 | to, skip, value)
 
 
-def wall_off(cgroup: str) -> None:
-    """Attaches the program to a v2 cgroup of ours, which takes it along when it is removed. One that is there already, of a
-    supervisor whose containers we take over, is enough: of many each would be asked, and there is room for 64.
+def wall_off(cgroup: str, version: int = 2) -> None:
+    """Puts the wall around a cgroup of ours, which takes it along when it is removed. One that is there already, of a supervisor
+    whose containers we take over, is enough: of many programs each would be asked, and there is room for 64.
 
     Raises:
         OSError: the kernel's answer: EPERM without CAP_BPF or behind a seccomp filter, EINVAL without CONFIG_CGROUP_BPF.
     """
+    if version == 1:
+        if EVERYTHING in Path(cgroup, "devices.list").read_text().splitlines():
+            for file, line in controller_rules():
+                Path(cgroup, file).write_text(line)
+        return
     program_fd = _load()
     try:
         directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -357,6 +357,11 @@ def _check_devices(host: Host) -> Check:
     if controller is None:
         cure = "mount cgroup2: mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified"
         return Check("devices", "warn", "no second wall, no cgroup v2 is mounted: mounts without devices are the only one", cure)
+    if controller.version == 1:
+        if not _writable(controller.directory):
+            what = f"no second wall, {controller.directory} can't be written: mounts without devices are the only one"
+            return Check("devices", "warn", what, "run as root of the host")
+        return Check("devices", "ok", "walled off twice: by mounts without them, and by the devices controller")
     problem = devices.problem() if _writable(controller.directory) else f"{controller.directory} can't be written"
     if problem is not None:
         cure = "run as root, with a kernel that has CONFIG_CGROUP_BPF; in a container, run that one privileged"

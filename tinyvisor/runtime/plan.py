@@ -107,7 +107,19 @@ class Limits:
             if hierarchy.version == 2:
                 return index, name, hierarchy.label
         wall = self.layout.index("devices")
-        return None if wall is None else (wall, ".", f"{self.layout.hierarchies[wall].label}, the project's")
+        if wall is None or self.layout.hierarchies[wall].version == 1:
+            return None
+        return wall, ".", f"{self.layout.hierarchies[wall].label}, the project's"
+
+    def joined(self, name: str) -> Iterator[tuple[int, str, str]]:
+        """(hierarchy, file, label) of the v1 cgroups that the workload joins: the container's and, if it has none there, the
+        project's with the wall around devices."""
+        for index, hierarchy in self.used():
+            if hierarchy.version == 1:
+                yield index, f"{name}/tasks", hierarchy.label
+        wall = self.layout.index("devices")
+        if wall is not None and self.layout.hierarchies[wall].version == 1 and wall not in dict(self.used()):
+            yield wall, "tasks", f"{self.layout.hierarchies[wall].label}, the project's"
 
     def readback(self) -> tuple[tuple[int, str], ...]:
         """(hierarchy, file) of the counters to read at the end, in the order in which they come back."""
@@ -581,9 +593,7 @@ def _workload(
 ) -> Iterator[Step]:
     rules = [rule for rule in spec.on_syscall if not rule.reads]
     assert (seccomp is None) == (spec.seccomp == "unconfined" and not rules)
-    for index, hierarchy in limits.used():
-        if hierarchy.version == 1:
-            yield s.CgroupJoin(s.KEPT | index, f"{name}/tasks", hierarchy.label)
+    yield from (s.CgroupJoin(s.KEPT | index, file, label) for index, file, label in limits.joined(name))
     cgroup = [s.Unshare(NAMESPACE_FLAGS["cgroup"])] if "cgroup" in spec.namespaces else []  # its root: what was just joined
     if spec.userns == "host":
         yield from cgroup

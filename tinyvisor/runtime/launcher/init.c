@@ -33,7 +33,8 @@ struct init { /* what stays of a container's set-up */
 	unsigned orphan_grace_ms;
 	int64_t deadline; /* ns, 0 for none */
 	int cpu_usage;    /* fd of what counts the CPU time, or -1 */
-	int64_t cpu_limit, cpus; /* ns; how many can be used at once */
+	int64_t cpu_limit; /* ns */
+	unsigned cpus;     /* how many can be used at once */
 	int ended, slot;  /* where to say that all has ended, or -1, and what */
 	bool exec; /* not PID 1: the workload is one process among others of a container */
 	int tty; /* stand-alone: our controlling terminal, or -1 */
@@ -45,6 +46,14 @@ static int64_t now(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &time);
 	return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+/* Of what may be any number: more than some 70 years are for ever, and can still be added to the time of day. */
+static int64_t nanoseconds(uint64_t ms)
+{
+	const int64_t for_ever = INT64_MAX / 4;
+
+	return ms < (uint64_t)for_ever / 1000000 ? (int64_t)ms * 1000000 : for_ever;
 }
 
 /* libc's sets leave out the real-time signals that libc keeps for itself; these don't. */
@@ -267,7 +276,7 @@ static int64_t cpu_deadline(const struct init *init)
 {
 	char text[64] = {0};
 	const char *number = text;
-	int64_t used, unit = 1;
+	int64_t used, most, unit = 1;
 
 	if (init->cpu_usage < 0 || pread(init->cpu_usage, text, sizeof text - 1, 0) <= 0)
 		return INT64_MAX;
@@ -275,7 +284,9 @@ static int64_t cpu_deadline(const struct init *init)
 		number = text + 11;
 		unit = 1000;
 	}
-	used = strtoll(number, NULL, 10) * unit;
+	most = INT64_MAX / unit;
+	used = strtoll(number, NULL, 10);
+	used = used < 0 ? 0 : (used < most ? used : most) * unit;
 	if (used >= init->cpu_limit)
 		return 0;
 	return now() + (init->cpu_limit - used) / init->cpus + 500000; /* not more often than the counters move */
@@ -640,10 +651,10 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	init.group = context->init_flags & INIT_SIGNAL_GROUP;
 	init.orphan_signal = context->orphan_signal;
 	init.orphan_grace_ms = context->orphan_grace_ms;
-	init.deadline = context->timeout_ms ? init.started + (int64_t)context->timeout_ms * 1000000 : 0;
+	init.deadline = context->timeout_ms ? init.started + nanoseconds(context->timeout_ms) : 0;
 	init.cpu_usage = context->cpu_usage;
-	init.cpu_limit = (int64_t)context->cpu_ms * 1000000;
-	init.cpus = (int64_t)context->cpus;
+	init.cpu_limit = nanoseconds(context->cpu_ms);
+	init.cpus = context->cpus;
 	init.ended = context->init_flags & INIT_EARLY ? ended_fd : -1;
 	init.slot = context->slot;
 	error = handover[0] < 0 ? 0 : take_refusals(handover[0], report, &init.refusals);

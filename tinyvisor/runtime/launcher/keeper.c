@@ -120,7 +120,7 @@ static bool hear(struct kept_message *message, int *fds, uint32_t *got)
 	do
 		size = recvmsg(client, &header, MSG_CMSG_CLOEXEC);
 	while (size < 0 && errno == EINTR);
-	first = size > 0 ? CMSG_FIRSTHDR(&header) : NULL;
+	first = size >= 0 ? CMSG_FIRSTHDR(&header) : NULL; /* an empty message may bring some, too */
 	if (first && first->cmsg_level == SOL_SOCKET && first->cmsg_type == SCM_RIGHTS) {
 		*got = (uint32_t)((first->cmsg_len - CMSG_LEN(0)) / sizeof *fds);
 		memcpy(fds, CMSG_DATA(first), *got * sizeof *fds);

@@ -38,6 +38,7 @@
 #define NEW_USER 0x10000000u
 #define NEW_PID 0x20000000u
 #define NEW_NET 0x40000000u
+#define NEW_ANY (NEW_TIME | NEW_MOUNT | NEW_CGROUP | NEW_UTS | NEW_IPC | NEW_USER | NEW_PID | NEW_NET)
 
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
@@ -217,7 +218,8 @@ struct context {
 	unsigned orphan_grace_ms;
 	uint64_t timeout_ms;
 	int cpu_usage;       /* fd of the cgroup file that counts CPU time, or -1 */
-	uint64_t cpu_ms, cpus; /* the limit, and how many can be used at once */
+	uint64_t cpu_ms;
+	unsigned cpus;       /* how many can be used at once */
 	bool park, exec;
 	unsigned passed; /* an fd of the workload's beside stdio, or 0 */
 	char name[65];

@@ -114,10 +114,16 @@ static int step_cgroup_into(struct context *context, const struct step *step)
 	return result(context->cgroup);
 }
 
+/* Without losing the upper half. */
+static unsigned clamp(uint64_t number)
+{
+	return number < UINT32_MAX ? (unsigned)number : UINT32_MAX;
+}
+
 static int step_init(struct context *context, const struct step *step)
 {
 	context->init_flags |= (unsigned)step->number[0];
-	context->orphan_grace_ms = (unsigned)step->number[1];
+	context->orphan_grace_ms = clamp(step->number[1]);
 	context->orphan_signal = (int)step->number[2];
 	context->timeout_ms = step->number[3];
 	snprintf(context->name, sizeof context->name, "%s", step->string[0]);
@@ -127,7 +133,7 @@ static int step_init(struct context *context, const struct step *step)
 static int step_cpu_time(struct context *context, const struct step *step)
 {
 	context->cpu_ms = step->number[1];
-	context->cpus = step->number[2] ? step->number[2] : 1;
+	context->cpus = step->number[2] ? clamp(step->number[2]) : 1;
 	context->cpu_usage = openat(slot_fd(context, step->number[0]), step->string[0], O_RDONLY | O_CLOEXEC);
 	return result(context->cpu_usage);
 }

@@ -93,8 +93,11 @@ int step_id_map(struct context *context, const struct step *step)
 	struct clone_arguments arguments = {.exit_signal = SIGCHLD};
 	uid_t owner = (uid_t)step->number[0];
 	int status, error = 0;
-	pid_t helper = clone3_vm(&arguments, found, &owner);
+	pid_t helper;
 
+	if (context->user_namespace >= 0) /* one answer has room for one */
+		return -EBUSY;
+	helper = clone3_vm(&arguments, found, &owner);
 	if (helper < 0 || waitpid(helper, &status, WUNTRACED) < 0)
 		return -errno;
 	if (!WIFSTOPPED(status))
@@ -132,7 +135,7 @@ int step_user_namespace(struct context *context, const struct step *step)
 					    .pidfd = (uint64_t)(uintptr_t)&pidfd, .set_tid = (uint64_t)(uintptr_t)&pid, .set_tid_size = 1};
 	pid_t helper;
 
-	if (!context->ids.maps)
+	if (!context->ids.maps || step->number[0] & ~(uint64_t)NEW_ANY) /* other flags are about memory and pointers */
 		return -EINVAL;
 	proc = open_in_root(context, "proc", O_RDONLY | O_DIRECTORY);
 	if (proc < 0)

@@ -205,12 +205,13 @@ ssize_t receive_request(int socket, char *buffer, int *fds, int *fd_count)
 ssize_t receive_listener(int socket, void *program, size_t space, int *fd)
 {
 	union {
-		char space[CMSG_SPACE(MAX_FDS * sizeof(int))];
+		char space[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
 	} control;
 	struct event event = {0};
 	struct iovec vector[2] = {{&event, sizeof event}, {program, space}};
-	struct msghdr message = {.msg_iov = vector, .msg_iovlen = 2, .msg_control = &control, .msg_controllen = sizeof control};
+	/* Room for one fd: with its padding it would be for two. */
+	struct msghdr message = {.msg_iov = vector, .msg_iovlen = 2, .msg_control = &control, .msg_controllen = CMSG_LEN(sizeof *fd)};
 	ssize_t size = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
 	if (size < 0)

@@ -54,7 +54,7 @@ int step_rlimit(struct context *context, const struct step *step)
 /* Our own /proc is in place; that it really is a procfs is checked all the same (CVE-2025-52881). */
 int step_oom_score(struct context *context, const struct step *step)
 {
-	char text[16];
+	char text[24];
 	struct statfs fs;
 	int size = snprintf(text, sizeof text, "%lld", (long long)step->number[0]), error = 0;
 	int fd = open_in_root(context, "proc/self/oom_score_adj", O_WRONLY);
