@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -22,8 +23,10 @@ from tinyvisor.cli.daemon import _hand_over, take_over, words_anew
 from tinyvisor.cli.failures import ExitCodes, expected, lines
 from tinyvisor.cli.foreground import write_result
 from tinyvisor.cli.run import build_spec, run
+from tinyvisor.cli.services import _Holding
 from tinyvisor.cli.summary import format_plain, summary_rows
 from tinyvisor.cli.up import wants_colour
+from tinyvisor.client import Client
 from tinyvisor.config import load
 from tinyvisor.errors import ConfigError, ConfigProblem, HostError, InternalError, LaunchError, SpecError, TinyvisorError
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, SyscallRule, Tmpfs, Ulimit, Volume
@@ -472,3 +475,22 @@ def test_a_project_is_handed_to_the_daemon_as_it_was_read(tmp_path: Path) -> Non
     found = load([file], environ={"WORD": "secret"})
     assert found.services["web"].spec.secrets[0].content == b"secret"
     assert take_over(_hand_over(found)) == found
+
+
+def test_who_is_told_what_holds_up_a_stop_of_thousands_reads_the_answer_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon has something to say about each of them, and ends while it is asked."""
+    monkeypatch.setattr("tinyvisor.cli.services.HOLDING_PATIENCE", 0)
+    ours, theirs = socket.socketpair()
+    asked: list[str] = []
+
+    class Daemon(Client):
+        def get(self, path: str, query: object = None, meanwhile: object = None) -> Any:
+            asked.append(path)
+            if path == "/v1/services":
+                return [{"name": f"s{number}", "state": "stopping"} for number in range(1000)]
+            theirs.send(b"HTTP/1.1 200 OK")
+            return [{"processes": ["sleep[7]"]}]
+
+    with ours, theirs:
+        _Holding(Daemon("p"), ()).watch(ours)
+    assert asked == ["/v1/services", "/v1/services/s0"]

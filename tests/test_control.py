@@ -104,7 +104,7 @@ async def rig(tmp_path: Path, *services: Any, **options: Any) -> AsyncIterator[R
         async with b.live():
             yield found
         control.finish(b.supervisor.summaries())
-        await control.drained()
+        await control.drained(1.0)
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
 
@@ -168,6 +168,32 @@ async def test_down_answers_when_all_is_down(tmp_path: Path) -> None:
         await wait_all_tasks_blocked()
         assert not answers
     assert [(status, found[0]["state"]) for status, found in answers] == [(200, "stopped")]
+
+
+async def test_who_asked_for_the_end_gets_all_of_the_answer_also_where_he_is_late(tmp_path: Path) -> None:
+    """More than a socket's buffers hold, of a thousand services."""
+    many = tuple(service(f"s{number}") for number in range(1000))
+    async with trio.open_nursery() as nursery:
+        drained: list[float] = []
+        async with rig(tmp_path, *many) as r:
+            waiting = r.connect()
+            await waiting.send_all(request("POST", "/v1/down"))
+            await r.bench.supervisor.wait(until="down")
+            r.control.finish(r.bench.supervisor.summaries())
+
+            async def drain() -> None:
+                await r.control.drained(1.0)
+                drained.append(trio.current_time())
+
+            nursery.start_soon(drain)
+            await trio.sleep(5)
+            assert not drained
+            head, _, rest = (await read_all(waiting)).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert len(json.loads(rest)) == 1000
+            await waiting.aclose()
+            await wait_all_tasks_blocked()
+            assert drained
 
 
 async def test_events_stream(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ Bounds, each with what happens when it is reached:
 - a request's line and headers (`MAX_HEAD`), its body (`MAX_BODY`), the time it takes to come (`REQUEST_PATIENCE`): refused.
 - a client that does not take what we send for `WRITE_PATIENCE`: closed. Events it could not take are counted (`MAX_QUEUED`);
   who is attached and lets more than `tap.LIMIT` bytes gather is told so and no longer is.
+- at the end, who asked for it (`down`, `wait`) has `END_PATIENCE` to take the answer, all others what the daemon gives them.
 
 A request that fails is answered; a bug in one is a 500 and a traceback for `on_problem`, and the daemon goes on.
 One request per connection: the answer says ``Connection: close``.
@@ -86,6 +87,7 @@ MAX_QUEUED: Final = 1024
 REQUEST_PATIENCE: Final = 10.0
 WRITE_PATIENCE: Final = 10.0
 SCRAPE_PATIENCE: Final = 15.0
+END_PATIENCE: Final = 30.0
 BACKLOG: Final = 128
 STDIO: Final = 3
 SO_PEERGROUPS: Final = 59
@@ -296,9 +298,16 @@ class Control:
         self._end.set()
         self._feed.close()
 
-    async def drained(self) -> None:
-        """Waits until no client that has asked for something is left."""
-        while any(client.has_asked for client in self._clients):
+    async def drained(self, patience: float) -> None:
+        """Waits until no client that has asked for something is left; after `patience` seconds only for those whose question was
+        the end: they get its answer, which may be some megabytes, as long as they take it, for `END_PATIENCE`."""
+        with trio.move_on_after(patience):
+            await self._without(lambda client: client.has_asked)
+        with trio.move_on_after(max(0.0, END_PATIENCE - patience)):
+            await self._without(lambda client: client.awaits_end)
+
+    async def _without(self, kind: Callable[[_Client], bool]) -> None:
+        while any(map(kind, self._clients)):
             self._nobody = trio.Event()
             await self._nobody.wait()
 
@@ -409,7 +418,7 @@ class Control:
         until = request.parameter("until", "down")
         if until not in get_args(Until):
             raise Refused(400, f"until: expected {', '.join(get_args(Until))}")
-        names = request.services()
+        names, client.awaits_end = request.services(), True
         summaries = await client.attend(lambda: self._supervisor.wait(names, cast(Until, until)))
         return self._standing(summary.name for summary in summaries)
 
@@ -582,6 +591,7 @@ class Control:
         return {"pid": os.getpid()}
 
     async def _down(self, request: Request, client: _Client) -> Any:
+        client.awaits_end = True
         self._supervisor.request_stop()
         await client.attend(self._end.wait)
         return [asdict(summary) for summary in self._summaries]
@@ -787,6 +797,7 @@ class _Client:
     Attributes:
         scope: cancelled to cut it off.
         has_asked: its request is here.
+        awaits_end: of something, which we owe it the news of.
         public: it may be anybody.
     """
 
@@ -794,6 +805,7 @@ class _Client:
         self.public = public
         self.scope = trio.CancelScope()
         self.has_asked = False
+        self.awaits_end = False
         self._connection = connection
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
         self._wants_head_only = False

@@ -248,8 +248,7 @@ class _Daemon:
                             nursery.start_soon(self._upgrade_when_asked, asked, control)
                             nursery.start_soon(self._report, supervisor)
                             control.finish(await supervisor.run())
-                            with trio.move_on_after(DRAIN_PATIENCE):
-                                await control.drained()
+                            await control.drained(DRAIN_PATIENCE)
                             nursery.cancel_scope.cancel()
                     except BaseException:
                         if not self._live:  # else what is left is found by it
@@ -265,7 +264,7 @@ class _Daemon:
 
         fd = await asked.receive()
         with trio.move_on_after(UPGRADE_PATIENCE):
-            await control.drained()
+            await control.drained(UPGRADE_PATIENCE)
         self._say("starting anew")
         os.set_inheritable(fd, True)
         command = interpreter.command("tinyvisor", *words_anew(sys.argv[1:], fd))

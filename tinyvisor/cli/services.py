@@ -165,12 +165,15 @@ class _Holding:
         """Until the answer comes."""
         while not select.select([answer], [], [], HOLDING_PATIENCE)[0]:
             with contextlib.suppress(TinyvisorError):  # it has just ended: the answer is on its way
-                self.look()
+                self._look(answer)
 
-    def look(self) -> None:
+    def _look(self, answer: socket.socket) -> None:
+        """Of thousands only till the answer comes: the daemon does not wait for ever for it to be read."""
         for item in self._client.get("/v1/services", {"service": list(self._services)}):
             if item["state"] != "stopping":
                 continue
+            if select.select([answer], [], [], 0)[0]:
+                return
             found = self._client.get(f"/v1/services/{item['name']}")[0]["processes"]
             if found and found != self._said.get(item["name"]):
                 self._said[item["name"]] = found

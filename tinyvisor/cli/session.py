@@ -107,8 +107,7 @@ async def _served(
                 await nursery.start(outside.serve, control, supervisor, feed, content)
                 nursery.start_soon(control.serve, listener)
                 yield
-                with trio.move_on_after(DRAIN_PATIENCE):
-                    await control.drained()
+                await control.drained(DRAIN_PATIENCE)
                 nursery.cancel_scope.cancel()
         finally:
             record.unlink(missing_ok=True)
