@@ -32,6 +32,7 @@ FULL = Spec(
     ), masked_paths=("/proc/x",),
     readonly_paths=(), umask=0o77, oom_score_adj=5, stop_signal=2, stop_grace_period=1.5, orphan_grace_period=0.5,
     signal_group=True, timeout=2.5, cpu_time=1.25, output_limit=77, notify_socket=True, watchdog=0.5, notification_fd=5,
+    proc_opts="hidepid=2",
 )  # fmt: skip
 
 

@@ -107,7 +107,7 @@ BAD_MESSAGES: dict[str, tuple[bytes, int]] = {
     "too many steps": (padded(header(type=wire.PREPARE, counts=(2000, 0, 0, 0)) + raw_step(6) * 2000), errno.E2BIG),
     "body in a memfd that did not come": (header(type=wire.PREPARE, flags=wire.BODY_IN_MEMFD), errno.EBADF),
     "body in a memfd and here": (padded(header(type=wire.PREPARE, flags=wire.BODY_IN_MEMFD) + PIVOT), errno.EBADMSG),
-    "wrong version": (header(type=wire.PREPARE, version=9), errno.EPROTONOSUPPORT),
+    "wrong version": (header(type=wire.PREPARE, version=wire.VERSION + 1), errno.EPROTONOSUPPORT),
 }  # fmt: skip
 
 
