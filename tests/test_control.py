@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -21,7 +22,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.bench import Bench, bench, service
 from tests.fake_runtime import Script, failure
-from tinyvisor.cli.daemon import DRAIN_PATIENCE
 from tinyvisor.control import MAX_BODY, MAX_CLIENTS, MAX_HEAD, WRITE_PATIENCE, Control, Feed, is_welcome, listening
 from tinyvisor.errors import ConfigError, ConfigProblem, HostError, TinyvisorError
 from tinyvisor.logs import MISSING, LogReader, so_far
@@ -105,7 +105,7 @@ async def rig(tmp_path: Path, *services: Any, **options: Any) -> AsyncIterator[R
         async with b.live():
             yield found
         control.finish(b.supervisor.summaries())
-        await control.drained(DRAIN_PATIENCE)
+        await control.drained(math.inf)  # threads take no time of the mock clock
         await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
 
