@@ -179,6 +179,22 @@ def _is_open(fd: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
+async def test_why_none_can_be_made_is_said(anyio_backend: str) -> None:
+    """By the number that its maker's system call gave, which is another process than the launcher."""
+    async with open_runtime() as runtime:
+        inject = ("-e", "trace=unshare", "-e", "inject=unshare:error=ENOSPC")
+        command = ["strace", "-f", "-o", "/dev/null", *inject, "-p", str(runtime._launcher.pid)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
+            try:
+                assert strace.stderr is not None
+                assert "attached" in strace.stderr.readline()
+                with pytest.raises(HostError, match="make a user namespace: No space left on device"), anyio.fail_after(BOUND):
+                    await runtime.run(Spec(command=("true",)))
+            finally:
+                strace.terminate()
+        assert (await runtime.run(Spec(command=("true",)))).status == "ok"
+
+
 async def test_running_out(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     one = read_ranges()
     few = Ranges(((one[4000][0], IDS),), ((one[4000][1], IDS),), "a test")

@@ -441,8 +441,9 @@ static int workload_main(void *argument)
 	__builtin_trap(); /* a seccomp filter may refuse to let us go: libc's _exit would try for ever */
 }
 
-/* Calls `main` in a child that shares our memory where it can, on the scratch's stack: one such child at a time. libc's clone()
- * does that, too, but can't say CLONE_INTO_CGROUP; and clone3 by syscall(2) would return into a frame of the parent's. */
+/* Calls `main`, which must not return, in a child that shares our memory where it can, on the scratch's stack: one such child at
+ * a time. libc's clone() does that, too, but can't say CLONE_INTO_CGROUP; and clone3 by syscall(2) would return into a frame of
+ * the parent's. */
 #if (defined(__x86_64__) || defined(__aarch64__)) && !defined(__SANITIZE_ADDRESS__)
 pid_t clone3_vm(struct clone_arguments *arguments, int (*main)(void *), void *data)
 {

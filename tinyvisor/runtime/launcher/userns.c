@@ -5,7 +5,8 @@
  * cloned into new namespaces, all at once. A mount namespace among them is a copy in which the kernel has locked every mount
  * and its flags (mount_namespaces(7)): no capability inside can take a mask away, or write where it was read-only; without one,
  * the host's stays, over which nobody inside has a say. Init maps the ids and joins the namespaces, but for the user namespace,
- * whose rights it does not need and whose root has none over it. The workload enters it last. */
+ * whose rights it does not need and whose root has none over it. The workload enters it last.
+ * Who can leave nothing in it enters one that is kept (step_id_map), and the other namespaces are the host's. */
 #define _GNU_SOURCE
 #include "launcher.h"
 
@@ -79,7 +80,7 @@ static void end_helper(pid_t helper)
 static int found(void *owner)
 {
 	if (keep_rights() < 0 || syscall(SYS_setresuid, (uid_t)-1, *(const uid_t *)owner, (uid_t)-1) < 0 || unshare((int)NEW_USER) < 0)
-		return errno;
+		_exit(errno); /* there is nothing to return to */
 	die_with_launcher();
 	for (;;)
 		(void)kill(getpid(), SIGSTOP);
