@@ -65,7 +65,7 @@ from tinyvisor.runtime.pool import Pool, WarmRuns
 from tinyvisor.runtime.provisions import Provisions
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
-from tinyvisor.runtime.seccomp import Filter
+from tinyvisor.runtime.seccomp import MACHINES, Filter, may_wait
 from tinyvisor.runtime.shape import HOLE, MIN_PLACEHOLDER, PLACEHOLDER, Shape, shape_of
 from tinyvisor.runtime.stdio import Stdio, Streams, own_pipes
 from tinyvisor.runtime.steps import Step
@@ -1334,7 +1334,8 @@ class Runtime:
     ) -> Shape:
         program = seccomp.program + seccomp.second if seccomp else b""
         if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program or watch is not None:
-            return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch))
+            plan = self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch)
+            return self._encode(spec, plan, seccomp, watch)
         # The program, too: a profile's file may have changed.
         secret = bool(spec.secrets)
         key = (len(name), identity, terminal, workspace, early, program, secret, shape_of(spec), *spec.ulimits.items())
@@ -1344,11 +1345,12 @@ class Runtime:
                 self._shapes.clear()
             placeholder = PLACEHOLDER * len(name)
             plan = self._plan(spec, view, identity, seccomp, placeholder, terminal, workspace, early, ids)
-            shape = self._shapes[key] = self._encode(spec, plan)
+            shape = self._shapes[key] = self._encode(spec, plan, seccomp)
         return shape.named(name)
 
-    def _encode(self, spec: Spec, plan: planning.Plan) -> Shape:
-        split = planning.parked_steps(plan)
+    def _encode(self, spec: Spec, plan: planning.Plan, seccomp: Filter | None, watch: planning.Watch | None = None) -> Shape:
+        under_filter = seccomp is None or may_wait(seccomp, MACHINES[os.uname().machine])
+        split = planning.parked_steps(spec, plan, watch, under_filter=under_filter)
         workload = (wire.encode(plan.workload[:split]), wire.encode(plan.workload[split:-1]))
         init = plan.init if spec.userns == "host" else plan.init[1:]  # the ids are each container's own
         return Shape(wire.encode(init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback())

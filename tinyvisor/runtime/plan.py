@@ -513,9 +513,18 @@ def _milliseconds(timeout: float | None) -> int:
     return 0 if timeout is None else max(1, round(timeout * 1000))
 
 
-def parked_steps(plan: Plan) -> int:
-    """How many of the workload's steps a container made ahead has behind it: the next one closes the socket that it waits on."""
-    return next(index for index, step in enumerate(plan.workload) if isinstance(step, s.CloseFds))
+def parked_steps(spec: Spec, plan: Plan, watch: Watch | None, *, under_filter: bool) -> int:
+    """How many of the workload's steps a container made ahead has behind it.
+
+    All but the exec; unless there is one that has to know what comes with the command (a terminal, a tracer, Landlock's rule for
+    what stdout is), or a filter that may refuse the waiting itself: then those up to the closing of fds.
+
+    Args:
+        under_filter: `seccomp.may_wait`; or there is none.
+    """
+    if not under_filter or watch is not None or spec.tty or any(isinstance(step, s.Landlock) for step in plan.workload):
+        return next(index for index, step in enumerate(plan.workload) if isinstance(step, s.CloseFds))
+    return len(plan.workload) - 1
 
 
 CONTAINER_ROOT = {"pivot": "/container", "chroot": "/new"}

@@ -351,7 +351,7 @@ struct birth {
 
 /* Root inside owns the inode of the host's /dev/null, too: through the host's writable /dev it could change its mode for all.
  * The container's own is on a read-only mount (runc reopens it, too). */
-static int own_null(const struct context *context, int fd, int *null)
+static int own_null(struct context *context, int fd)
 {
 	struct stat status;
 
@@ -359,9 +359,9 @@ static int own_null(const struct context *context, int fd, int *null)
 		return -errno;
 	if (!S_ISCHR(status.st_mode) || status.st_rdev != makedev(1, 3))
 		return fd;
-	if (*null == -1)
-		*null = open_in_root(context, "dev/null", O_RDWR);
-	return *null;
+	if (context->null == -1)
+		context->null = open_in_root(context, "dev/null", O_RDWR);
+	return context->null;
 }
 
 /* All is ready but for the command. The end of the stream: nobody wants it any more. Nothing of this container's runs yet, and
@@ -374,7 +374,7 @@ static int wait_for_run(struct context *context, const struct report *report, st
 	int count, error;
 	ssize_t size;
 
-	for (int i = 1; i < context->fd_count; i++)
+	for (int i = 1; i < context->fd_count && !context->closed; i++)
 		close(context->fds[i]);
 	(void)madvise(scratch, offsetof(struct scratch, stack), MADV_DONTNEED); /* not the stack's top: we may stand on it */
 	send_event(context->event, &parked, NULL, 0, -1);
@@ -393,12 +393,12 @@ static int wait_for_run(struct context *context, const struct report *report, st
 	return 0;
 }
 
-static int take_stdio(const struct context *context)
+static int take_stdio(struct context *context)
 {
-	int error = 0, null = -1;
+	int error = 0;
 
 	for (int i = 0; i < 3 && !error; i++) {
-		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i], &null);
+		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i]);
 		/* A source below 3 would be overwritten before its turn: init made sure that there is none. */
 		error = fd < 0 ? fd : dup2(fd, i) < 0 ? -errno : 0;
 	}
@@ -422,11 +422,14 @@ static int workload_main(void *argument)
 		if (!error) {
 			failed = done;
 			error = wait_for_run(context, birth->report, plan, fds);
+			context->park = false;
 		}
 	}
 	if (!error) {
 		failed = done + plan->count[SECTION_WORKLOAD]; /* past the last step: none of them */
 		error = take_stdio(context);
+		if (!error && context->closed)
+			error = step_close_fds(context, NULL); /* what it waited on, and what came then */
 	}
 	if (!error)
 		error = set_signal_mask(0);

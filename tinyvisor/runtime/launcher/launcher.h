@@ -221,6 +221,8 @@ struct context {
 	uint64_t cpu_ms;
 	unsigned cpus;       /* how many can be used at once */
 	bool park, exec;
+	bool closed;     /* by step_close_fds, before it was parked */
+	int null;        /* the container's own /dev/null, or -1 */
 	unsigned passed; /* an fd of the workload's beside stdio, or 0 */
 	char name[65];
 };

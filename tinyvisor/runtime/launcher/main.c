@@ -328,7 +328,7 @@ static int launch(const struct request *request, int *fds, int count)
 	struct container *container = free_count ? remember(request) : NULL, **bucket;
 	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
 				  .joined = -ESRCH, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .handover = -1, .id = request->id,
-				  .cpu_usage = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
+				  .cpu_usage = -1, .null = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
 	int error;
 
 	if (!container)
