@@ -207,7 +207,7 @@ static struct report *report_of(int slot)
 	return (struct report *)(void *)(reports + (size_t)slot * PAGE);
 }
 
-/* Inits that said they are alone. That a cgroup can be removed proves it: a process that was exec'ed into the container is no
+/* Inits that said they are alone, and wait for us to kill them. That a cgroup can be removed proves it: a process that was exec'ed into the container is no
  * child of its init. */
 static void finish_early(void)
 {
@@ -225,10 +225,11 @@ static void finish_early(void)
 		(void)run_cleanup(container, OP_READ, ledger->counters, sizeof ledger->counters, &used);
 		if (run_cleanup(container, OP_REMOVE, NULL, 0, NULL)) {
 			(void)keep_data(container, ledger->counters, used);
-			continue;
+		} else {
+			report_gone(container, ledger->counters, used);
+			container->told = true;
 		}
-		container->told = true;
-		report_gone(container, ledger->counters, used);
+		(void)kill(container->pid, SIGKILL);
 	}
 }
 
