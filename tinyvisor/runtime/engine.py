@@ -895,7 +895,9 @@ class Runtime:
             yield WarmRuns(self._run, spec, pool)
 
     async def _run(self, run: Run, pool: Pool | None = None) -> Result:
-        return await run.carry_out(self, pool or (self._warm_pool(run) if self._warm else None))
+        if pool is None and self._warm:
+            pool = self._warm_pool(run)
+        return await run.carry_out(self, pool)
 
     def _warm_pool(self, run: Run) -> Pool | None:
         """The pool of the run's shape; made when a shape comes twice in a row."""
