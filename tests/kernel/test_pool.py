@@ -171,7 +171,7 @@ async def test_an_init_that_is_killed_in_a_run_ends_it_as_in_a_cold_one(shared: 
 def _is_idle(init: int) -> bool:
     """It has said that the workload runs: it holds no more than it keeps, and sleeps."""
     status = Path(f"/proc/{init}/status").read_text()
-    return "State:\tS" in status and len(os.listdir(f"/proc/{init}/fd")) <= 4
+    return "State:\tS" in status and len(os.listdir(f"/proc/{init}/fd")) <= 8
 
 
 def _runs(init: int, name: str) -> bool:

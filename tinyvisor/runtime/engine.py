@@ -1103,7 +1103,8 @@ class Runtime:
                 workload = shape.parked
             else:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
-            sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
+            init = first + shape.init + shape.counters if park and early else first + shape.init
+            sections = (wire.EMPTY, init, workload, shape.cleanup)
             if live is not None:
                 live.hold(container, later or streams, parked=park)
             unsent.pop_all()  # from here on that is done there
@@ -1195,7 +1196,7 @@ class Runtime:
                     terminal=terminal,
                     around=self._around,
                 )
-                shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
+                shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
                 given = [container.ids.fd] if container.ids is not None and planning.keeps_user(spec, self._around) else []
 
                 def describe(section: int, step: int) -> str:
@@ -1228,7 +1229,7 @@ class Runtime:
                 return socket.socket(domain, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         steps = planning.socket_steps(container.spec, container.name, domain, socket.SOCK_STREAM)
         streams = Streams(None, None, None, self.null)
-        shape = Shape(wire.encode(steps), wire.EMPTY, wire.EMPTY, wire.EMPTY, (), ())
+        shape = Shape(wire.encode(steps), wire.EMPTY, wire.EMPTY, wire.EMPTY, wire.EMPTY, (), ())
         with _as_launch_error(container.spec):
             process = self._container(
                 container.spec, container.name, next(self._ids), streams, shape, lambda section, step: _step_in(steps, step), True
@@ -1337,7 +1338,7 @@ class Runtime:
         program = seccomp.program + seccomp.second if seccomp else b""
         if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program or watch is not None:
             plan = self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch)
-            return self._encode(spec, plan, seccomp, watch)
+            return self._encode(spec, plan, seccomp, name, watch)
         # The program, too: a profile's file may have changed.
         secret = bool(spec.secrets)
         key = (len(name), identity, terminal, workspace, early, program, secret, shape_of(spec), *spec.ulimits.items())
@@ -1347,15 +1348,19 @@ class Runtime:
                 self._shapes.clear()
             placeholder = PLACEHOLDER * len(name)
             plan = self._plan(spec, view, identity, seccomp, placeholder, terminal, workspace, early, ids)
-            shape = self._shapes[key] = self._encode(spec, plan, seccomp)
+            shape = self._shapes[key] = self._encode(spec, plan, seccomp, placeholder)
         return shape.named(name)
 
-    def _encode(self, spec: Spec, plan: planning.Plan, seccomp: Filter | None, watch: planning.Watch | None = None) -> Shape:
+    def _encode(
+        self, spec: Spec, plan: planning.Plan, seccomp: Filter | None, name: str, watch: planning.Watch | None = None
+    ) -> Shape:
         under_filter = seccomp is None or may_wait(seccomp, MACHINES[os.uname().machine])
         split = planning.parked_steps(spec, plan, watch, under_filter=under_filter)
         workload = (wire.encode(plan.workload[:split]), wire.encode(plan.workload[split:-1]))
         init = plan.init if spec.userns == "host" else plan.init[1:]  # the ids are each container's own
-        return Shape(wire.encode(init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback())
+        limits = self._limits(spec)
+        counters = wire.encode(planning.counters(spec, limits, name))
+        return Shape(wire.encode(init), counters, *workload, wire.encode(plan.cleanup), plan.trees, limits.readback())
 
     def _plan(
         self,
@@ -1486,6 +1491,8 @@ def _template(changes: tuple[tuple[str, Any], ...]) -> Spec:
 
 
 def _own_pipes(streams: Streams, ids: Ids | None, identity: Identity) -> None:
+    if not streams.gives:
+        return
     owner = (ids.map.uid(identity.uid), ids.map.gid(identity.gid)) if ids else (identity.uid, identity.gid)
     if owner != (0, 0):
         own_pipes(streams.given, *owner)

@@ -253,6 +253,9 @@ def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
     return s.Exec(spec.command, tuple(environment.items()))
 
 
+MAX_COUNTERS = 8
+"""launcher.h MAX_COUNTERS."""
+
 DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 """Name, major, minor. Source: OCI runtime-spec config-linux.md "Default Devices"."""
 
@@ -666,6 +669,15 @@ def _seccomp(spec: Spec, filter: Filter) -> Iterator[Step]:
 def _readback(limits: Limits, name: str) -> Iterator[Step]:
     for hierarchy, file in limits.readback():
         yield s.Read(s.KEPT | hierarchy, f"{name}/{file}", limits.layout.hierarchies[hierarchy].label)
+
+
+def counters(spec: Spec, limits: Limits, name: str) -> tuple[Step, ...]:
+    """What the init of a container made ahead does besides: it opens what it will read back, and not in the run's time. Who has power
+    over it (SYS_PTRACE) would have it over what these files are."""
+    files = limits.readback()
+    if "SYS_PTRACE" in spec.capabilities or len(files) > MAX_COUNTERS:
+        return ()
+    return tuple(s.Counter(s.KEPT | index, f"{name}/{file}", limits.layout.hierarchies[index].label) for index, file in files)
 
 
 def _remove_cgroups(limits: Limits, name: str) -> Sequence[Step]:

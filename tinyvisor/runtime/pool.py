@@ -101,6 +101,15 @@ class WarmRuns:
         self._run = run
         self._spec = spec
         self._pool = pool
+        self._last = spec
+
+    def _with(self, changes: dict[str, Any]) -> Spec:
+        """Mostly the last one again, with another input."""
+        if "environment" in changes:  # perhaps the same mapping, and perhaps not with the same in it
+            return self._spec.with_(**changes)
+        if changes.get("command", self._spec.command) != self._last.command:
+            self._last = self._spec.with_(**changes)
+        return self._last
 
     @property
     def ready(self) -> int:
@@ -121,7 +130,7 @@ class WarmRuns:
         for name in ("files", "collect", "working_directory"):
             if arguments.get(name):
                 raise SpecError(name, "a pool's containers are made before it is known; use run, with open_runtime(warm=...)")
-        spec = self._spec.with_(**changes) if changes else self._spec
+        spec = self._with(changes)
         result = await self._run(Run(spec=spec, **arguments), self._pool)
         if check and result.status != "ok":
             raise RunFailed(spec.name, result)

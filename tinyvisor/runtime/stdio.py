@@ -218,7 +218,7 @@ def own_pipes(fds: Iterable[int], uid: int, gid: int) -> None:
 class Streams:
     """The three fds that a container gets, and our ends of those that are pipes.
 
-    `given` are to be sent to the launcher; `close_given` drops the copies that were made for that. Our ends are closed
+    `given` are to be sent to the launcher (`gives`: one of them is not the null device); `close_given` drops the copies that were made for that. Our ends are closed
     by `close`.
     """
 
@@ -238,6 +238,7 @@ class Streams:
             self.close()
             raise
         self.given: tuple[int, int, int] = (given_in, given_out, given_err)
+        self.gives: bool = self.given != (null, null, null)
 
     def _open(self, stdio: Stdio, null: int, name: str, ours: int, stream: Callable[[int], Any]) -> int:
         if stdio is None or stdio == subprocess.DEVNULL:

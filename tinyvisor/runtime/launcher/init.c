@@ -27,7 +27,7 @@ struct init { /* what stays of a container's set-up */
 	bool group;
 	bool busy; /* there may be more to reap */
 	bool refused; /* the workload was killed for a call that its filter refuses */
-	struct report *report; /* NULL when stand-alone */
+	struct report *report; /* of a `struct page`; NULL when stand-alone */
 	int64_t started; /* ns */
 	int orphan_signal;
 	unsigned orphan_grace_ms;
@@ -36,6 +36,7 @@ struct init { /* what stays of a container's set-up */
 	int64_t cpu_limit; /* ns */
 	unsigned cpus;     /* how many can be used at once */
 	int ended, slot;  /* where to say that all has ended, or -1, and what */
+	int counters[MAX_COUNTERS], counter_count;
 	bool settled;
 	bool exec; /* not PID 1: the workload is one process among others of a container */
 	int tty; /* stand-alone: our controlling terminal, or -1 */
@@ -305,6 +306,17 @@ static int enforce_time(const struct init *init, int64_t *next)
 	return why;
 }
 
+/* What does not fit is left to the launcher, all of it. */
+static void read_counters(const struct init *init)
+{
+	struct page *page = (struct page *)init->report;
+	uint32_t size = 0;
+
+	for (int i = 0; i < init->counter_count; i++)
+		size += read_back(init->counters[i], page->data + size, (uint32_t)sizeof page->data - size);
+	page->size = sizeof page->data - size < sizeof size ? 0 : size;
+}
+
 /* The end of PID 1 takes its time (its mounts, an RCU grace period). Where nothing else is left to end, the launcher may clean
  * up and report first: it removes the cgroups, which fails unless they are empty indeed. It then kills us: an end of ours meanwhile
  * would take the CPU from those who wait for the report. */
@@ -317,6 +329,7 @@ static void tell_early(const struct init *init)
 		return;
 	init->report->user = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
 	init->report->system = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
+	read_counters(init);
 	init->report->flags |= GONE_EMPTY;
 	if (write(init->ended, &slot, sizeof slot) < 0) /* EAGAIN: then it is told when we are reaped, as ever */
 		return;
@@ -640,8 +653,11 @@ static int drop_rights(void)
  * ends the container. */
 static int settle(struct init *init)
 {
-	int error = keep_only((int *const[]){&init->event, &init->signals, &init->cpu_usage, &init->ended, &init->refusals}, 5);
+	int *kept[5 + MAX_COUNTERS] = {&init->event, &init->signals, &init->cpu_usage, &init->ended, &init->refusals}, error;
 
+	for (int i = 0; i < init->counter_count; i++)
+		kept[5 + i] = init->counters + i;
+	error = keep_only(kept, 5 + init->counter_count);
 	if (!error)
 		error = drop_rights();
 	if (!error)
@@ -690,6 +706,8 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	init.cpus = context->cpus;
 	init.ended = context->init_flags & INIT_EARLY ? ended_fd : -1;
 	init.slot = context->slot;
+	init.counter_count = context->counter_count;
+	memcpy(init.counters, context->counters, sizeof init.counters);
 	birth.before_exec = SHARES_MEMORY && context->park && !(context->init_flags & (INIT_FORK | INIT_TRACE | INIT_REFUSALS));
 	init.workload = give_birth(&birth);
 	if (init.workload < 0)
