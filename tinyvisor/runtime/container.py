@@ -88,8 +88,8 @@ class Container:
     __slots__ = (
         "_before_event", "_describe", "_ended_at", "_error", "_events", "_exit", "_gone", "_held_up_by", "_host", "_init_end",
         "_limits_enforced", "_outcome", "_output_exceeded", "_provisions", "_sent_sigsys", "_started", "_started_at",
-        "_stopped", "_streams", "_unparked", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification", "notify", "pid",
-        "readback", "socket", "spec", "terminal", "terminal_stage",
+        "_stopped", "_streams", "_unparked", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification", "notify",
+        "pid", "readback", "socket", "spec", "terminal", "terminal_stage",
     )  # fmt: skip
 
     def __init__(

@@ -672,8 +672,8 @@ def _readback(limits: Limits, name: str) -> Iterator[Step]:
 
 
 def counters(spec: Spec, limits: Limits, name: str) -> tuple[Step, ...]:
-    """What the init of a container made ahead does besides: it opens what it will read back, and not in the run's time. Who has power
-    over it (SYS_PTRACE) would have it over what these files are."""
+    """What the init of a container made ahead does besides: it opens what it will read back, outside of the run's time. Who has
+    power over it (SYS_PTRACE) would have it over these files, too."""
     files = limits.readback()
     if "SYS_PTRACE" in spec.capabilities or len(files) > MAX_COUNTERS:
         return ()

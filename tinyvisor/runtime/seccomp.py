@@ -167,7 +167,7 @@ _WAITING = frozenset((
 
 
 def may_wait(filter: Filter, machine: Machine) -> bool:
-    """Whether a container made ahead can be parked behind its filter: nothing of the waiting is anybody's to refuse or to answer."""
+    """Whether a container made ahead can be parked behind its filter: nobody refuses or answers anything of the waiting."""
     return not filter.notifies and _WAITING & machine.numbers.keys() <= filter.passes
 
 

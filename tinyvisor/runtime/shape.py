@@ -43,8 +43,8 @@ class Shape:
         def fill(section: Section) -> Section:
             return Section(section.count, section.body.replace(holes, raw))
 
-        sections = map(fill, (self.init, self.counters, self.parked, self.workload, self.cleanup))
-        return Shape(*sections, self.trees, self.readback)
+        init, counters, parked = map(fill, (self.init, self.counters, self.parked))
+        return Shape(init, counters, parked, fill(self.workload), fill(self.cleanup), self.trees, self.readback)
 
     def with_exec(self, exec_: bytes, *, parked: bool = False) -> Section:
         """The workload's section, or what is left of it for a container that was parked."""
