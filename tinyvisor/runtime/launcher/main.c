@@ -203,7 +203,7 @@ static struct report *report_of(int slot)
 }
 
 /* The files that are read back, by its init or else by us. Returns how many bytes. */
-static uint32_t read_counters(const struct container *container)
+static uint32_t take_counters(const struct container *container)
 {
 	const struct page *page = page_of(container->slot);
 	uint32_t size = page->size;
@@ -232,7 +232,7 @@ static void finish_early(void)
 		container->gone.report = *report_of(container->slot);
 		container->gone.user = container->gone.report.user;
 		container->gone.system = container->gone.report.system;
-		used = read_counters(container);
+		used = take_counters(container);
 		if (run_cleanup(container, OP_REMOVE, NULL, 0, NULL)) {
 			(void)keep_data(container, ledger->counters, used);
 		} else {

@@ -95,7 +95,7 @@ int step_pass_fd(struct context *context, const struct step *step)
 }
 
 /* All from 3 on but `kept`, which is put in order; what is below 3 is none. */
-static int close_all_but(int *kept, int count)
+static int close_but(int *kept, int count)
 {
 	unsigned first = 3;
 
@@ -130,7 +130,7 @@ int step_close_fds(struct context *context, const struct step *step)
 		kept[3] = context->null;
 		context->closed = true;
 	}
-	return close_all_but(kept, 4);
+	return close_but(kept, 4);
 }
 
 /* Else it had that of whoever started us, with what is in it, and all containers had the same one. */
