@@ -313,3 +313,28 @@ async def test_a_parked_one_has_no_process_in_its_limits(anyio_backend: str) -> 
             for _ in range(4):
                 result = await pool.run(["cat", "/proc/self/stat"], capture_stdout=True)
                 assert (result.status, result.pids_peak) == ("ok", 1)
+
+
+async def test_a_parked_one_is_confined_as_one_that_runs(anyio_backend: str, tmp_path: Path) -> None:
+    """All but the exec is behind it; its filter, too, unless that may refuse what it does till then."""
+    profile = tmp_path / "profile.json"
+    profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["recvmsg"], "action": "SCMP_ACT_ERRNO"}]}')
+    parts = ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb", "Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "Umask")
+    own: dict[str, Any]
+    with anyio.fail_after(BOUND):
+        for own in ({"user": "7:8"}, {"user": "7:8", "seccomp": profile}):
+            async with open_runtime() as runtime, runtime.pool(["true"], size=1, **own) as pool:
+                (pid,) = await parked(runtime, 1)
+                child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+                await until(lambda child=child: status(child)["State"].startswith("S"))
+                waiting = status(child)
+                links = links_of(child)
+                result = await pool.run(["cat", "/proc/self/status"], capture_stdout=True)
+                lines = dict(line.split(":\t", 1) for line in (result.stdout or b"").decode().splitlines())
+                if "seccomp" in own:
+                    assert (waiting["NoNewPrivs"], waiting["Seccomp"], lines["Seccomp"]) == ("0", "0", "2")
+                else:
+                    same = {part: waiting[part] for part in parts if part not in ("Uid", "Gid")}
+                    assert same == {part: lines[part].strip() for part in same}
+                    assert waiting["Seccomp"] == "2"
+                    assert len([link for link in links if not link.startswith(("/dev/null", "socket:"))]) == 0, links
