@@ -116,7 +116,7 @@ static int close_but(int *kept, int count)
 
 /* Before the working directory is entered: a host directory still open here would be a way out (CVE-2024-21626). The socket to
  * init, for what step_seccomp sends, is closed by the exec. Who has yet to wait for its command keeps what it waits on, and the
- * /dev/null that it may need then: its root is closed with the others. */
+ * /dev/null that it may need then: its root is closed with the others. It may wait for long. */
 int step_close_fds(struct context *context, const struct step *step)
 {
 	int kept[4] = {context->handover, (int)context->passed, -1, -1}; /* 0: none */
@@ -126,6 +126,9 @@ int step_close_fds(struct context *context, const struct step *step)
 		context->null = open_in_root(context, "dev/null", O_RDWR);
 		if (context->null < 0)
 			return context->null;
+		for (int fd = 0; fd < 3; fd++) /* not the launcher's */
+			if (dup2(context->null, fd) < 0)
+				return -errno;
 		kept[2] = context->event;
 		kept[3] = context->null;
 		context->closed = true;
