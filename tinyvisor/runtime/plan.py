@@ -223,7 +223,7 @@ def plan(
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         # In the mount namespace that it is used in: its name is looked for there.
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
-        *_identity_of_host(spec, name),
+        *_identity_of_host(spec, name, around),
         *_cpu_time(spec, limits, name),
         _init(spec, name, seccomp, early=early),
     ]
@@ -323,6 +323,14 @@ def keeps_user(spec: Spec, around: Around) -> bool:
     return plain and spec.userns != "host" and not around.nested and not around.live
 
 
+def keeps_network(spec: Spec, around: Around) -> bool:
+    """Whether its network namespace may be one in which other containers were, and nothing has happened (launcher/networks.c).
+
+    For that it must be the host's, with no capability inside that has a say in it.
+    """
+    return keeps_user(spec, around) and "net" in _own_namespaces(spec)
+
+
 def _owned_namespaces(spec: Spec) -> frozenset[str]:
     """Those that belong to the container's own user namespace, so that capabilities inside count there.
 
@@ -339,7 +347,10 @@ def _flags(names: Iterable[str]) -> int:
 
 def _namespaces(spec: Spec, around: Around) -> Iterator[Step]:
     of_host = spec.userns == "host" or keeps_user(spec, around)
-    yield s.Unshare(_flags(_own_namespaces(spec) if of_host else {"mount"}))
+    kept = {"net"} if keeps_network(spec, around) else set()
+    yield s.Unshare(_flags(_own_namespaces(spec) - kept if of_host else {"mount"}))
+    if kept:
+        yield s.Network()
     if spec.network_mode.startswith("service:"):
         yield s.Join(NAMESPACE_FLAGS["net"], spec.network_mode.removeprefix("service:"))
 
@@ -480,10 +491,10 @@ def _user_namespace(spec: Spec, around: Around) -> Iterator[Step]:
             yield s.Unshare(_flags({"time"}))
 
 
-def _identity_of_host(spec: Spec, name: str) -> Iterator[Step]:
+def _identity_of_host(spec: Spec, name: str, around: Around) -> Iterator[Step]:
     if "uts" in spec.namespaces:
         yield s.Hostname(spec.hostname or name)
-    if "net" in spec.namespaces and spec.network_mode == "none":
+    if "net" in spec.namespaces and spec.network_mode == "none" and not keeps_network(spec, around):
         yield s.LoopbackUp()
 
 
