@@ -104,7 +104,7 @@ static void go_home(int own)
 
 	while (setns(own, (int)NEW_NET) < 0) {
 		if (errno != ENOMEM)
-			abort();
+			give_up(errno);
 		nanosleep(&pause, NULL);
 	}
 	close(own);
@@ -128,7 +128,7 @@ static bool is_as_new(const struct network *network)
 
 static bool fill(struct network *network)
 {
-	int own = openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC);
+	int fd, own = openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC);
 	ssize_t size;
 
 	if (own < 0)
@@ -138,10 +138,13 @@ static bool fill(struct network *network)
 		return false;
 	}
 	size = bring_loopback_up() ? -1 : hear_witnesses(network->seen);
-	network->fd = size > 0 ? openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC) : -1;
+	fd = size > 0 ? openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC) : -1;
 	go_home(own);
-	network->size = size > 0 ? (uint32_t)size : 0;
-	return network->fd > 0;
+	if (fd < 0)
+		return false;
+	network->fd = fd;
+	network->size = (uint32_t)size;
+	return true;
 }
 
 /* Its number, or -1 where there is none: the container makes its own then, and another will be made ahead. */
@@ -177,24 +180,30 @@ bool networks_wanted(void)
 	return wanted > 0;
 }
 
+static bool make_table(void)
+{
+	const size_t size = MAX_NETWORKS * sizeof *networks;
+	void *table = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (table == MAP_FAILED || madvise(table, size, MADV_DONTFORK) < 0)
+		return false;
+	networks = table;
+	return true;
+}
+
 /* When there is nothing else to do. */
 void make_network(void)
 {
 	int number = 0;
 
-	if (!networks) {
-		networks = mmap(NULL, MAX_NETWORKS * sizeof *networks, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		if (networks == MAP_FAILED || madvise(networks, MAX_NETWORKS * sizeof *networks, MADV_DONTFORK) < 0)
-			abort();
-	}
-	while (networks[number].fd)
-		number++;
 	wanted--;
-	if (fill(&networks[number])) {
+	while (networks && networks[number].fd)
+		number++;
+	if ((networks || make_table()) && fill(&networks[number])) {
 		made++;
-		idle[idle_count++] = number;
+		memmove(idle + 1, idle, (size_t)idle_count++ * sizeof *idle); /* the one used last is the first to be used again */
+		idle[0] = number;
 	} else {
-		networks[number].fd = 0;
-		wanted = 0; /* until the next one is asked for */
+		wanted = 0; /* until the next one is asked for; what is wrong is that one's to say */
 	}
 }

@@ -1,0 +1,128 @@
+"""Network namespaces that are used again: only those that nobody could tell from new ones."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.helpers import ON_TRIO, namespace, python, read_until, waiting, workload
+from tinyvisor.runtime import PIPE, Runtime, open_runtime
+from tinyvisor.spec import Spec, Volume
+
+pytestmark = [pytest.mark.kernel, pytest.mark.hostroot, pytest.mark.anyio, ON_TRIO]
+
+NETWORK = """
+import socket
+with socket.socket(socket.AF_UNIX) as any:
+    print(int.from_bytes(any.getsockopt(socket.SOL_SOCKET, 71, 8), "little"))
+"""
+"""SO_NETNS_COOKIE (5.14): never the same for two, where inode numbers are given out anew."""
+
+USED = {
+    "a packet on loopback": 'socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))',
+    "a packet on loopback, v6": 'socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).sendto(b"x", ("::1", 9))',
+    "a connection that lingers": """
+server = socket.create_server(("127.0.0.1", 8000))
+client, (peer, _) = socket.create_connection(("127.0.0.1", 8000)), server.accept()
+peer.close(), client.close()
+""",
+    "a packet that goes nowhere": """
+try:
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 9))
+except OSError as error:
+    assert error.errno == 101, error  # ENETUNREACH: no interface has counted it
+""",
+    "a flow label": """
+import struct
+asking = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+address = socket.inet_pton(socket.AF_INET6, "::1")
+label = address + struct.pack("=IBBHHHI", socket.htonl(0x12345), 0, 255, 1, 0, 60, 0)  # struct in6_flowlabel_req: get, create
+asking.setsockopt(socket.IPPROTO_IPV6, 32, label)  # IPV6_FLOWLABEL_MGR; outlives the socket
+""",
+}
+
+
+async def network_of(runtime: Runtime, before: str = "") -> int:
+    return int((await python(runtime, f"{NETWORK}\n{before}", capabilities=frozenset())).splitlines()[0])
+
+
+async def kept(runtime: Runtime) -> int:
+    """One that a container was in and that the next one gets: made when the launcher has nothing else to do."""
+    last = await network_of(runtime)
+    for _ in range(100):
+        last, before = await network_of(runtime), last
+        if last == before:
+            return last
+    raise AssertionError("none is ever used again")
+
+
+async def test_it_is_used_again_where_nothing_has_happened(shared: Runtime) -> None:
+    network = await kept(shared)
+    quiet = 'list(map(socket.socket.close, socket.socketpair())); socket.create_server(("127.0.0.1", 0)).close()'
+    assert await network_of(shared, quiet) == network
+    assert await network_of(shared) == network, "what never left the process is nothing that happened in it"
+
+
+@pytest.mark.parametrize("what", USED)
+async def test_it_is_not_where_something_has(shared: Runtime, what: str) -> None:
+    network = await kept(shared)
+    assert await network_of(shared, USED[what]) == network
+    assert await network_of(shared) != network
+    assert await kept(shared) != network, "nor later"
+
+
+async def test_it_is_not_while_a_socket_of_it_is_somebody_elses(shared: Runtime, tmp_path: Path) -> None:
+    """It was handed out by a volume: who has it could reach what listens on the next container's loopback."""
+    network = await kept(shared)
+    os.chmod(tmp_path, 0o777)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "out"))
+        os.chmod(tmp_path / "out", 0o666)
+        server.listen()
+        hand_out = """
+through = socket.socket(socket.AF_UNIX)
+through.connect("/out/out")
+held = socket.socket(socket.AF_INET)
+socket.send_fds(through, [b"x"], [held.fileno()])
+"""
+        code = f"{NETWORK}\n{hand_out}"
+        assert int(await python(shared, code, capabilities=frozenset(), volumes=(Volume(tmp_path, "/out"),))) == network
+        assert await network_of(shared) != network, "it still waits to be accepted"
+        with server.accept()[0] as peer:
+            _, (fd,), _, _ = socket.recv_fds(peer, 1, 1)
+        with socket.socket(fileno=fd) as held:
+            assert int.from_bytes(held.getsockopt(socket.SOL_SOCKET, 71, 8), "little") == network
+            assert await kept(shared) != network
+    assert await kept(shared) != network
+
+
+@pytest.mark.parametrize("how", ["exec", "service:", "a socket"])
+async def test_it_is_not_where_others_were_let_in(shared: Runtime, how: str) -> None:
+    """They may be in it when the container is long gone."""
+    network = await kept(shared)
+    command = ("python3", "-c", f"{NETWORK}\nimport sys; sys.stdout.flush(); sys.stdin.read()")
+    async with shared.start(Spec(command=command, name="first"), stdin=PIPE, stdout=PIPE) as first:
+        assert int(await read_until(first.stdout, "\n")) == network
+        if how == "exec":
+            assert (await first.exec(["/bin/true"])).returncode == 0
+        elif how == "a socket":
+            (await first.open_socket()).close()
+        else:
+            async with waiting(shared, name="second", network_mode="service:first") as second:
+                first.kill()
+                await first.wait()
+                assert await network_of(shared) != network, "the second is still in it"
+                assert namespace(workload(second), "net") > 0
+    assert await kept(shared) != network
+
+
+async def test_what_is_kept_ends_with_the_runtime(anyio_backend: str) -> None:
+    async with open_runtime() as runtime:
+        network = await kept(runtime)
+    async with open_runtime() as runtime:
+        assert await kept(runtime) != network
+    with socket.socket() as ours:
+        assert ours.getsockopt(socket.SOL_SOCKET, 71, 8) != network.to_bytes(8, "little")
