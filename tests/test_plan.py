@@ -61,6 +61,7 @@ def planned(
     idmapped: frozenset[str] = frozenset({"/usr", "/etc", "/dev"}),
     watch: Watch | None = None,
     around: Around = OF_THE_HOST,
+    workspace: str | None = None,
     **fields: Any,
 ) -> Plan:
     spec = Spec(**{"command": ("true",), "name": "web", **fields})
@@ -78,6 +79,7 @@ def planned(
         idmapped=idmapped,
         watch=watch,
         around=around,
+        workspace=workspace,
     )
 
 
@@ -416,6 +418,23 @@ def test_a_user_namespace_is_kept_where_nothing_can_be_left_in_it(fields: dict[s
 @pytest.mark.parametrize("fields", [{"network_mode": "host"}, {"network_mode": "service:db"}, {"userns_mode": "host"}])
 def test_whose_network_is_not_one_of_its_own_or_roots_has_none_that_is_used_again(fields: dict[str, Any]) -> None:
     assert of(planned(**fields).init, s.Network) == []
+
+
+@pytest.mark.parametrize(
+    "fields, meets",
+    [
+        ({"volumes": (Volume(Path("/data"), "/data", read_only=True),)}, True),
+        ({"rootfs": Path("/images/a")}, True),
+        ({"workspace": "/t/work/0"}, True),
+        ({"workspace": ""}, False),
+        ({"tmpfs": (Tmpfs("/scratch"),)}, False),
+    ],
+)
+def test_who_may_meet_others_in_a_directory_has_a_new_network(fields: dict[str, Any], meets: bool) -> None:
+    made = planned(**fields)
+    net = NAMESPACE_FLAGS["net"]
+    assert (len(of(made.init, s.Network)), len(of(made.init, s.LoopbackUp))) == ((0, 1) if meets else (1, 0))
+    assert bool(of(made.init, s.Unshare)[0].flags & net) == meets
 
 
 def test_network_modes() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,11 +44,18 @@ address = socket.inet_pton(socket.AF_INET6, "::1")
 label = address + struct.pack("=IBBHHHI", socket.htonl(0x12345), 0, 255, 1, 0, 60, 0)  # struct in6_flowlabel_req: get, create
 asking.setsockopt(socket.IPPROTO_IPV6, 32, label)  # IPV6_FLOWLABEL_MGR; outlives the socket
 """,
+    "a key for TCP Fast Open": "socket.socket().setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 1)",
+    "a route that was looked up": 'socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).connect(("::1", 9))',
+    "a group that was left, v6": """
+import struct
+group = socket.inet_pton(socket.AF_INET6, "ff05::1234") + struct.pack("=I", 1)  # struct ipv6_mreq: on lo
+socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+""",
 }
 
 
-async def network_of(runtime: Runtime, before: str = "") -> int:
-    return int((await python(runtime, f"{NETWORK}\n{before}", capabilities=frozenset())).splitlines()[0])
+async def network_of(runtime: Runtime, before: str = "", **spec: Any) -> int:
+    return int((await python(runtime, f"{NETWORK}\n{before}", capabilities=frozenset(), **spec)).splitlines()[0])
 
 
 async def kept(runtime: Runtime) -> int:
@@ -74,28 +83,63 @@ async def test_it_is_not_where_something_has(shared: Runtime, what: str) -> None
     assert await kept(shared) != network, "nor later"
 
 
-async def test_it_is_not_while_a_socket_of_it_is_somebody_elses(shared: Runtime, tmp_path: Path) -> None:
-    """It was handed out by a volume: who has it could reach what listens on the next container's loopback."""
+async def test_no_report_of_a_group_that_was_left_is_sent_to_the_next_one(shared: Runtime) -> None:
+    """The standard versions of IGMP send it up to some seconds later, when no witness tells of it."""
     network = await kept(shared)
-    os.chmod(tmp_path, 0o777)
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(tmp_path / "out"))
-        os.chmod(tmp_path / "out", 0o666)
-        server.listen()
-        hand_out = """
-through = socket.socket(socket.AF_UNIX)
-through.connect("/out/out")
-held = socket.socket(socket.AF_INET)
-socket.send_fds(through, [b"x"], [held.fileno()])
+    leave = """
+group = socket.inet_aton("239.1.2.3") + socket.inet_aton("127.0.0.1")
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+for file in "ipv4/conf/lo/force_igmp_version", "ipv6/conf/lo/force_mld_version":
+    print(open(f"/proc/sys/net/{file}").read().strip())
 """
-        code = f"{NETWORK}\n{hand_out}"
-        assert int(await python(shared, code, capabilities=frozenset(), volumes=(Volume(tmp_path, "/out"),))) == network
-        assert await network_of(shared) != network, "it still waits to be accepted"
-        with server.accept()[0] as peer:
-            _, (fd,), _, _ = socket.recv_fds(peer, 1, 1)
-        with socket.socket(fileno=fd) as held:
+    assert (await python(shared, f"{NETWORK}\n{leave}", capabilities=frozenset())).split() == [str(network), "1", "1"]
+    assert await network_of(shared) == network
+
+
+async def test_it_is_not_while_a_socket_of_it_is_somebody_elses(shared: Runtime) -> None:
+    """Who has it could reach what listens on the next container's loopback."""
+    network = await kept(shared)
+    hold = "held = socket.socket(); print(held.fileno(), 'there', flush=True); import sys; sys.stdin.read()"
+    async with shared.start(
+        Spec(command=("python3", "-c", f"{NETWORK}\n{hold}"), name="first"), stdin=PIPE, stdout=PIPE
+    ) as first:
+        number, fd, _ = (await read_until(first.stdout, "there\n")).split()
+        assert int(number) == network
+        with socket.socket(fileno=taken(workload(first), int(fd))) as held:
+            first.kill()
+            await first.wait()
             assert int.from_bytes(held.getsockopt(socket.SOL_SOCKET, 71, 8), "little") == network
             assert await kept(shared) != network
+    assert await kept(shared) != network
+
+
+def taken(pid: int, fd: int) -> int:
+    """A copy of another process's fd."""
+    libc, pidfd = ctypes.CDLL(None, use_errno=True), os.pidfd_open(pid)
+    try:
+        copy: int = libc.syscall(438, pidfd, fd, 0)  # pidfd_getfd, 5.6
+    finally:
+        os.close(pidfd)
+    assert copy >= 0, os.strerror(ctypes.get_errno())
+    return copy
+
+
+async def test_who_meets_others_in_a_directory_gets_none(shared: Runtime, tmp_path: Path) -> None:
+    """An open /proc/net/tcp that was handed out through a socket there shows the ports, and "unix" the abstract names, of whoever
+    is in that network later; and nothing counts it."""
+    network = await kept(shared)
+    assert await network_of(shared, volumes=(Volume(tmp_path, "/out"),)) != network
+    assert await network_of(shared) == network
+
+
+async def test_it_is_not_after_one_whose_standard_stream_is_a_socket(shared: Runtime) -> None:
+    """By which an open file of /proc/net could have left."""
+    network = await kept(shared)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with shared.start(Spec(command=("python3", "-c", NETWORK), name="first"), stdin=theirs, stdout=PIPE) as first:
+            assert int(await read_until(first.stdout, "\n")) == network
+            await first.wait()
     assert await kept(shared) != network
 
 

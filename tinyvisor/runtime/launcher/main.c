@@ -141,7 +141,7 @@ static void report_gone(struct container *container, const void *data, uint32_t 
 	if (size)
 		memcpy(message + sizeof container->gone, data, size);
 	send_event(control, &event, message, (uint32_t)sizeof container->gone + size, -1);
-	return_network(container->network, container->shared);
+	return_network(container->network, container->shared || container->gone.report.flags & GONE_CONNECTED);
 	container->network = -1;
 }
 

@@ -5,10 +5,15 @@
  * interfaces, addresses, routes, filters or sysctls. What is left that could tell a network in which a container was from a new
  * one is what the kernel counts in it, and who is still there. So it is used again only if
  *   - all of the container's processes are gone,
- *   - nobody was ever let into it by us (network_mode "service:", an exec, a probe), and
+ *   - nobody was ever let into it by us (network_mode "service:", an exec, a probe),
+ *   - nobody in it had a way to hand out fds: neither a place that others see (the plan's to say) nor a standard stream that is
+ *     more than a pipe, a file or a terminal (init's to say). Not every fd that holds a namespace is counted in it: an open
+ *     /proc/net/tcp or unix shows for ever what goes on there; and
  *   - the witnesses below read to the byte what they read when it was new: no packet has passed, not even on loopback, so that
- *     there is no connection that lingers, no metric and no neighbour; none was refused; and no socket is left, which may
- *     have been handed to a process elsewhere.
+ *     there is no connection that lingers, no metric and no neighbour; none was refused; no route was asked for; no key for TCP
+ *     Fast Open was made; and no socket is left.
+ * What is on its way by a timer is no witness yet: there must be none. Having left a multicast group is reported up to some
+ * seconds later in the versions of IGMP and MLD that are standard, and never in the first ones, which loopback is told to speak.
  * An fd of the namespace itself that somebody keeps is of no use: entering it takes a capability over the host's.
  * Any other is closed, and with it ends. Containers that find none make their own. */
 #define _GNU_SOURCE
@@ -24,7 +29,8 @@
 #define MAX_NETWORKS 32
 #define MAX_SEEN 16384 /* bytes; a host whose witnesses say more has none that are used again */
 
-static const char *const witnesses[] = {"dev", "snmp", "snmp6", "sockstat", "igmp", "ip6_flowlabel"};
+static const char *const witnesses[] = {"dev", "snmp", "snmp6", "sockstat", "igmp", "ip6_flowlabel", "rt6_stats"};
+static const char fast_open_key[] = "sys/net/ipv4/tcp_fastopen_key"; /* zeros until a server first asks for it (4.15) */
 
 static struct network { /* no child inherits the table, so no child pays for it */
 	int fd; /* 0: none */
@@ -93,8 +99,29 @@ static ssize_t hear_witnesses(char *out)
 		return -errno;
 	for (size_t i = 0; i < sizeof witnesses / sizeof *witnesses && n >= 0; i++, size += n)
 		n = read_witness(directory, witnesses[i], out + size, MAX_SEEN - (size_t)size);
+	if (n >= 0)
+		n = read_witness(proc_fd, fast_open_key, out + size, MAX_SEEN - (size_t)size);
 	close(directory);
-	return n < 0 ? n : size;
+	return n < 0 ? n : size + n;
+}
+
+/* Those in which nothing is sent once a group is left. */
+static int speak_first_versions(void)
+{
+	static const char *const files[] = {"sys/net/ipv4/conf/lo/force_igmp_version", "sys/net/ipv6/conf/lo/force_mld_version"};
+
+	for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+		int error, fd = openat(proc_fd, files[i], O_WRONLY | O_CLOEXEC);
+		if (fd < 0 && errno == ENOENT) /* a kernel without */
+			continue;
+		if (fd < 0)
+			return -errno;
+		error = write(fd, "1", 1) < 0 ? -errno : 0;
+		close(fd);
+		if (error)
+			return error;
+	}
+	return 0;
 }
 
 /* There is no going on elsewhere: the next container's network would be that one. */
@@ -137,7 +164,7 @@ static bool fill(struct network *network)
 		close(own);
 		return false;
 	}
-	size = bring_loopback_up() ? -1 : hear_witnesses(network->seen);
+	size = speak_first_versions() || bring_loopback_up() ? -1 : hear_witnesses(network->seen);
 	fd = size > 0 ? openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC) : -1;
 	go_home(own);
 	if (fd < 0)
@@ -160,7 +187,7 @@ int take_network(int *fd)
 	return idle[idle_count];
 }
 
-/* After its container, which is told already. `shared`: somebody else was let in. */
+/* After its container, which is told already. `shared`: somebody else was let in, or may have got something out of it. */
 void return_network(int number, bool shared)
 {
 	if (number < 0)
