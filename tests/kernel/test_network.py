@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.kernel.helpers import ON_TRIO, namespace, python, read_until, waiting, workload
+from tests.kernel.helpers import ON_TRIO, namespace, python, read_until, until, waiting, workload
 from tinyvisor.runtime import PIPE, Runtime, open_runtime
 from tinyvisor.spec import Spec, Volume
 
@@ -161,6 +162,29 @@ async def test_it_is_not_where_others_were_let_in(shared: Runtime, how: str) -> 
                 assert await network_of(shared) != network, "the second is still in it"
                 assert namespace(workload(second), "net") > 0
     assert await kept(shared) != network
+
+
+def children(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def networks_held(pid: int) -> int:
+    """How many fds of network namespaces a process has."""
+    return sum(link.readlink().name.startswith("net:") for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
+async def test_a_container_made_ahead_keeps_none_alive(anyio_backend: str) -> None:
+    """It was cloned with all of the launcher's, and may wait for days."""
+    async with open_runtime() as runtime:
+        await kept(runtime)
+        launcher = runtime._launcher.pid
+        assert networks_held(launcher) > 0
+        async with runtime.pool(["/bin/true"], 1):
+            await until(lambda: any(children(init) for init in children(launcher)))  # others are on their way out
+            (waits,) = (init for init in children(launcher) if children(init))
+            assert [networks_held(pid) for pid in (waits, *children(waits))] == [0, 0]
 
 
 async def test_what_is_kept_ends_with_the_runtime(anyio_backend: str) -> None:

@@ -643,6 +643,8 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 		report->flags = GONE_EXITED;
 		_exit(0);
 	}
+	if (context->park)
+		close_networks();
 	show_as(context->exec ? "tinyvisor-exec" : "tinyvisor-init", context->name);
 	init.signals = open_signals();
 	if (init.signals < 0)

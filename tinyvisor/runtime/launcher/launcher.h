@@ -308,6 +308,7 @@ int take_network(int *fd);
 void return_network(int number, bool shared);
 bool networks_wanted(void);
 void make_network(void);
+void close_networks(void);
 
 /* userns.c */
 step_function step_ids, step_id_map, step_user_namespace;

@@ -27,9 +27,10 @@
 #include <time.h>
 
 #define MAX_NETWORKS 32
+#define FIRST_FD 210 /* of theirs: behind what comes with requests, so that they are together and nothing else is there */
 #define MAX_SEEN 16384 /* bytes; a host whose witnesses say more has none that are used again */
 
-static const char *const witnesses[] = {"dev", "snmp", "snmp6", "sockstat", "igmp", "ip6_flowlabel", "rt6_stats"};
+static const char *const witnesses[] = {"dev", "snmp", "snmp6", "sockstat", "ip6_flowlabel", "rt6_stats"};
 static const char fast_open_key[] = "sys/net/ipv4/tcp_fastopen_key"; /* zeros until a server first asks for it (4.15) */
 
 static struct network { /* no child inherits the table, so no child pays for it */
@@ -66,6 +67,12 @@ int step_network(struct context *context, const struct step *step)
 	if (context->network >= 0)
 		return setns(context->network, (int)NEW_NET) < 0 ? -errno : 0;
 	return unshare((int)NEW_NET) < 0 ? -errno : bring_loopback_up();
+}
+
+/* In an init that stays a while with what it was cloned with: those that are closed meanwhile must end. */
+void close_networks(void)
+{
+	(void)syscall(NR_close_range, (unsigned)FIRST_FD, FIRST_FD + MAX_NETWORKS - 1u, 0);
 }
 
 /* One witness of the network that we are in, or nothing where this kernel has none of the name. */
@@ -167,6 +174,11 @@ static bool fill(struct network *network)
 	size = speak_first_versions() || bring_loopback_up() ? -1 : hear_witnesses(network->seen);
 	fd = size > 0 ? openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC) : -1;
 	go_home(own);
+	if (fd >= 0) {
+		int low = fd;
+		fd = fcntl(low, F_DUPFD_CLOEXEC, FIRST_FD);
+		close(low);
+	}
 	if (fd < 0)
 		return false;
 	network->fd = fd;
