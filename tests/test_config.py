@@ -799,7 +799,7 @@ SPECS: dict[str, st.SearchStrategy[Any]] = {
     "network_mode": st.sampled_from(["none", "host"]),
     "pids_limit": st.none() | POSITIVE,
     "mem_limit": st.none() | POSITIVE,
-    "cpus": st.none() | st.floats(0.01, 1e9),
+    "cpus": st.none() | st.floats(0.01, 8192),
     "cpuset": st.frozensets(st.integers(0, 8191), max_size=5),
     "blkio": st.none()
     | st.builds(
