@@ -78,6 +78,7 @@ class Container:
         stdin, stdout, stderr: our ends of the pipes that were asked for.
         terminal: the master side of its pty, where ``spec.tty``.
         ids: what its ids are on the host; None: the same.
+        workspace: where a directory of the runtime's is mounted in it; None: there is none.
         execs: what was exec'ed in it and has not ended.
         notify: what receives the messages to its NOTIFY_SOCKET, where ``spec.notify_socket``.
         notification: the read end of its ``spec.notification_fd``.
@@ -89,7 +90,7 @@ class Container:
         "_before_event", "_describe", "_ended_at", "_error", "_events", "_exit", "_gone", "_held_up_by", "_host", "_init_end",
         "_limits_enforced", "_outcome", "_output_exceeded", "_provisions", "_sent_sigsys", "_started", "_started_at",
         "_stopped", "_streams", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification", "notify", "pid",
-        "readback", "socket", "spec", "terminal", "terminal_stage",
+        "readback", "socket", "spec", "terminal", "terminal_stage", "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +111,7 @@ class Container:
         self.pid: int = 0
         self.terminal: int | None = None
         self.ids: Ids | None = None
+        self.workspace: str | None = None
         self.readback: tuple[tuple[int, str], ...] = readback
         self._streams = streams
         self._host = host

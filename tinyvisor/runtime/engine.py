@@ -1087,6 +1087,7 @@ class Runtime:
             unsent = stack.enter_context(contextlib.ExitStack())
             unsent.callback(container.abandon)
             container.ids = ids
+            container.workspace = None if workspace is None else spec.working_dir or "/"
             if provisions is not None:
                 kept.pop_all()
                 container.provide(provisions)
@@ -1192,6 +1193,7 @@ class Runtime:
                     ids=container.ids.map if container.ids else None,
                     terminal=terminal,
                     around=self._around,
+                    workspace=container.workspace,
                 )
                 shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
                 given = [container.ids.fd] if container.ids is not None and planning.keeps_user(spec, self._around) else []
