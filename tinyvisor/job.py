@@ -62,8 +62,8 @@ class Job:
 
 
 def _path(where: str, value: object) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise SpecError(where, f"expected bytes or a path, got {value!r:.100}")
+    if not isinstance(value, os.PathLike):  # no text: is it the content, or a path?
+        raise SpecError(where, f"expected bytes or a Path, got {value!r:.100}")
     if "\0" in os.fspath(value):
         raise SpecError(where, "must not contain NUL")
     return Path(value)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import signal as signals
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -533,9 +533,7 @@ class Spec:
         changes: what is known to be right is not checked again."""
         if changes.keys() <= _CHEAP.keys():
             return self._with(changes)
-        unknown = changes.keys() - {item.name for item in fields(self)}
-        if unknown:
-            raise SpecError(sorted(unknown)[0], "there is no such field")
+        check_fields(changes.keys())
         return replace(self, **changes)
 
     def _with(self, changes: Mapping[str, Any]) -> Spec:
@@ -688,6 +686,21 @@ class Spec:
         if self.userns_mode is None:
             return "auto" if "user" in self.namespaces else "host"
         return cast(UsernsMode, self.userns_mode)
+
+
+_FIELD_NAMES = frozenset(item.name for item in fields(Spec))
+_ELSEWHERE = {"cwd": "working_dir", "env": "environment", "memory": "mem_limit", "cap_add": "capabilities"}
+"""What a field is called by subprocess and docker."""
+
+
+def check_fields(names: Set[str]) -> None:
+    """Raises `SpecError` for a name that no field of `Spec` has."""
+    unknown = min(names - _FIELD_NAMES, default=None)
+    if unknown is not None:
+        from difflib import get_close_matches  # only where something is wrong
+
+        near = [_ELSEWHERE[unknown]] if unknown in _ELSEWHERE else get_close_matches(unknown[:64], _FIELD_NAMES, n=1)
+        raise SpecError(unknown, "there is no such field" + "".join(f' (did you mean "{name}"?)' for name in near))
 
 
 # The slots' own functions: an eighth of what dataclasses.replace costs, whose checks of every field are not needed again.

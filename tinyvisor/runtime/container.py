@@ -278,12 +278,14 @@ class Container:
         if "SYS_PTRACE" in self.spec.capabilities and self.spec.userns == "host":
             # Till its last steps it has all rights, in the pid namespace of those who may take it over then.
             raise SpecError("cap_add", "SYS_PTRACE has power over a program that is exec'ed, before its rights are dropped")
+        if isinstance(command, str | bytes):
+            raise SpecError("command", "expected a list of words; for a shell's text use ['sh', '-c', text]")
         unknown = changes.keys() - _OF_AN_EXEC
         if unknown:
             raise SpecError(min(unknown), "an exec can't change that of a container")
         merged = {**self.spec.environment, **(environment or {})}
         spec = self.spec.with_(**{"timeout": None, "cpu_time": None, "tty": False, **_NOT_AN_EXECS, **changes})
-        spec = spec.with_(command=tuple(command), environment=merged)
+        spec = spec.with_(command=command, environment=merged)
         return self._host.exec(self, spec, stdin, stdout, stderr, terminal)
 
     async def open_socket(self, domain: int = socket.AF_INET) -> socket.socket:

@@ -84,7 +84,7 @@ from tinyvisor.runtime.tracer import (
 )
 from tinyvisor.runtime.unpack import unpack
 from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
-from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_name
+from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_fields, check_name
 from tinyvisor.state import Exit, Result, Stats
 from tinyvisor.trace import Calls
 from tinyvisor.units import parse_size
@@ -115,9 +115,12 @@ async def open_runtime(*, name: str | None = None, warm: int = 0, live: bool = F
 
     Raises:
         HostError: this host can't run containers, with the cure.
+        SpecError: a value that is none. Nothing was created.
         TinyvisorError: a runtime of that name is open elsewhere.
     Cancellation: leaves nothing behind.
     """
+    if live and name is None:
+        raise SpecError("name", "a live runtime needs one, by which the next finds what it has left")
     name = f"run-{os.getpid()}-{next(_runs)}" if name is None else name
     check_name("name", name)
     _check_count("warm", warm, 0)
@@ -195,6 +198,7 @@ class Runtime:
         self._idmapped: frozenset[str] | None = None  # of the shared trees; None: not tried yet
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
+        self._left = False
         # Shielded: a cancelled program still waits for the end of its containers, and hears of it here.
         self._serving = anyio.CancelScope(shield=True)
         self._stack = contextlib.ExitStack()
@@ -290,6 +294,7 @@ class Runtime:
             self._lock.keep = bool(self._tree.remove())
 
     async def _aclose(self) -> None:
+        self._left = True
         try:
             if hasattr(self, "_launcher") and isinstance(self._launcher, KeptLauncher) and self._detached:
                 self._launcher.detach()
@@ -729,8 +734,8 @@ class Runtime:
             check: raise `RunFailed` unless the status is ``ok``.
             capture_stdout, capture_stderr: keep the output, ``output_limit`` bytes of each (default 64 MiB); a container that
                 writes more is killed, its status is ``output_limit``.
-            stdin: all of it as bytes, a file of the host (`Path`), a byte stream; an fd or file that the container gets
-                directly; None is /dev/null.
+            stdin: all of it as bytes (or bytearray, memoryview), a file of the host (`Path`), a byte stream; an fd or file that
+                the container gets directly; None is /dev/null.
             stdout, stderr: an fd or file that the container gets directly, with no copying in between; ``stderr=STDOUT``
                 merges it into stdout. None, where it is not captured, is /dev/null.
             files: put into the working directory before the start: contents or a file of the host, by relative path.
@@ -758,6 +763,8 @@ class Runtime:
             files=files or {}, collect=tuple(collect), collect_limit=collect_limit, directory=working_directory,
             deliver_cancel=deliver_cancel,
         )  # fmt: skip
+        if deliver_cancel is not None and not callable(deliver_cancel):
+            raise SpecError("deliver_cancel", f"expected an async function, got {deliver_cancel!r:.100}")
         if working_directory is not None and working_directory not in self._working_directories:
             raise SpecError("working_directory", "has been left, or is another runtime's")
         result = await self._run(one)
@@ -794,6 +801,8 @@ class Runtime:
         """
         if concurrency is not None:
             _check_count("concurrency", concurrency, 1)
+        if not isinstance(jobs, Iterable | AsyncIterable):
+            raise SpecError("jobs", f"expected an iterable of Spec or Job objects, sync or async, got {jobs!r:.100}")
         if cluster is not None:
             from tinyvisor.cluster.client import Cluster
 
@@ -983,15 +992,19 @@ class Runtime:
 
     def _spec(self, command: Spec | Sequence[str], limits: Limits | None, changes: dict[str, Any]) -> Spec:
         if limits is not None:
+            if not isinstance(limits, Limits):
+                raise SpecError("limits", f"expected Limits, got {limits!r:.100}")
             changes = {**limits.spec_fields(), **changes}
         if isinstance(command, Spec):
             return command.with_(**changes) if changes else command
         if isinstance(command, str | bytes):
             raise SpecError("command", "expected a list of words; for a shell's text use ['sh', '-c', text]")
+        check_fields(changes.keys())
         try:
-            return _template(tuple(changes.items())).with_(command=tuple(command))
+            template = _template(tuple(changes.items()))
         except TypeError:  # something unhashable, such as a mapping
-            return Spec(command=tuple(command), **changes)
+            return Spec(command=command, **changes)  # type: ignore[arg-type] # made a tuple there
+        return template.with_(command=command)
 
     async def launch(
         self,
@@ -1249,6 +1262,8 @@ class Runtime:
             return self._identity(spec, self._open_tree(spec, tree, stack) if tree else None)
 
     def _check_open(self) -> None:
+        if self._left:
+            raise TinyvisorError("the runtime has been left, and starts nothing any more")
         if self._dead is not None:
             raise LauncherDied("the launcher is gone") from self._dead
 
