@@ -23,13 +23,13 @@ import anyio.lowlevel
 from tinyvisor.errors import ContainerError, InternalError, LauncherDied, LaunchError, SpecError
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
-from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.provisions import NotifySocket, Provisions
 from tinyvisor.runtime.seccomp import MACHINES, describe_refused
 from tinyvisor.runtime.stage import Stage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
+from tinyvisor.runtime.usage import Usage
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.runtime.waited import Waited
 from tinyvisor.spec import Spec, parse_signal

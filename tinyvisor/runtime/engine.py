@@ -37,19 +37,7 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.beside import beside
-from tinyvisor.runtime.cgroup import (
-    PARENT,
-    CgroupTree,
-    ProjectLock,
-    Usage,
-    cpu_usage_file,
-    limit_writes,
-    read_stats,
-    read_usage,
-    remove_cgroup,
-    settled,
-    sweep,
-)
+from tinyvisor.runtime.cgroup import PARENT, CgroupTree, cpu_usage_file, limit_writes, remove_cgroup, settled, sweep
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.filters import filter_for
 from tinyvisor.runtime.host import Host, file_system, probe
@@ -62,6 +50,7 @@ from tinyvisor.runtime.live import Live
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.plan import made_fds
 from tinyvisor.runtime.pool import Pool, WarmRuns
+from tinyvisor.runtime.projectlock import ProjectLock
 from tinyvisor.runtime.provisions import Provisions
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
@@ -83,6 +72,7 @@ from tinyvisor.runtime.tracer import (
     wanted_calls,
 )
 from tinyvisor.runtime.unpack import unpack
+from tinyvisor.runtime.usage import Usage, read_stats, read_usage
 from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
 from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_fields, check_name
 from tinyvisor.state import Exit, Result, Stats

@@ -16,13 +16,14 @@ from pathlib import Path
 
 from tinyvisor.holes import holes
 from tinyvisor.runtime import steps as s
-from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
+from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.idmap import TTY_GROUP, IdMap, map_text
 from tinyvisor.runtime.landlock import landlock_step, left_out
 from tinyvisor.runtime.rootfs import HostView, hosts_file
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
+from tinyvisor.runtime.usage import readback_files
 from tinyvisor.spec import (
     CAPABILITIES,
     DEFAULT_PATH,
