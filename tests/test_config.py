@@ -421,7 +421,8 @@ shm_size: 1m
 cap_add: [sys_nice, CAP_CHOWN, KILL]
 userns_mode: keep-id
 cap_drop: [KILL]
-security_opt: ["no-new-privileges:false", seccomp=profile.json, landlock=unconfined, network=new, "proc-opts=hidepid=2,subset=pid"]
+security_opt: ["no-new-privileges:false", seccomp=profile.json, landlock=unconfined, "proc-opts=hidepid=2,subset=pid",
+  network=new]
 seccomp: {action: kill}
 on_syscall: [{syscall: connect, action: deny, address: "127.*"}, {syscall: "%net", action: log, args: "0 & 3 == 1", path: /x}]
 umask: 0027
