@@ -761,7 +761,7 @@ def test_json_schema() -> None:
     json.dumps(schema)
 
 
-FULL_KEYS = [line.split(":")[0] for line in FULL.strip().splitlines() if not line.startswith("x-")]
+FULL_KEYS = [line.split(":")[0] for line in FULL.strip().splitlines() if not line.startswith(("x-", " "))]
 
 
 # --- There and back ---
