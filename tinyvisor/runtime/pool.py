@@ -111,7 +111,8 @@ class WarmRuns:
         """Mostly the last one again, with another input."""
         if "environment" in changes:  # perhaps the same mapping, and perhaps not with the same in it
             return self._spec.with_(**changes)
-        if changes.get("command", self._spec.command) != self._last.command:
+        command = changes.get("command", self._spec.command)
+        if (tuple(command) if isinstance(command, list) else command) != self._last.command:
             self._last = self._spec.with_(**changes)
         return self._last
 
