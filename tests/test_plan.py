@@ -23,10 +23,12 @@ from tinyvisor.runtime.plan import (
     Tree,
     Watch,
     capability_mask,
+    counters,
     dev_template,
     exec_plan,
     exec_step,
     made_fds,
+    parked_steps,
     plan,
     socket_steps,
 )
@@ -652,3 +654,36 @@ def test_without_them_nothing_is_there_of_them() -> None:
 def test_a_socket_is_made_in_one_network_namespace_and_by_no_other_step() -> None:
     steps = socket_steps(Spec(command=("x",)), "web", 2, 1)
     assert steps == (s.Join(NAMESPACE_FLAGS["net"], "web"), s.Socket(2, 1))
+
+
+# ---- made ahead ----
+
+
+def behind(under_filter: bool = True, watch: Watch | None = None, around: Around = OF_THE_HOST, **fields: Any) -> Step:
+    """The first step that one made ahead has yet to take."""
+    made = planned(watch=watch, around=around, **fields)
+    spec = Spec(**{"command": ("true",), "name": "web", **fields})
+    return made.workload[parked_steps(spec, made, watch, under_filter=under_filter)]
+
+
+@pytest.mark.parametrize("fields", [{}, {"user": "7"}, {"no_new_privs": False}, {"seccomp": "unconfined"}, OWN], ids=str)
+def test_one_made_ahead_is_an_exec_away(fields: dict[str, Any]) -> None:
+    assert isinstance(behind(**fields), s.Exec)
+
+
+def test_one_made_ahead_waits_for_who_has_to_know_the_command() -> None:
+    assert isinstance(behind(under_filter=False), s.CloseFds)
+    assert isinstance(behind(watch=Watch()), s.CloseFds)
+    assert isinstance(behind(tty=True), s.CloseFds)
+    assert isinstance(behind(around=Around(landlock=6), read_only=True), s.CloseFds)
+
+
+def test_counters_are_not_for_who_has_power_over_init() -> None:
+    spec = Spec(command=("true",), pids_limit=5)
+    limits = Limits(SEPARATE, tuple(limit_writes(spec, SEPARATE)))
+    read = [step for step in planned(SEPARATE, pids_limit=5).cleanup if isinstance(step, s.Read)]
+    assert [(step.numbers(), step.strings()) for step in counters(spec, limits, "web")] == [
+        (step.numbers(), step.strings()) for step in read
+    ]
+    assert read
+    assert counters(spec.with_(capabilities={"SYS_PTRACE"}), limits, "web") == ()

@@ -937,3 +937,12 @@ def test_no_program_asks_a_listener_where_nobody_wants_to_know() -> None:
 )
 def test_refused_calls_in_words(number: int, answer: int, name: str, came_of_it: str) -> None:
     assert sc.describe_refused(number, answer, X86.numbers) == (name, came_of_it)
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_a_container_made_ahead_waits_behind_the_default_filter(machine: Machine) -> None:
+    default = compile_profile(parse_profile(default_profile_text()), machine)
+    assert sc.may_wait(default, machine)
+    for name in sorted(sc._WAITING & machine.numbers.keys()):
+        refusing = compile_profile(profile(Rule((name,), Action("errno", errno.EPERM)), default=ALLOW), machine)
+        assert not sc.may_wait(refusing, machine)

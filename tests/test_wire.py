@@ -172,7 +172,7 @@ def sample() -> bytes:
         s.CgroupMake(KEPT, "k", ""), s.CgroupWrite(KEPT | 31, "l", "m", True, ""), s.CgroupInto(KEPT, "n", ""),
         s.Pty(0, 0, 24, 80), s.UserNamespace(0x20000), s.PivotRoot(), s.Init(1, 2, 15, 3, "o"),
         s.CpuTime(KEPT, "w", 1, 2, ""), s.Enter("/x"), s.Ids((1, 2), (3, 4), 5, "0 0 1", "0 0 1"), s.Owner(True), s.Devpts(5),
-        s.Socket(2, 1),
+        s.Socket(2, 1), s.Counter(KEPT, "y", ""),
     ]  # fmt: skip
     workload: list[Step] = [
         s.CgroupJoin(KEPT, "p", ""), s.Session(), s.Rlimit(7, 1, 2, ""), s.OomScoreAdj(-5), s.Affinity(frozenset({0})),

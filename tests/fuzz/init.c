@@ -24,6 +24,10 @@ static void run_init(void)
 	init.signals = open_fd(FD_SIGNALS, 3);
 	init.event = flags & 8 ? -1 : open_fd(FD_OPEN, 3);
 	init.ended = flags & 16 && init.report ? open_fd(FD_OPEN, 3) : -1;
+	if (init.ended >= 0) {
+		init.counters[init.counter_count++] = open_fd(FD_OPEN, 3);
+		init.counters[init.counter_count++] = -1;
+	}
 	init.cpu_usage = flags & 32 ? open_fd(FD_OPEN, 3) : -1;
 	init.cpus = 1 + (unsigned)draw(2);
 	init.cpu_limit = nanoseconds(draw(8));
@@ -47,7 +51,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (ENTER_WORLD() == RUNNING)
 		run_init();
 	if (page)
-		EXPECT(page->refused_kinds <= MAX_REFUSED);
+		EXPECT(page->refused_kinds <= MAX_REFUSED && ((struct page *)page)->size <= PAGE - sizeof *page - sizeof(uint32_t));
 	end_world();
 	return 0;
 }

@@ -35,7 +35,7 @@ static void run_launch(const struct request *request, int *fds, int count)
 {
 	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
 				  .joined = draw(1) & 1 ? -ESRCH : open_fd(FD_PIDFD, 3), .joined_pid = (pid_t)request->pid, .root = -1,
-				  .cgroup = -1, .user_namespace = -1, .tty = -1, .handover = -1, .id = request->id, .cpu_usage = -1,
+				  .cgroup = -1, .user_namespace = -1, .tty = -1, .handover = -1, .id = request->id, .cpu_usage = -1, .null = -1,
 				  .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
 
 	world.clone_is_child = true;

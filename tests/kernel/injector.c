@@ -111,9 +111,19 @@ static void at_first_stop(struct tracee *tracee)
 		resume(tracee, 0);
 }
 
+/* What init need not sleep for till the exec is told from a helper by the flags in its clone3's argument. */
+static bool is_parked(pid_t parent)
+{
+	struct user_regs_struct registers;
+
+	return ptrace(PTRACE_GETREGS, parent, NULL, &registers) == 0 && registers.orig_rax == SYS_clone3 &&
+	       ptrace(PTRACE_PEEKDATA, parent, (void *)registers.rdi, NULL) & 0x00200000 /* CLONE_CHILD_CLEARTID */;
+}
+
 static void at_birth(const struct tracee *parent, int event)
 {
-	const enum role role = parent->role == LAUNCHER ? INIT : event == PTRACE_EVENT_VFORK ? WORKLOAD : HELPER;
+	const bool workload = event == PTRACE_EVENT_VFORK || (parent->role == INIT && is_parked(parent->pid));
+	const enum role role = parent->role == LAUNCHER ? INIT : workload ? WORKLOAD : HELPER;
 	unsigned long pid = 0;
 	struct tracee *child;
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 from pathlib import Path
@@ -171,7 +172,7 @@ async def test_an_init_that_is_killed_in_a_run_ends_it_as_in_a_cold_one(shared: 
 def _is_idle(init: int) -> bool:
     """It has said that the workload runs: it holds no more than it keeps, and sleeps."""
     status = Path(f"/proc/{init}/status").read_text()
-    return "State:\tS" in status and len(os.listdir(f"/proc/{init}/fd")) <= 4
+    return "State:\tS" in status and len(os.listdir(f"/proc/{init}/fd")) <= 8
 
 
 def _runs(init: int, name: str) -> bool:
@@ -313,3 +314,32 @@ async def test_a_parked_one_has_no_process_in_its_limits(anyio_backend: str) -> 
             for _ in range(4):
                 result = await pool.run(["cat", "/proc/self/stat"], capture_stdout=True)
                 assert (result.status, result.pids_peak) == ("ok", 1)
+
+
+def sleeps(pid: str) -> bool:
+    return status(pid)["State"].startswith("S")
+
+
+async def test_a_parked_one_is_confined_as_one_that_runs(anyio_backend: str, tmp_path: Path) -> None:
+    """All but the exec is behind it; its filter, too, unless that may refuse what it does till then."""
+    profile = tmp_path / "profile.json"
+    profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["recvmsg"], "action": "SCMP_ACT_ERRNO"}]}')
+    parts = ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Umask")
+    own: dict[str, Any]
+    with anyio.fail_after(BOUND):
+        for own in ({"user": "7:8"}, {"user": "7:8", "seccomp": profile}):
+            async with open_runtime() as runtime, runtime.pool(["true"], size=1, **own) as pool:
+                (pid,) = await parked(runtime, 1)
+                child = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
+                await until(functools.partial(sleeps, child))
+                waiting = status(child)
+                links = links_of(child)
+                result = await pool.run(["cat", "/proc/self/status"], capture_stdout=True)
+                lines = dict(line.split(":\t", 1) for line in (result.stdout or b"").decode().splitlines())
+                if "seccomp" in own:
+                    assert (waiting["NoNewPrivs"], waiting["Seccomp"], lines["Seccomp"]) == ("0", "0", "2")
+                else:
+                    same = {part: waiting[part] for part in parts}
+                    assert same == {part: lines[part].strip() for part in same}
+                    assert waiting["Seccomp"] == "2"
+                    assert all(link.endswith("/dev/null") or link.startswith("socket:") for link in links), links

@@ -89,8 +89,8 @@ class Container:
     __slots__ = (
         "_before_event", "_describe", "_ended_at", "_error", "_events", "_exit", "_gone", "_held_up_by", "_host", "_init_end",
         "_limits_enforced", "_outcome", "_output_exceeded", "_provisions", "_sent_sigsys", "_started", "_started_at",
-        "_stopped", "_streams", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification", "notify", "pid",
-        "readback", "socket", "spec", "terminal", "terminal_stage", "workspace",
+        "_stopped", "_streams", "_unparked", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification", "notify",
+        "pid", "readback", "socket", "spec", "terminal", "terminal_stage", "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -123,7 +123,7 @@ class Container:
         self._exit: Exit | None = None
         self._outcome: Outcome | None = None
         self._error: Exception | None = None
-        self._started = False
+        self._started = self._unparked = False
         self._started_at = time.monotonic()
         self._ended_at = 0.0
         self._stopped = False
@@ -396,6 +396,7 @@ class Container:
             wire.send_request(self._events, request, streams.given)
         except OSError:
             return False
+        self._unparked = True
         self.spec = spec
         self._streams = streams
         self._started_at = time.monotonic()
@@ -506,8 +507,11 @@ class Container:
         self.kill()
 
     def finish(self, gone: wire.Gone, usage: Usage) -> None:
-        """The launcher has reaped init: nothing of the container is left."""
-        self._read_events()  # whether it had started, where nobody waited for that
+        """The launcher has reaped init, or is about to: nothing of the container is left."""
+        if gone.exited and self._unparked and self._before_event is None:
+            self._started = True  # all that its socket could still say
+        else:
+            self._read_events()  # whether it had started, where nobody waited for that
         if gone.error:
             self._error = LaunchError(self.name, self._describe(gone.section, gone.step), gone.error)
         elif gone.cleanup_error:

@@ -54,7 +54,7 @@ from tinyvisor.runtime.projectlock import ProjectLock
 from tinyvisor.runtime.provisions import Provisions
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
-from tinyvisor.runtime.seccomp import Filter
+from tinyvisor.runtime.seccomp import MACHINES, Filter, may_wait
 from tinyvisor.runtime.shape import HOLE, MIN_PLACEHOLDER, PLACEHOLDER, Shape, shape_of
 from tinyvisor.runtime.stdio import Stdio, Streams, own_pipes
 from tinyvisor.runtime.steps import Step
@@ -894,7 +894,9 @@ class Runtime:
             yield WarmRuns(self._run, spec, pool)
 
     async def _run(self, run: Run, pool: Pool | None = None) -> Result:
-        return await run.carry_out(self, pool or (self._warm_pool(run) if self._warm else None))
+        if pool is None and self._warm:
+            pool = self._warm_pool(run)
+        return await run.carry_out(self, pool)
 
     def _warm_pool(self, run: Run) -> Pool | None:
         """The pool of the run's shape; made when a shape comes twice in a row."""
@@ -1105,7 +1107,8 @@ class Runtime:
                 workload = shape.parked
             else:
                 workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
-            sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
+            init = first + shape.init + shape.counters if park and early else first + shape.init
+            sections = (wire.EMPTY, init, workload, shape.cleanup)
             if live is not None:
                 live.hold(container, later or streams, parked=park)
             unsent.pop_all()  # from here on that is done there
@@ -1198,7 +1201,7 @@ class Runtime:
                     around=self._around,
                     workspace=container.workspace,
                 )
-                shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
+                shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
                 given = [container.ids.fd] if container.ids is not None and planning.keeps_user(spec, self._around) else []
 
                 def describe(section: int, step: int) -> str:
@@ -1231,7 +1234,7 @@ class Runtime:
                 return socket.socket(domain, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         steps = planning.socket_steps(container.spec, container.name, domain, socket.SOCK_STREAM)
         streams = Streams(None, None, None, self.null)
-        shape = Shape(wire.encode(steps), wire.EMPTY, wire.EMPTY, wire.EMPTY, (), ())
+        shape = Shape(wire.encode(steps), wire.EMPTY, wire.EMPTY, wire.EMPTY, wire.EMPTY, (), ())
         with _as_launch_error(container.spec):
             process = self._container(
                 container.spec, container.name, next(self._ids), streams, shape, lambda section, step: _step_in(steps, step), True
@@ -1341,7 +1344,8 @@ class Runtime:
     ) -> Shape:
         program = seccomp.program + seccomp.second if seccomp else b""
         if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program or watch is not None:
-            return self._encode(spec, self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch))
+            plan = self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch)
+            return self._encode(spec, plan, seccomp, name, watch)
         # The program, too: a profile's file may have changed.
         secret = bool(spec.secrets)
         key = (len(name), identity, terminal, workspace, early, program, secret, shape_of(spec), *spec.ulimits.items())
@@ -1351,14 +1355,19 @@ class Runtime:
                 self._shapes.clear()
             placeholder = PLACEHOLDER * len(name)
             plan = self._plan(spec, view, identity, seccomp, placeholder, terminal, workspace, early, ids)
-            shape = self._shapes[key] = self._encode(spec, plan)
+            shape = self._shapes[key] = self._encode(spec, plan, seccomp, placeholder)
         return shape.named(name)
 
-    def _encode(self, spec: Spec, plan: planning.Plan) -> Shape:
-        split = planning.parked_steps(plan)
+    def _encode(
+        self, spec: Spec, plan: planning.Plan, seccomp: Filter | None, name: str, watch: planning.Watch | None = None
+    ) -> Shape:
+        under_filter = seccomp is None or may_wait(seccomp, MACHINES[os.uname().machine])
+        split = planning.parked_steps(spec, plan, watch, under_filter=under_filter)
         workload = (wire.encode(plan.workload[:split]), wire.encode(plan.workload[split:-1]))
         init = plan.init if spec.userns == "host" else plan.init[1:]  # the ids are each container's own
-        return Shape(wire.encode(init), *workload, wire.encode(plan.cleanup), plan.trees, self._limits(spec).readback())
+        limits = self._limits(spec)
+        counters = wire.encode(planning.counters(spec, limits, name))
+        return Shape(wire.encode(init), counters, *workload, wire.encode(plan.cleanup), plan.trees, limits.readback())
 
     def _plan(
         self,
@@ -1489,6 +1498,8 @@ def _template(changes: tuple[tuple[str, Any], ...]) -> Spec:
 
 
 def _own_pipes(streams: Streams, ids: Ids | None, identity: Identity) -> None:
+    if not streams.gives:
+        return
     owner = (ids.map.uid(identity.uid), ids.map.gid(identity.gid)) if ids else (identity.uid, identity.gid)
     if owner != (0, 0):
         own_pipes(streams.given, *owner)

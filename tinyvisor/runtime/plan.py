@@ -254,6 +254,9 @@ def exec_step(spec: Spec, identity: Identity, name: str) -> s.Exec:
     return s.Exec(spec.command, tuple(environment.items()))
 
 
+MAX_COUNTERS = 8
+"""launcher.h MAX_COUNTERS."""
+
 DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 """Name, major, minor. Source: OCI runtime-spec config-linux.md "Default Devices"."""
 
@@ -527,9 +530,18 @@ def _milliseconds(timeout: float | None) -> int:
     return 0 if timeout is None else max(1, round(timeout * 1000))
 
 
-def parked_steps(plan: Plan) -> int:
-    """How many of the workload's steps a container made ahead has behind it: the next one closes the socket that it waits on."""
-    return next(index for index, step in enumerate(plan.workload) if isinstance(step, s.CloseFds))
+def parked_steps(spec: Spec, plan: Plan, watch: Watch | None, *, under_filter: bool) -> int:
+    """How many of the workload's steps a container made ahead has behind it.
+
+    All but the exec; unless there is one that has to know what comes with the command (a terminal, a tracer, Landlock's rule for
+    what stdout is), or a filter that may refuse the waiting itself: then those up to the closing of fds.
+
+    Args:
+        under_filter: `seccomp.may_wait`; or there is none.
+    """
+    if not under_filter or watch is not None or spec.tty or any(isinstance(step, s.Landlock) for step in plan.workload):
+        return next(index for index, step in enumerate(plan.workload) if isinstance(step, s.CloseFds))
+    return len(plan.workload) - 1
 
 
 CONTAINER_ROOT = {"pivot": "/container", "chroot": "/new"}
@@ -673,6 +685,15 @@ def _seccomp(spec: Spec, filter: Filter) -> Iterator[Step]:
 def _readback(limits: Limits, name: str) -> Iterator[Step]:
     for hierarchy, file in limits.readback():
         yield s.Read(s.KEPT | hierarchy, f"{name}/{file}", limits.layout.hierarchies[hierarchy].label)
+
+
+def counters(spec: Spec, limits: Limits, name: str) -> tuple[Step, ...]:
+    """What the init of a container made ahead does besides: it opens what it will read back, outside of the run's time. Who has
+    power over it (SYS_PTRACE) would have it over these files, too."""
+    files = limits.readback()
+    if "SYS_PTRACE" in spec.capabilities or len(files) > MAX_COUNTERS:
+        return ()
+    return tuple(s.Counter(s.KEPT | index, f"{name}/{file}", limits.layout.hierarchies[index].label) for index, file in files)
 
 
 def _remove_cgroups(limits: Limits, name: str) -> Sequence[Step]:

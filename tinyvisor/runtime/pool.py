@@ -105,6 +105,16 @@ class WarmRuns:
         self._run = run
         self._spec = spec
         self._pool = pool
+        self._last = spec
+
+    def _with(self, changes: dict[str, Any]) -> Spec:
+        """Mostly the last one again, with another input."""
+        if "environment" in changes:  # perhaps the same mapping, and perhaps not with the same in it
+            return self._spec.with_(**changes)
+        command = changes.get("command", self._spec.command)
+        if (tuple(command) if isinstance(command, list) else command) != self._last.command:
+            self._last = self._spec.with_(**changes)
+        return self._last
 
     @property
     def ready(self) -> int:
@@ -128,7 +138,7 @@ class WarmRuns:
         unknown = arguments.keys() - _OF_A_RUN
         if unknown:
             raise SpecError(min(unknown), "is a pool's, not a run's, or nothing that there is")
-        spec = self._spec.with_(**changes) if changes else self._spec
+        spec = self._with(changes)
         result = await self._run(Run(spec=spec, **arguments), self._pool)
         if check and result.status != "ok":
             raise RunFailed(spec.name, result)

@@ -159,6 +159,17 @@ class Refusals:
 NEEDED = ("execve", "chdir", "getcwd", "setgroups", "setresgid", "setresuid", "capset", "prctl")
 """What a launch does after the filter is there: the first always, all of them without no_new_privs."""
 
+_WAITING = frozenset((
+    "clock_gettime", "close", "close_range", "dup2", "dup3", "execve", "exit_group", "fstat", "madvise", "newfstatat", "poll",
+    "ppoll", "pread64", "recvmsg", "rt_sigprocmask", "sendmsg",
+))  # fmt: skip
+"""What the child of a container made ahead does from when it is parked to its exec (launcher/init.c, wait_for_run)."""
+
+
+def may_wait(filter: Filter, machine: Machine) -> bool:
+    """Whether a container made ahead can be parked behind its filter: nobody refuses or answers anything of the waiting."""
+    return not filter.notifies and _WAITING & machine.numbers.keys() <= filter.passes
+
 
 def compile_profile(
     profile: Profile,

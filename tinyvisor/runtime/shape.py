@@ -26,11 +26,13 @@ class Shape:
     """An encoded plan but for the name, the exec step, and the step that says which ids it has.
 
     Attributes:
+        counters: init's steps beside `init`, of a container made ahead.
         parked: the workload's steps that a container made ahead has behind it.
         workload: the others.
     """
 
     init: Section
+    counters: Section
     parked: Section
     workload: Section
     cleanup: Section
@@ -43,8 +45,8 @@ class Shape:
         def fill(section: Section) -> Section:
             return Section(section.count, section.body.replace(holes, raw))
 
-        init, parked, workload, cleanup = map(fill, (self.init, self.parked, self.workload, self.cleanup))
-        return Shape(init, parked, workload, cleanup, self.trees, self.readback)
+        init, counters, parked = map(fill, (self.init, self.counters, self.parked))
+        return Shape(init, counters, parked, fill(self.workload), fill(self.cleanup), self.trees, self.readback)
 
     def with_exec(self, exec_: bytes, *, parked: bool = False) -> Section:
         """The workload's section, or what is left of it for a container that was parked."""

@@ -812,8 +812,8 @@ class Exec(Step):
 
     def strings(self) -> tuple[str | bytes, ...]:
         return (
-            "".join(f"{word}\0" for word in self.command),
-            "".join(f"{key}={value}\0" for key, value in self.environment),
+            "\0".join((*self.command, "")),
+            "".join([f"{key}={value}\0" for key, value in self.environment]),
         )
 
     def describe(self) -> str:
@@ -890,6 +890,25 @@ class Seccomp(Step):
             shown, more = ", ".join(self.ignored[:3]), len(self.ignored) - 3
             ignored = f", without {shown}{f' and {more} more' if more > 0 else ''}"
         return f"seccomp: {self.profile}, {len(self.program) // 8} instructions{ignored}"
+
+
+@dataclass(frozen=True, slots=True)
+class Counter(Step):
+    """A file of the cgroups that init reads back itself, as `Read` does where it has not."""
+
+    op = 37
+    slot: int
+    path: str
+    where: str
+
+    def numbers(self) -> tuple[int, ...]:
+        return (self.slot,)
+
+    def strings(self) -> tuple[str | bytes, ...]:
+        return (self.path,)
+
+    def describe(self) -> str:
+        return f"open {self.where}/{self.path}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ struct init { /* what stays of a container's set-up */
 	bool group;
 	bool busy; /* there may be more to reap */
 	bool refused; /* the workload was killed for a call that its filter refuses */
-	struct report *report; /* NULL when stand-alone */
+	struct report *report; /* of a `struct page`; NULL when stand-alone */
 	int64_t started; /* ns */
 	int orphan_signal;
 	unsigned orphan_grace_ms;
@@ -36,6 +36,8 @@ struct init { /* what stays of a container's set-up */
 	int64_t cpu_limit; /* ns */
 	unsigned cpus;     /* how many can be used at once */
 	int ended, slot;  /* where to say that all has ended, or -1, and what */
+	int counters[MAX_COUNTERS], counter_count;
+	bool settled;
 	bool exec; /* not PID 1: the workload is one process among others of a container */
 	int tty; /* stand-alone: our controlling terminal, or -1 */
 };
@@ -305,8 +307,20 @@ static int enforce_time(const struct init *init, int64_t *next)
 	return why;
 }
 
+/* What does not fit is left to the launcher, all of it. */
+static void read_counters(const struct init *init)
+{
+	struct page *page = (struct page *)init->report;
+	uint32_t size = 0;
+
+	for (int i = 0; i < init->counter_count; i++)
+		size += read_back(init->counters[i], page->data + size, (uint32_t)sizeof page->data - size);
+	page->size = sizeof page->data - size < sizeof size ? 0 : size;
+}
+
 /* The end of PID 1 takes its time (its mounts, an RCU grace period). Where nothing else is left to end, the launcher may clean
- * up and report meanwhile: it removes the cgroups, which fails unless they are empty indeed. */
+ * up and report first: it removes the cgroups, which fails unless they are empty indeed. It then kills us: an end of ours meanwhile
+ * would take the CPU from those who wait for the report. */
 static void tell_early(const struct init *init)
 {
 	struct rusage usage;
@@ -316,8 +330,12 @@ static void tell_early(const struct init *init)
 		return;
 	init->report->user = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
 	init->report->system = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
+	read_counters(init);
 	init->report->flags |= GONE_EMPTY;
-	(void)!write(init->ended, &slot, sizeof slot); /* EAGAIN: then it is told when we are reaped, as ever */
+	if (write(init->ended, &slot, sizeof slot) < 0) /* EAGAIN: then it is told when we are reaped, as ever */
+		return;
+	for (;;)
+		(void)syscall(SYS_rt_sigsuspend, &(uint64_t){~0ull}, sizeof(uint64_t));
 }
 
 static int exit_code(int status)
@@ -348,11 +366,12 @@ struct birth {
 	struct plan *plan;
 	struct report *report;
 	int64_t started; /* ns, written by the child */
+	int32_t before_exec; /* 1: it shares our memory, and we don't sleep till its exec or end; then 0 */
 };
 
 /* Root inside owns the inode of the host's /dev/null, too: through the host's writable /dev it could change its mode for all.
  * The container's own is on a read-only mount (runc reopens it, too). */
-static int own_null(const struct context *context, int fd, int *null)
+static int own_null(struct context *context, int fd)
 {
 	struct stat status;
 
@@ -360,9 +379,9 @@ static int own_null(const struct context *context, int fd, int *null)
 		return -errno;
 	if (!S_ISCHR(status.st_mode) || status.st_rdev != makedev(1, 3))
 		return fd;
-	if (*null == -1)
-		*null = open_in_root(context, "dev/null", O_RDWR);
-	return *null;
+	if (context->null == -1)
+		context->null = open_in_root(context, "dev/null", O_RDWR);
+	return context->null;
 }
 
 /* All is ready but for the command. The end of the stream: nobody wants it any more. Nothing of this container's runs yet, and
@@ -375,7 +394,7 @@ static int wait_for_run(struct context *context, const struct report *report, st
 	int count, error;
 	ssize_t size;
 
-	for (int i = 1; i < context->fd_count; i++)
+	for (int i = 1; i < context->fd_count && !context->closed; i++)
 		close(context->fds[i]);
 	(void)madvise(scratch, offsetof(struct scratch, stack), MADV_DONTNEED); /* not the stack's top: we may stand on it */
 	send_event(context->event, &parked, NULL, 0, -1);
@@ -402,12 +421,12 @@ static bool carries_bytes_only(int fd)
 	return fstat(fd, &status) == 0 && (S_ISFIFO(status.st_mode) || S_ISREG(status.st_mode) || S_ISCHR(status.st_mode));
 }
 
-static int take_stdio(const struct context *context, struct report *report)
+static int take_stdio(struct context *context, struct report *report)
 {
-	int error = 0, null = -1;
+	int error = 0;
 
 	for (int i = 0; i < 3 && !error; i++) {
-		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i], &null);
+		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i]);
 		/* A source below 3 would be overwritten before its turn: init made sure that there is none. */
 		error = fd < 0 ? fd : dup2(fd, i) < 0 ? -errno : 0;
 		if (!carries_bytes_only(i))
@@ -433,11 +452,14 @@ static int workload_main(void *argument)
 		if (!error) {
 			failed = done;
 			error = wait_for_run(context, birth->report, plan, fds);
+			context->park = false;
 		}
 	}
 	if (!error) {
 		failed = done + plan->count[SECTION_WORKLOAD]; /* past the last step: none of them */
 		error = take_stdio(context, birth->report);
+		if (!error && context->closed)
+			error = step_close_fds(context, NULL); /* what it waited on, and what came then */
 	}
 	if (!error)
 		error = set_signal_mask(0);
@@ -452,10 +474,11 @@ static int workload_main(void *argument)
 	__builtin_trap(); /* a seccomp filter may refuse to let us go: libc's _exit would try for ever */
 }
 
-/* Calls `main`, which must not return, in a child that shares our memory where it can, on the scratch's stack: one such child at
- * a time. libc's clone() does that, too, but can't say CLONE_INTO_CGROUP; and clone3 by syscall(2) would return into a frame of
- * the parent's. */
+/* Calls `main`, which must not return, in a child that shares our memory where it can (SHARES_MEMORY), on the scratch's stack: one
+ * such child at a time. libc's clone() does that, too, but can't say CLONE_INTO_CGROUP; and clone3 by syscall(2) would return into
+ * a frame of the parent's. */
 #if (defined(__x86_64__) || defined(__aarch64__)) && !defined(__SANITIZE_ADDRESS__)
+#define SHARES_MEMORY true
 pid_t clone3_vm(struct clone_arguments *arguments, int (*main)(void *), void *data)
 {
 	arguments->flags |= 0x100; /* CLONE_VM */
@@ -500,6 +523,7 @@ pid_t clone3_vm(struct clone_arguments *arguments, int (*main)(void *), void *da
 	return (pid_t)result;
 }
 #else
+#define SHARES_MEMORY false
 pid_t clone3_vm(struct clone_arguments *arguments, int (*main)(void *), void *data)
 {
 	pid_t child = (pid_t)syscall(NR_clone3, arguments, sizeof *arguments);
@@ -510,7 +534,7 @@ pid_t clone3_vm(struct clone_arguments *arguments, int (*main)(void *), void *da
 }
 #endif
 
-/* Sleeps until the child's exec or exit, unless that is traced. Sharing memory is what makes it cheap; the first process of a time namespace
+/* Sleeps until the child's exec or exit, unless that is traced or parked. Sharing memory is what makes it cheap; the first process of a time namespace
  * can't, and the sanitizers don't know how. */
 static pid_t give_birth(struct birth *birth)
 {
@@ -519,7 +543,10 @@ static pid_t give_birth(struct birth *birth)
 
 	if (birth->context->init_flags & INIT_TRACE)
 		arguments.flags = 0; /* we are its tracer and have to answer */
-
+	if (birth->before_exec) {
+		arguments.flags = 0x00200000; /* CLONE_CHILD_CLEARTID */
+		arguments.child_tid = (uint64_t)(uintptr_t)&birth->before_exec;
+	}
 	if (birth->context->cgroup >= 0) {
 		arguments.flags |= 0x200000000ull; /* CLONE_INTO_CGROUP, 5.7 */
 		arguments.cgroup = (uint64_t)birth->context->cgroup;
@@ -530,6 +557,13 @@ static pid_t give_birth(struct birth *birth)
 	if (child == 0)
 		workload_main(birth);
 	return child;
+}
+
+/* As CLONE_VFORK would. Nobody but the kernel writes there, when the child gives up our memory. */
+static void wait_for_release(int32_t *before_exec)
+{
+	while (__atomic_load_n(before_exec, __ATOMIC_ACQUIRE))
+		(void)syscall(SYS_futex, before_exec, 0 /* FUTEX_WAIT */, 1, NULL, NULL, 0);
 }
 
 /* Till the child's exec, where it stops before its first instruction, or its end, which is left to be reaped. CAP_SYS_PTRACE is
@@ -605,6 +639,12 @@ void die_with_launcher(void)
 		give_up(launcher.revents ? ECHILD : errno);
 }
 
+/* Who is woken by the same event as we are, or by us, has something to do for somebody: we don't take the CPU from them. */
+static void give_way(void)
+{
+	(void)syscall(SYS_sched_setscheduler, 0, 3 /* SCHED_BATCH */, &(int){0});
+}
+
 /* From here on init reaps and signals, and needs no more rights than that: a workload that may ptrace it (CAP_SYS_PTRACE)
  * must not come by the others, nor by making it exec something. */
 static int drop_rights(void)
@@ -620,11 +660,28 @@ static int drop_rights(void)
 	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || syscall(SYS_capset, &header, data) < 0 ? -errno : 0;
 }
 
+/* Into what it is for the rest of its life. The child may be running, in the same memory and with the same errno: whoever fails
+ * ends the container. */
+static int settle(struct init *init)
+{
+	int *kept[5 + MAX_COUNTERS] = {&init->event, &init->signals, &init->cpu_usage, &init->ended, &init->refusals}, error;
+
+	for (int i = 0; i < init->counter_count; i++)
+		kept[5 + i] = init->counters + i;
+	error = keep_only(kept, 5 + init->counter_count);
+	if (!error)
+		error = drop_rights();
+	if (!error)
+		give_way();
+	init->settled = true;
+	return error;
+}
+
 _Noreturn void init_main(struct context *context, struct plan *plan)
 {
 	struct init init = {.tty = -1, .exec = context->exec, .refusals = -1};
 	struct event started = {.type = EVENT_STARTED, .id = context->id};
-	struct birth birth = {context, plan, NULL, 0};
+	struct birth birth = {.context = context, .plan = plan};
 	struct report *report;
 	int error, handover[2] = {-1, -1};
 
@@ -652,32 +709,39 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	if (context->init_flags & INIT_REFUSALS && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, handover) < 0)
 		give_up(errno);
 	context->handover = handover[1];
-	init.workload = give_birth(&birth);
-	if (init.workload < 0)
-		give_up(errno);
-	if (context->init_flags & INIT_TRACE)
-		wait_for_exec(init.workload);
-	if (report->error)
-		fail(report, SECTION_WORKLOAD, report->step, report->error);
-	init.started = birth.started ? birth.started : now(); /* 0: the child had a memory of its own */
 	init.event = context->event;
 	init.report = report;
 	init.group = context->init_flags & INIT_SIGNAL_GROUP;
 	init.orphan_signal = context->orphan_signal;
 	init.orphan_grace_ms = context->orphan_grace_ms;
-	init.deadline = context->timeout_ms ? init.started + nanoseconds(context->timeout_ms) : 0;
 	init.cpu_usage = context->cpu_usage;
 	init.cpu_limit = nanoseconds(context->cpu_ms);
 	init.cpus = context->cpus;
 	init.ended = context->init_flags & INIT_EARLY ? ended_fd : -1;
 	init.slot = context->slot;
+	init.counter_count = context->counter_count;
+	memcpy(init.counters, context->counters, sizeof init.counters);
+	birth.before_exec = SHARES_MEMORY && context->park && !(context->init_flags & (INIT_FORK | INIT_TRACE | INIT_REFUSALS));
+	init.workload = give_birth(&birth);
+	if (init.workload < 0)
+		give_up(errno);
+	if (birth.before_exec) { /* what is done now need not be done in the run's time */
+		error = settle(&init);
+		if (error)
+			give_up(-error);
+		wait_for_release(&birth.before_exec);
+	}
+	if (context->init_flags & INIT_TRACE)
+		wait_for_exec(init.workload);
+	if (report->error)
+		fail(report, SECTION_WORKLOAD, report->step, report->error);
+	init.started = birth.started ? birth.started : now(); /* 0: the child had a memory of its own */
+	init.deadline = context->timeout_ms ? init.started + nanoseconds(context->timeout_ms) : 0;
 	error = handover[0] < 0 ? 0 : take_refusals(handover[0], report, &init.refusals);
 	if (error == -EAGAIN && has_ended(init.workload))
 		error = 0; /* killed before it had a filter, e.g. for memory: that is told as ever */
-	if (!error)
-		error = keep_only((int *const[]){&init.event, &init.signals, &init.cpu_usage, &init.ended, &init.refusals}, 5);
-	if (!error)
-		error = drop_rights();
+	if (!error && !init.settled)
+		error = settle(&init);
 	if (!error) {
 		forget_request();
 		if (context->init_flags & INIT_TRACE)

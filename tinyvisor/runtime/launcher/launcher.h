@@ -53,6 +53,8 @@
 #define PAGE 4096
 #define MAX_ARGUMENTS 32768
 #define MAX_INTS 6
+#define MAX_READ 4096 /* bytes of each file that is read back */
+#define MAX_COUNTERS 8 /* files that an init reads back itself */
 #define MAX_PASSED 255 /* number of the workload's fd beside stdio */
 #define MAPPED (~0u) /* as an owner: the workload's user, see step_ids */
 #define MAX_STRINGS 3
@@ -133,6 +135,12 @@ struct report { /* what an init leaves behind, in a page that it shares with the
 	int64_t user, system;         /* us of CPU time, with GONE_EMPTY: of all that was reaped */
 	uint32_t refused_in_all, refused_kinds; /* calls; how many of these are in use: */
 	struct refused refused[MAX_REFUSED];    /* the first ones */
+};
+
+struct page { /* of an init's own: the report, and the files that it has read back, as `struct gone` is followed by them */
+	struct report report;
+	uint32_t size; /* 0: it has read none */
+	char data[PAGE - sizeof(struct report) - sizeof(uint32_t)];
 };
 
 struct gone {
@@ -224,7 +232,10 @@ struct context {
 	int cpu_usage;       /* fd of the cgroup file that counts CPU time, or -1 */
 	uint64_t cpu_ms;
 	unsigned cpus;       /* how many can be used at once */
+	int counters[MAX_COUNTERS], counter_count; /* of the cgroups: -1 for what this kernel has not */
 	bool park, exec;
+	bool closed;     /* by step_close_fds, before it was parked */
+	int null;        /* the container's own /dev/null, or -1 */
 	unsigned passed; /* an fd of the workload's beside stdio, or 0 */
 	char name[65];
 };
@@ -261,6 +272,7 @@ int send_event(int socket, struct event *event, const void *data, uint32_t size,
 ssize_t receive_listener(int socket, void *program, size_t space, int *fd);
 
 /* steps.c */
+uint32_t read_back(int fd, char *out, uint32_t space);
 typedef int step_function(struct context *context, const struct step *step); /* 0 or -errno */
 struct step_kind {
 	const char *name;

@@ -32,7 +32,6 @@
 #define BUCKETS 4096 /* a power of two */
 #define MAX_TRIES 400 /* of removing a cgroup, RETRY_MS apart */
 #define RETRY_MS 5
-#define MAX_READ 4096 /* bytes of each file that is read back */
 
 int launcher_pidfd = -1, supervisor_pidfd = -1, reports_fd = -1, ended_fd = -1, proc_fd = -1;
 
@@ -81,24 +80,15 @@ void show_as(const char *comm, const char *title)
 
 /* ---- clean-up ---- */
 
-/* Appends one file as a 32-bit size and its bytes; size ~0: this kernel has no such file. Returns the bytes appended. */
-static uint32_t read_back(const struct step *step, char *out, uint32_t space)
+static uint32_t read_entry(const struct step *step, char *out, uint32_t space)
 {
 	const struct context none = {0};
-	uint32_t size = ~0u;
-	ssize_t n;
-	int fd;
+	int fd = openat(slot_fd(&none, step->number[0]), step->string[0], O_RDONLY | O_CLOEXEC);
+	uint32_t size = read_back(fd, out, space);
 
-	if (space < sizeof size)
-		return 0;
-	fd = openat(slot_fd(&none, step->number[0]), step->string[0], O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, out + sizeof size, space - sizeof size < MAX_READ ? space - sizeof size : MAX_READ);
 	if (fd >= 0)
 		close(fd);
-	if (n >= 0)
-		size = (uint32_t)n;
-	memcpy(out, &size, sizeof size);
-	return (uint32_t)sizeof size + (n < 0 ? 0 : (uint32_t)n);
+	return size;
 }
 
 static int remove_entry(const struct step *step)
@@ -125,7 +115,7 @@ static int run_cleanup(const struct container *container, unsigned op, char *out
 		if (steps[i].op != op)
 			continue;
 		if (op == OP_READ)
-			*used += read_back(steps + i, out + *used, space - *used);
+			*used += read_entry(steps + i, out + *used, space - *used);
 		else
 			error = remove_entry(steps + i);
 	}
@@ -204,13 +194,33 @@ static void retry_cleaning(void)
 	}
 }
 
-static struct report *report_of(int slot)
+static struct page *page_of(int slot)
 {
-	return (struct report *)(void *)(reports + (size_t)slot * PAGE);
+	return (struct page *)(void *)(reports + (size_t)slot * PAGE);
 }
 
-/* Inits that said they are alone. That a cgroup can be removed proves it: a process that was exec'ed into the container is no
- * child of its init. */
+static struct report *report_of(int slot)
+{
+	return &page_of(slot)->report;
+}
+
+/* The files that are read back, by its init or else by us. Returns how many bytes. */
+static uint32_t take_counters(const struct container *container)
+{
+	const struct page *page = page_of(container->slot);
+	uint32_t size = page->size;
+
+	if (size && size <= sizeof page->data) {
+		memcpy(ledger->counters, page->data, size);
+		return size;
+	}
+	size = 0;
+	(void)run_cleanup(container, OP_READ, ledger->counters, sizeof ledger->counters, &size);
+	return size;
+}
+
+/* Inits that said they are alone, and wait for us to kill them. That a cgroup can be removed proves it: a process that was exec'ed
+ * into the container is no child of its init. */
 static void finish_early(void)
 {
 	uint32_t slots[64];
@@ -218,19 +228,20 @@ static void finish_early(void)
 
 	for (ssize_t i = 0; i < size / (ssize_t)sizeof *slots; i++) {
 		struct container *container = slots[i] < MAX_CONTAINERS ? ledger->at_slot[slots[i]] : NULL;
-		uint32_t used = 0;
+		uint32_t used;
 		if (!container || container->told || container->data || !(report_of(container->slot)->flags & GONE_EMPTY))
 			continue;
 		container->gone.report = *report_of(container->slot);
 		container->gone.user = container->gone.report.user;
 		container->gone.system = container->gone.report.system;
-		(void)run_cleanup(container, OP_READ, ledger->counters, sizeof ledger->counters, &used);
+		used = take_counters(container);
 		if (run_cleanup(container, OP_REMOVE, NULL, 0, NULL)) {
 			(void)keep_data(container, ledger->counters, used);
-			continue;
+		} else {
+			report_gone(container, ledger->counters, used);
+			container->told = true;
 		}
-		container->told = true;
-		report_gone(container, ledger->counters, used);
+		(void)kill(container->pid, SIGKILL);
 	}
 }
 
@@ -296,15 +307,15 @@ static void refuse(uint64_t id, int error, uint32_t offset)
 
 /* CLONE_NEWPID only: the child makes the other namespaces itself, or every start would wait for them here. The pid is
  * written to the shared report before the child runs, which inside can't learn it. */
-static pid_t clone_init(struct report *report, bool exec)
+static pid_t clone_init(struct page *page, bool exec)
 {
 	struct {
 		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls;
 	} arguments = {.flags = (exec ? 0 : NEW_PID) | 0x00100000u /* CLONE_PARENT_SETTID */, .exit_signal = SIGCHLD,
-		       .parent_tid = (uint64_t)(uintptr_t)&report->pid};
+		       .parent_tid = (uint64_t)(uintptr_t)&page->report.pid};
 
-	memset(report, 0, sizeof *report);
-
+	memset(&page->report, 0, sizeof page->report);
+	page->size = 0;
 	return (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
 }
 
@@ -343,7 +354,7 @@ static int launch(const struct request *request, int *fds, int count)
 	struct container *container = free_count ? remember(request) : NULL, *other, **bucket;
 	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
 				  .joined = -ESRCH, .root = -1, .cgroup = -1, .network = -1, .user_namespace = -1, .tty = -1, .handover = -1, .id = request->id,
-				  .cpu_usage = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
+				  .cpu_usage = -1, .null = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
 	int error;
 
 	if (!container)
@@ -360,7 +371,7 @@ static int launch(const struct request *request, int *fds, int count)
 	container->exec = context.exec;
 	if (asks_for_network())
 		container->network = take_network(&context.network);
-	container->pid = clone_init(report_of(container->slot), context.exec);
+	container->pid = clone_init(page_of(container->slot), context.exec);
 	if (container->pid == 0)
 		init_main(&context, &scratch->plan);
 	error = container->pid < 0 ? -errno : 0;

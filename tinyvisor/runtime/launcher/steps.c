@@ -122,6 +122,36 @@ static int step_cpu_time(struct context *context, const struct step *step)
 	return result(context->cpu_usage);
 }
 
+/* Of a file that init reads back itself when all has ended: who waits for that need not wait for the launcher to find it. */
+static int step_counter(struct context *context, const struct step *step)
+{
+	int fd;
+
+	if (context->counter_count == MAX_COUNTERS)
+		return -E2BIG;
+	fd = openat(slot_fd(context, step->number[0]), step->string[0], O_RDONLY | O_CLOEXEC);
+	if (fd < 0 && errno != ENOENT)
+		return -errno;
+	context->counters[context->counter_count++] = fd < 0 ? -1 : fd;
+	return 0;
+}
+
+/* Appends one file as a 32-bit size and its bytes; size ~0: this kernel has no such file. Returns the bytes appended. */
+uint32_t read_back(int fd, char *out, uint32_t space)
+{
+	uint32_t size = ~0u;
+	ssize_t n;
+
+	if (space < sizeof size)
+		return 0;
+	space -= (uint32_t)sizeof size;
+	n = fd < 0 ? -1 : pread(fd, out + sizeof size, space < MAX_READ ? space : MAX_READ, 0);
+	if (n >= 0)
+		size = (uint32_t)n;
+	memcpy(out, &size, sizeof size);
+	return (uint32_t)sizeof size + (n < 0 ? 0 : (uint32_t)n);
+}
+
 #define L (1u << SECTION_LAUNCHER)
 #define I (1u << SECTION_INIT)
 #define W (1u << SECTION_WORKLOAD)
@@ -163,6 +193,7 @@ static const struct step_kind kinds[] = {
 	[34] = {"owner",             1, 0, I,     0, step_owner},
 	[35] = {"id_map",            1, 3, L,     0, step_id_map},
 	[36] = {"devpts",            1, 0, I,     0, step_devpts},
+	[37] = {"counter",           1, 1, I,     1, step_counter},
 	[40] = {"cgroup_join",       1, 1, W,     1, step_cgroup_join},
 	[41] = {"session",           0, 0, W,     0, step_session},
 	[42] = {"rlimit",            3, 0, W,     0, step_rlimit},

@@ -94,22 +94,46 @@ int step_pass_fd(struct context *context, const struct step *step)
 	return result(dup2(fd, (int)context->passed));
 }
 
-/* Before the working directory is entered: a host directory still open here would be a way out (CVE-2024-21626). The socket to
- * init, for what step_seccomp sends, is closed by the exec. */
-int step_close_fds(struct context *context, const struct step *step)
+/* All from 3 on but `kept`, which is put in order; what is below 3 is none. */
+static int close_but(int *kept, int count)
 {
-	const unsigned handover = context->handover < 0 ? 0 : (unsigned)context->handover, passed = context->passed; /* 0: none */
-	const unsigned kept[2] = {handover < passed ? handover : passed, handover < passed ? passed : handover};
 	unsigned first = 3;
 
-	(void)step;
-	for (int i = 0; i < 2; i++) {
-		if (kept[i] > first && syscall(NR_close_range, first, kept[i] - 1, 0) < 0)
+	for (int i = 0; i < count; i++) {
+		for (int j = i + 1; j < count; j++)
+			if (kept[j] < kept[i]) {
+				int lower = kept[j];
+				kept[j] = kept[i];
+				kept[i] = lower;
+			}
+		if (kept[i] > (int)first && syscall(NR_close_range, first, (unsigned)kept[i] - 1, 0) < 0)
 			return -errno;
-		if (kept[i])
-			first = kept[i] + 1;
+		if (kept[i] >= (int)first)
+			first = (unsigned)kept[i] + 1;
 	}
 	return result(syscall(NR_close_range, first, ~0u, 0));
+}
+
+/* Before the working directory is entered: a host directory still open here would be a way out (CVE-2024-21626). The socket to
+ * init, for what step_seccomp sends, is closed by the exec. Who has yet to wait for its command keeps what it waits on, and the
+ * /dev/null that it may need then: its root is closed with the others. It may wait for long. */
+int step_close_fds(struct context *context, const struct step *step)
+{
+	int kept[4] = {context->handover, (int)context->passed, -1, -1}; /* 0: none */
+
+	(void)step;
+	if (context->park) {
+		context->null = open_in_root(context, "dev/null", O_RDWR);
+		if (context->null < 0)
+			return context->null;
+		for (int fd = 0; fd < 3; fd++) /* not the launcher's */
+			if (dup2(context->null, fd) < 0)
+				return -errno;
+		kept[2] = context->event;
+		kept[3] = context->null;
+		context->closed = true;
+	}
+	return close_but(kept, 4);
 }
 
 /* Else it had that of whoever started us, with what is in it, and all containers had the same one. */
