@@ -628,7 +628,9 @@ class Spec:
             raise SpecError("userns_mode", f'{self.userns_mode} needs a user namespace, which "namespaces" leaves out')
         if self.userns_mode == "host" and "user" in self.namespaces and self.namespaces != DEFAULT_NAMESPACES:
             raise SpecError("userns_mode", 'host is without the user namespace that "namespaces" asks for')
-        useless = sorted(_OF_A_NETWORK & self.possible_capabilities) if self.network_mode == "host" and self.userns != "host" else ()
+        useless = (
+            sorted(_OF_A_NETWORK & self.possible_capabilities) if self.network_mode == "host" and self.userns != "host" else ()
+        )
         if useless:
             raise SpecError("cap_add", f'{useless[0]} has no power over the host\'s network; use "userns_mode: host", too')
 

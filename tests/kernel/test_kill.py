@@ -182,12 +182,16 @@ def _until_the_launcher_dies(supervise: Supervise, kind: str, name: str, seed: i
 
 
 def main(supervise: Supervise = _supervise) -> None:
-    """Reads lines "KIND NAME SEED" and forks a supervisor for each; its lines go to stdout: "PID WORDS"."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    """Reads lines "KIND NAME SEED" and forks a supervisor for each; its lines go to stdout: "PID WORDS".
+
+    One that has ended is a zombie till the next line, so that its number is its own while it is looked for.
+    """
     for line in sys.stdin:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
         kind, name, seed = line.split()
         if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a test that is killed leaves nothing either
             os.setsid()
             pid = os.getpid()
