@@ -316,12 +316,12 @@ class Victim:
 
     def processes(self) -> list[str]:
         mark = f"{VARIABLE}={self.name}".encode()
-        found = [] if select.select([self.pidfd], [], [], 0)[0] else [f"supervisor {self.pid}"]
+        found = [] if select.select([self.pidfd], [], [], 0)[0] else [f"supervisor {self.pid}{state_of(self.pid)}"]
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 words = read(f"/proc/{entry}/cmdline").split(b"\0")
                 if self._is_launcher(words):
-                    found.append(f"launcher or unborn init {entry}")
+                    found.append(f"launcher or unborn init {entry}{state_of(entry)}")
                 elif words[0].startswith((f"tinyvisor-init: {self.name}.".encode(), f"tinyvisor-exec: {self.name}.".encode())):
                     found.append(f"init {entry}")
                 elif mark in read(f"/proc/{entry}/environ").split(b"\0"):
@@ -340,6 +340,11 @@ def read(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def state_of(pid: int | str) -> str:
+    """For who wonders why it is there: " T (stopped)"."""
+    return "".join(line.partition(":")[2] for line in read(f"/proc/{pid}/status").decode().splitlines() if line[:5] == "State")
 
 
 def children(pid: int) -> list[int]:
