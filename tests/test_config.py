@@ -758,7 +758,7 @@ def test_capabilities(add: list[str], drop: list[str], kept: set[str] | None) ->
         ("network_mode: host", set(), SERVICE_CAPABILITIES - {"NET_BIND_SERVICE"}),
         ("namespaces: [pid, mount, user]", set(), SERVICE_CAPABILITIES - {"NET_BIND_SERVICE"}),
         ("namespaces: [pid, mount, user, net]", set(), SERVICE_CAPABILITIES),
-        ("network_mode: service:other", set(), SERVICE_CAPABILITIES),
+        ("network_mode: service:other", set(), SERVICE_CAPABILITIES - {"NET_BIND_SERVICE"}),
         ("cap_drop: [chown, CAP_KILL]", set(), SERVICE_CAPABILITIES - {"CHOWN", "KILL"}),
         ("cap_drop: [MKNOD]", set(), SERVICE_CAPABILITIES),
         ("cap_drop: [ALL]", set(), set()),

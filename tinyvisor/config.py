@@ -903,12 +903,12 @@ def parse_root_capabilities(default: frozenset[str], add: Iterable[str], drop: I
     return frozenset() if "ALL" in changed else default - changed
 
 
-def _root_capabilities(own_ids: bool, in_host_network: bool) -> frozenset[str]:
-    """What root has in a service of which the file says nothing else: nothing where it is the host's root. Over the host's
-    network a user namespace's root has no power."""
+def _root_capabilities(own_ids: bool, own_network: bool) -> frozenset[str]:
+    """What root has in a service of which the file says nothing else: nothing where it is the host's root. Over a network that is
+    the host's or another service's it has no power."""
     if not own_ids:
         return frozenset()
-    return words.SERVICE_CAPABILITIES - ({"NET_BIND_SERVICE"} if in_host_network else set())
+    return words.SERVICE_CAPABILITIES - (set() if own_network else {"NET_BIND_SERVICE"})
 
 
 def read_env_file(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -1378,9 +1378,8 @@ class _ServiceBuilder(SpecBuilder):
 
     def _root_capabilities(self, fields: Mapping[str, Any]) -> frozenset[str]:
         namespaces = fields.get("namespaces", words.DEFAULT_NAMESPACES)
-        network = fields.get("network_mode", "none")
         own_ids = fields.get("userns_mode") != "host" and "user" in namespaces
-        default = _root_capabilities(own_ids, network == "host" or (network == "none" and "net" not in namespaces))
+        default = _root_capabilities(own_ids, fields.get("network_mode", "none") == "none" and "net" in namespaces)
         return _shared(parse_root_capabilities(default, self._model.cap_add or (), self._model.cap_drop or ()))
 
     def _supervision(self) -> dict[str, Any]:
@@ -1896,7 +1895,7 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
         found["ulimits"] = {name: {"soft": item.soft, "hard": item.hard} for name, item in spec.ulimits.items()}
     if spec.capabilities:
         found["cap_add"] = sorted(spec.capabilities)
-    default = _root_capabilities(spec.userns != "host", spec.in_host_network)
+    default = _root_capabilities(spec.userns != "host", spec.network_mode == "none" and "net" in spec.namespaces)
     dropped = default - spec.possible_capabilities
     if dropped:
         found["cap_drop"] = sorted(dropped) if spec.root_capabilities else ["ALL"]

@@ -391,6 +391,7 @@ async def test_every_privileged_call_is_refused(shared: Runtime, shape: dict[str
     assert [name for name, ok in refused.items() if not ok] == (["chroot"] if shape is SERVICE else []), lines
 
 
+@pytest.mark.hostroot
 async def test_capabilities_of_a_service_count_inside_only(shared: Runtime, tmp_path: Path) -> None:
     """Its root becomes and gives files to those of its own ids, opens ports of its own network, and has no other capability to
     get: nor raw and packet sockets, attributes of the host's, power over PID 1."""
