@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from tinyvisor.errors import ConfigError
 from tinyvisor.spec import (
     CAPABILITIES,
     NAMESPACES,
+    SERVICE_CAPABILITIES,
     ULIMITS,
     Backoff,
     Blkio,
@@ -67,7 +69,8 @@ def problems(directory: Path, text: str, environ: dict[str, str] | None = None, 
 
 def test_one_file_is_one_service_named_after_it(tmp_path: Path) -> None:
     project = config.load([write(tmp_path, "command: sleep 1")], environ={}, name="demo")
-    assert project == Project(name="demo", services={"web": Service(spec=Spec(command=("sleep", "1"), name="web"))})
+    spec = Spec(command=("sleep", "1"), name="web", root_capabilities=SERVICE_CAPABILITIES)
+    assert project == Project(name="demo", services={"web": Service(spec=spec)})
 
 
 def test_name_of_a_service_file(tmp_path: Path) -> None:
@@ -522,6 +525,7 @@ def test_every_key(tmp_path: Path) -> None:
             ulimits={"nofile": Ulimit(10, 20), "core": Ulimit(-1, -1)},
             shm_size=1 << 20,
             capabilities=frozenset({"SYS_NICE", "CHOWN"}),
+            root_capabilities=SERVICE_CAPABILITIES - {"CHOWN", "KILL", "NET_BIND_SERVICE"},
             no_new_privs=False,
             proc_opts="hidepid=2,subset=pid",
             seccomp=tmp_path / "profile.json",
@@ -770,6 +774,47 @@ def test_capabilities(add: list[str], drop: list[str], kept: set[str] | None) ->
         assert config.parse_capabilities(add, drop) == kept
 
 
+@pytest.mark.parametrize(
+    "text, kept, of_root",
+    [
+        ("", set(), SERVICE_CAPABILITIES),
+        ("user: '1000'", set(), SERVICE_CAPABILITIES),  # it is for its root, whom `exec` may ask for
+        ("userns_mode: auto", set(), SERVICE_CAPABILITIES),
+        ("userns_mode: keep-id", set(), SERVICE_CAPABILITIES),
+        ("userns_mode: host", set(), set()),
+        ("userns_mode: host\ncap_add: [CHOWN]", {"CHOWN"}, set()),
+        ("namespaces: [pid, mount]", set(), set()),
+        ("network_mode: host", set(), SERVICE_CAPABILITIES - {"NET_BIND_SERVICE"}),
+        ("namespaces: [pid, mount, user]", set(), SERVICE_CAPABILITIES - {"NET_BIND_SERVICE"}),
+        ("namespaces: [pid, mount, user, net]", set(), SERVICE_CAPABILITIES),
+        ("network_mode: service:other", set(), SERVICE_CAPABILITIES - {"NET_BIND_SERVICE"}),
+        ("cap_drop: [chown, CAP_KILL]", set(), SERVICE_CAPABILITIES - {"CHOWN", "KILL"}),
+        ("cap_drop: [MKNOD]", set(), SERVICE_CAPABILITIES),
+        ("cap_drop: [ALL]", set(), set()),
+        ("cap_drop: [ALL]\ncap_add: [SETUID, NET_RAW]", {"SETUID", "NET_RAW"}, set()),
+        ("cap_drop: [SETUID]\ncap_add: [SETUID, NET_RAW]", {"NET_RAW"}, SERVICE_CAPABILITIES - {"SETUID"}),
+        ("cap_add: [NET_RAW, KILL]", {"NET_RAW", "KILL"}, SERVICE_CAPABILITIES - {"KILL"}),
+        ("cap_add: [ALL]", set(CAPABILITIES), set()),
+        ("cap_add: [ALL]\ncap_drop: [CHOWN]", set(CAPABILITIES) - {"CHOWN"}, set()),
+        ("cap_add: [ALL]\ncap_drop: [ALL]", set(), set()),
+    ],
+)
+def test_capabilities_of_services(tmp_path: Path, text: str, kept: set[str], of_root: set[str]) -> None:
+    """A file's own words beside the default, and what `config` makes of them says the same."""
+    file = write(tmp_path, f"services:\n  other: {{command: x}}\n  web:\n    command: x\n{indent(text, '    ')}")
+    project = config.load([file], environ={})
+    spec = project.services["web"].spec
+    assert (set(spec.capabilities), set(spec.root_capabilities)) == (kept, set(of_root))
+    again = config.load([write(tmp_path, config.to_yaml(project), "again.yaml")], environ={})
+    assert again.services == project.services
+
+
+def test_a_bad_user_namespace_is_one_problem(tmp_path: Path) -> None:
+    assert problems(tmp_path, "command: x\nnamespaces: [pid, mount]\nuserns_mode: auto") == [
+        '3:1: userns_mode: auto needs a user namespace, which "namespaces" leaves out'
+    ]
+
+
 def test_read_env_file(tmp_path: Path) -> None:
     path = write(tmp_path, "A=1\nB\nC\n", "x.env")
     assert config.read_env_file(path, {"B": "2"}) == {"A": "1", "B": "2"}
@@ -839,6 +884,7 @@ SPECS: dict[str, st.SearchStrategy[Any]] = {
     ),
     "shm_size": POSITIVE,
     "capabilities": st.frozensets(st.sampled_from(CAPABILITIES), max_size=5),
+    "root_capabilities": st.frozensets(st.sampled_from(sorted(SERVICE_CAPABILITIES))),
     "no_new_privs": st.booleans(),
     "seccomp": st.sampled_from(["default", "unconfined", DEFAULT_PROFILE]),
     "landlock": st.sampled_from(["default", "unconfined"]),
@@ -970,8 +1016,12 @@ def projects(draw: st.DrawFn) -> Project:
     for name in draw(st.lists(NAMES, min_size=1, max_size=3, unique=True)):
         chosen = draw(st.lists(st.sampled_from(sorted(SPECS)), unique=True))
         values = {"command": ("x",)} | {key: draw(SPECS[key]) for key in chosen} | draw(mounts())
+        of_root = values.get("root_capabilities", frozenset()) - values.get("capabilities", frozenset())
         if values.get("network_mode") == "host":
             values.pop("capabilities", None)  # those of a network are refused there
+            of_root -= {"NET_BIND_SERVICE"}
+        own_ids = "user" in values.get("namespaces", {"user"}) and values.get("userns_mode") != "host"
+        values["root_capabilities"] = of_root if own_ids else frozenset()
         services[name] = Service(
             spec=Spec(name=name, **values),
             restart=draw(POLICIES),

@@ -64,7 +64,7 @@ def test_plan_is_the_golden_one(project: Project, name: str, version: str) -> No
     host = v1() if version == "v1" else v2()
     spec = project.services[name].spec
     identity = resolve(spec.user, spec.group_add, PASSWD, GROUP)
-    seccomp = compile_profile(parse_profile(default_profile_text()), MACHINES["x86_64"], capabilities=spec.capabilities)
+    seccomp = compile_profile(parse_profile(default_profile_text()), MACHINES["x86_64"], capabilities=spec.possible_capabilities)
     limits = Limits(host, tuple(limit_writes(spec, host)))
     ids, idmapped = auto_map(*DEFAULT_RANGES[0]), frozenset(("/usr", "/etc", "/dev"))
     text = plan(spec, limits=limits, view=VIEW, seccomp=seccomp, identity=identity, ids=ids, idmapped=idmapped).describe()

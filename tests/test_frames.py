@@ -42,8 +42,9 @@ def nowhere(digest: str) -> Path:
 
 def test_a_spec_arrives_as_it_was() -> None:
     plain = {item.name for item in fields(Spec) if getattr(FULL, item.name) == getattr(Spec(command=("x",)), item.name)}
-    assert plain == {"tty", "stdin_open", "secrets"}, "a field that the test does not know"
-    for spec in (FULL, Spec(command=("true",)), FULL.with_(seccomp="unconfined")):
+    assert plain == {"tty", "stdin_open", "secrets", "root_capabilities"}, "a field that the test does not know"
+    of_root = Spec(command=("true",), root_capabilities=frozenset({"CHOWN", "KILL"}))
+    for spec in (FULL, of_root, Spec(command=("true",)), FULL.with_(seccomp="unconfined")):
         assert frames.decode_spec(frames.encode_spec(spec)).with_(command=spec.command) == spec
 
 

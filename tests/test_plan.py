@@ -399,6 +399,8 @@ def test_mounts_belong_to_the_user_namespace_only_where_that_matters() -> None:
         ({}, True),
         ({"user": "5", "userns_mode": "keep-id"}, True),
         ({"capabilities": {"CHOWN"}}, False),
+        ({"root_capabilities": {"CHOWN"}}, False),
+        ({"root_capabilities": {"CHOWN"}, "user": "5"}, False),  # root's, who may be exec'ed into it
         ({"seccomp": "unconfined"}, False),
         ({"seccomp": "profile.json"}, False),
         ({"seccomp_action": "log"}, False),
@@ -589,6 +591,27 @@ def test_capabilities(names: frozenset[str]) -> None:
     assert {name for bit, name in enumerate(CAPABILITIES) if mask >> bit & 1} == names
     made = planned(capabilities=names)
     assert [step.mask for step in made.workload if isinstance(step, s.BoundingSet | s.Capabilities)] == [mask, mask]
+    assert of(made.workload, s.Capabilities)[0].ambient == mask
+
+
+def test_capabilities_that_are_roots_alone() -> None:
+    """As Docker's: nothing of them is inherited, and a set-id program may give them where set-id programs give anything."""
+    fields: dict[str, Any] = {"capabilities": {"NET_RAW"}, "root_capabilities": {"CHOWN", "SETUID"}}
+    explicit, all_ = capability_mask({"NET_RAW"}), capability_mask({"NET_RAW", "CHOWN", "SETUID"})
+    other, limits, filter = Identity(5, 6, (), "/"), Limits(UNIFIED), Filter(bytes(24), 4, ())
+    for identity, no_new_privs, bounding, kept in (
+        (ROOT_USER, True, all_, all_),
+        (ROOT_USER, False, all_, all_),
+        (other, True, explicit, explicit),
+        (other, False, all_, explicit),
+    ):
+        fields["no_new_privs"] = no_new_privs
+        executed = exec_plan(Spec(command=("true",), **fields), limits=limits, seccomp=filter, name="web", identity=identity)
+        for made in (planned(identity=identity, **fields), executed):
+            (step,) = of(made.workload, s.Capabilities)
+            assert (step.mask, step.ambient) == (kept, explicit)
+            assert of(made.workload, s.BoundingSet)[0].mask == bounding
+    assert "keep capabilities CHOWN, NET_RAW, SETUID\n" in planned(**fields).describe()
 
 
 def test_environment() -> None:

@@ -177,7 +177,8 @@ def sample() -> bytes:
     workload: list[Step] = [
         s.CgroupJoin(KEPT, "p", ""), s.Session(), s.Rlimit(7, 1, 2, ""), s.OomScoreAdj(-5), s.Affinity(frozenset({0})),
         s.PassFd(5, 3),
-        s.CloseFds(), s.Umask(0o22), s.BoundingSet(0), s.SetIdentity(1, 2, (3, 4)), s.Capabilities(0, ()), s.NoNewPrivs(),
+        s.CloseFds(), s.Umask(0o22), s.BoundingSet(0), s.SetIdentity(1, 2, (3, 4)), s.Capabilities(1 << 40, 1, ("BPF",)),
+        s.NoNewPrivs(),
         s.WorkingDir("/"), s.Keyring(), s.EnterUser(), s.Landlock(2, 1, ("/tmp", "/run"), ()),
         s.Seccomp(bytes(16), 4, ""), s.Exec(("q", "r"), (("S", "t"),)),
     ]  # fmt: skip

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from tinyvisor.spec import CAPABILITIES
+from tinyvisor.spec import CAPABILITIES, SERVICE_CAPABILITIES
 
 PROFILES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "default": {},
+        "service": {"root_capabilities": SERVICE_CAPABILITIES},
         "another user": {"user": "1000:1000"},
         "chroot": {"root_method": "chroot"},
         "host ids": {"userns_mode": "host"},
@@ -30,7 +31,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )  # fmt: skip
-"""The default container, and the ways out of its walls: name → fields of `Spec`."""
+"""The default container, what `up` makes of it, and the ways out of its walls: name → fields of `Spec`."""
 
 NAKED = "nothing but namespaces"
 """The profile in which an attack has to succeed, or its program would prove nothing."""

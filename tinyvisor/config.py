@@ -725,8 +725,10 @@ class ContainerModel(_Model):
     blkio_config: _Blkio | None = None
     ulimits: dict[str, Annotated[_Ulimit, Short(_pair, {"type": ["integer", "string"]})]] | None = None
     shm_size: Size | None = None
-    cap_add: tuple[Capability, ...] | None = None
-    cap_drop: tuple[Capability, ...] | None = None
+    cap_add: tuple[Capability, ...] | None = Field(None, description="kept, whoever the user is; ALL are all")
+    cap_drop: tuple[Capability, ...] | None = Field(
+        None, description="of a service's default ones, which only root has, and of ALL; ALL leaves those of cap_add"
+    )
     security_opt: tuple[Annotated[tuple[str, Any], PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = Field(
         None,
         description="no-new-privileges:BOOL; seccomp=default, unconfined or a profile's file, relative to this file; "
@@ -896,6 +898,24 @@ def parse_capabilities(add: Iterable[str], drop: Iterable[str] = ()) -> frozense
     if "ALL" in dropped:
         return frozenset(added - {"ALL"} - dropped)
     return frozenset((set(words.CAPABILITIES) if "ALL" in added else added) - dropped)
+
+
+def parse_root_capabilities(default: frozenset[str], add: Iterable[str], drop: Iterable[str] = ()) -> frozenset[str]:
+    """What is left to root of `default`, beside what `parse_capabilities` keeps.
+
+    Raises:
+        ValueError: no such capability.
+    """
+    changed = {*map(_capability, add), *map(_capability, drop)}
+    return frozenset() if "ALL" in changed else default - changed
+
+
+def _root_capabilities(own_ids: bool, own_network: bool) -> frozenset[str]:
+    """What root has in a service of which the file says nothing else: nothing where it is the host's root. Over a network that is
+    the host's or another service's it has no power."""
+    if not own_ids:
+        return frozenset()
+    return words.SERVICE_CAPABILITIES - (set() if own_network else {"NET_BIND_SERVICE"})
 
 
 def read_env_file(path: Path, environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -1352,7 +1372,8 @@ class _ServiceBuilder(SpecBuilder):
         self._known_secrets = secrets
 
     def service(self) -> Service | None:
-        spec = self.checked(Spec, self.spec_fields() | {"secrets": self._secrets()})
+        fields = self.spec_fields()
+        spec = self.checked(Spec, fields | {"secrets": self._secrets(), "root_capabilities": self._root_capabilities(fields)})
         logs = self._logs()
         restart = self._restart()
         rest = self._supervision()
@@ -1361,6 +1382,12 @@ class _ServiceBuilder(SpecBuilder):
         values = {"spec": spec, "restart": restart, "depends_on": self._dependencies(spec), **rest, **logs}
         service = cast(Service | None, self.checked(Service, values))
         return service if len(self._file.problems) == self._before else None
+
+    def _root_capabilities(self, fields: Mapping[str, Any]) -> frozenset[str]:
+        namespaces = fields.get("namespaces", words.DEFAULT_NAMESPACES)
+        own_ids = fields.get("userns_mode") != "host" and "user" in namespaces
+        default = _root_capabilities(own_ids, fields.get("network_mode", "none") == "none" and "net" in namespaces)
+        return _shared(parse_root_capabilities(default, self._model.cap_add or (), self._model.cap_drop or ()))
 
     def _supervision(self) -> dict[str, Any]:
         model = self._model
@@ -1878,6 +1905,10 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
         found["ulimits"] = {name: {"soft": item.soft, "hard": item.hard} for name, item in spec.ulimits.items()}
     if spec.capabilities:
         found["cap_add"] = sorted(spec.capabilities)
+    default = _root_capabilities(spec.userns != "host", spec.network_mode == "none" and "net" in spec.namespaces)
+    dropped = default - spec.possible_capabilities
+    if dropped:
+        found["cap_drop"] = sorted(dropped) if spec.root_capabilities else ["ALL"]
     options = [] if spec.no_new_privs else ["no-new-privileges:false"]
     options += [] if spec.seccomp == "default" else [f"seccomp={spec.seccomp}"]
     options += [] if spec.landlock == "default" else [f"landlock={spec.landlock}"]

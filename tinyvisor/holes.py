@@ -18,7 +18,8 @@ def _holes(spec: Spec) -> Iterator[str]:
     if spec.in_host_network:
         yield "network_mode: host: all that listens on the host can be reached, on its loopback address, too"
     if spec.userns == "host":
-        yield "userns_mode: host: root inside is root outside, with the capabilities that are kept"
+        kept = "the capabilities that are kept" if spec.capabilities else "no capability"
+        yield f"userns_mode: host: root inside is root outside, with {kept}"
     if spec.userns_mode == "keep-id":
         yield "userns_mode: keep-id: one of its users is who started it"
     missing = DEFAULT_NAMESPACES - spec.namespaces - {"user", "net"}

@@ -62,6 +62,16 @@ CAPABILITIES: tuple[str, ...] = (
 )  # fmt: skip
 """Capability names without CAP_, at the index that linux/capability.h gives them."""
 
+SERVICE_CAPABILITIES = frozenset(
+    {
+        "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETFCAP", "SETGID", "SETPCAP", "SETUID",
+        "SYS_CHROOT",
+    }
+)  # fmt: skip
+"""What root has in a service that has a user namespace: Docker's list (moby daemon/pkg/oci/defaults.go) without MKNOD and
+AUDIT_WRITE, which count nowhere but in the host's user namespace, and NET_RAW: a network of the container's own has nothing but
+loopback, over any other it has no power, and it opens packet sockets, of which the kernel has had many a hole."""
+
 # moby daemon/pkg/oci/defaults.go, and dynamic_debug, which uid 0 can write; paths that a kernel lacks are passed over.
 DEFAULT_MASKED_PATHS = (
     "/proc/acpi", "/proc/asound", "/proc/dynamic_debug", "/proc/interrupts", "/proc/kcore", "/proc/keys",
@@ -439,7 +449,9 @@ class Spec:
         blkio: block I/O limits; None unlimited.
         ulimits: by name as in `ULIMITS`.
         shm_size: bytes of /dev/shm.
-        capabilities: kept capabilities, names without CAP_; all others are dropped.
+        capabilities: kept capabilities, names without CAP_; all others are dropped. Whoever the user is has them.
+        root_capabilities: kept where the user is root, some of `SERVICE_CAPABILITIES`; of another user's programs only set-id
+            ones of root's get them, without `no_new_privs`. None may be given where root inside is the host's.
         no_new_privs: set-id programs and file capabilities give nothing.
         seccomp: ``"default"`` (our profile), ``"unconfined"``, or the path of a profile in the OCI's JSON.
         seccomp_action: what happens on a call that the filter refuses, which is then in `Exit.violations`: ``"errno"``: it fails
@@ -496,6 +508,7 @@ class Spec:
     ulimits: Mapping[str, Ulimit] = field(default_factory=dict)
     shm_size: int = 64 << 20
     capabilities: frozenset[str] = frozenset()
+    root_capabilities: frozenset[str] = frozenset()
     no_new_privs: bool = True
     seccomp: str | Path = "default"
     seccomp_action: str | None = None
@@ -520,7 +533,7 @@ class Spec:
     def __post_init__(self) -> None:
         _check_kinds(self)
         _tuples(self, ("command", "group_add", "volumes", "tmpfs", "secrets", "masked_paths", "readonly_paths", "on_syscall"))
-        for name in ("namespaces", "cpuset", "capabilities"):
+        for name in ("namespaces", "cpuset", "capabilities", "root_capabilities"):
             object.__setattr__(self, name, frozenset(getattr(self, name)))
         if self.rootfs is not None:
             _no_nul("rootfs", os.fspath(self.rootfs))
@@ -655,6 +668,14 @@ class Spec:
         for capability in self.capabilities:
             if capability not in CAPABILITIES:
                 raise SpecError("cap_add", f'"{capability}" is not a capability; see capabilities(7)')
+        self._check_root_capabilities()
+
+    def _check_root_capabilities(self) -> None:
+        other = sorted(map(str, self.root_capabilities - SERVICE_CAPABILITIES))
+        if other:
+            raise SpecError("root_capabilities", f'"{other[0]}" is none of {", ".join(sorted(SERVICE_CAPABILITIES))}')
+        if self.root_capabilities and self.userns == "host":
+            raise SpecError("root_capabilities", "root inside is the host's: what it is to have is named in capabilities")
 
     def _check_refusals(self) -> None:
         if self.seccomp_action is not None and self.seccomp_action not in get_args(SeccompAction):
@@ -675,9 +696,16 @@ class Spec:
             raise SpecError("userns_mode", f'{self.userns_mode} needs a user namespace, which "namespaces" leaves out')
         if self.userns_mode == "host" and "user" in self.namespaces and self.namespaces != DEFAULT_NAMESPACES:
             raise SpecError("userns_mode", 'host is without the user namespace that "namespaces" asks for')
-        useless = sorted(_OF_A_NETWORK & self.capabilities) if self.network_mode == "host" and self.userns != "host" else ()
+        useless = (
+            sorted(_OF_A_NETWORK & self.possible_capabilities) if self.network_mode == "host" and self.userns != "host" else ()
+        )
         if useless:
             raise SpecError("cap_add", f'{useless[0]} has no power over the host\'s network; use "userns_mode: host", too')
+
+    @property
+    def possible_capabilities(self) -> frozenset[str]:
+        """All that any program in it could have."""
+        return self.capabilities | self.root_capabilities
 
     @property
     def in_host_network(self) -> bool:

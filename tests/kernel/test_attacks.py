@@ -46,11 +46,13 @@ from tests.kernel.test_exec import output
 from tests.kernel.test_landlock import ABI, tried, writes
 from tinyvisor.errors import LaunchError, SpecError, TinyvisorError
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
-from tinyvisor.spec import CAPABILITIES, Secret, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import CAPABILITIES, SERVICE_CAPABILITIES, Secret, Spec, Tmpfs, Ulimit, Volume
 
 pytestmark = [pytest.mark.kernel, pytest.mark.anyio, ON_TRIO]
 
 LIMITS: dict[str, Any] = {"pids_limit": 64, "mem_limit": 256 << 20}
+SERVICE: dict[str, Any] = {"root_capabilities": SERVICE_CAPABILITIES}
+"""What `up` adds: wherever a capability could make a difference, an attack is tried with these, too."""
 SECRET = "correct-horse-battery-staple"
 X86 = os.uname().machine == "x86_64"
 SECCOMP = ["default", "unconfined"]
@@ -350,7 +352,7 @@ calls = {
     "unshare mount": (272, 0x20000), "unshare user": (272, 0x10000000), "unshare pid": (272, 0x20000000),
     "unshare net": (272, 0x40000000), "unshare cgroup": (272, 0x2000000), "unshare ipc": (272, 0x8000000),
     "clone user": (56, 0x10000000 | 17, 0, 0, 0, 0),
-    "umount": (166, b"/proc", 2), "umount root": (166, b"/", 2), "pivot_root": (155, b".", b"."), "chroot": (161, b"/tmp"),
+    "umount": (166, b"/proc", 2), "umount root": (166, b"/", 2), "pivot_root": (155, b".", b"."), "chroot": (161, b"/"),
     "open_tree": (428, AT, b"/", 1), "open_tree /proc": (428, AT, b"/proc", 1), "fsopen": (430, b"tmpfs", 0),
     "mount_setattr": (442, AT, b"/proc/sys", 0, struct.pack("=4Q", 0, 1, 0, 0), 32),
     "mknod block": (133, b"/tmp/disk", 0o60600, os.makedev(254, 0)), "mknod mem": (133, b"/tmp/mem", 0o20600, os.makedev(1, 1)),
@@ -375,10 +377,10 @@ print("proc =", mount(b"none", b"/tmp", b"proc"))
 
 @pytest.mark.skipif(not X86, reason="has system calls by their number on x86-64")
 @pytest.mark.parametrize("seccomp", SECCOMP)
-@pytest.mark.parametrize("method", ["pivot", "chroot"])
-async def test_without_capabilities_every_privileged_call_is_refused(shared: Runtime, method: str, seccomp: str) -> None:
-    """Fifty calls that need a capability, with the filter and without it."""
-    out = await inside(shared, PRIVILEGED, root_method=method, seccomp=seccomp)
+@pytest.mark.parametrize("shape", [{}, {"root_method": "chroot"}, SERVICE], ids=["pivot", "chroot", "service"])
+async def test_every_privileged_call_is_refused(shared: Runtime, shape: dict[str, Any], seccomp: str) -> None:
+    """Fifty calls that need a capability, with the filter and without it: root of a service may chroot, and no more."""
+    out = await inside(shared, PRIVILEGED, seccomp=seccomp, **shape)
     lines = dict(line.split(" = ") for line in out.splitlines())
     missing = {"ENOSYS", "ENODEV", "EAFNOSUPPORT"}
     refused = {name: answer in {"EPERM", "EACCES"} | missing for name, answer in lines.items()}
@@ -386,7 +388,42 @@ async def test_without_capabilities_every_privileged_call_is_refused(shared: Run
     for checked_first in ("finit_module", "lookup_dcookie", "open_by_handle_at", "fanotify"):
         refused.pop(checked_first, None)
     assert lines["open_by_handle_at"] in {"EPERM", "ESTALE", "ENOTDIR"}
-    assert [name for name, ok in refused.items() if not ok] == [], lines
+    assert [name for name, ok in refused.items() if not ok] == (["chroot"] if shape is SERVICE else []), lines
+
+
+@pytest.mark.hostroot
+async def test_capabilities_of_a_service_count_inside_only(shared: Runtime, tmp_path: Path) -> None:
+    """Its root becomes and gives files to those of its own ids, opens ports of its own network, and has no other capability to
+    get: nor raw and packet sockets, attributes of the host's, power over PID 1."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "of-nobody").write_text(SECRET)
+    (tmp_path / "of-nobody").chmod(0o600)
+    os.chown(tmp_path / "of-nobody", 1 << 20, 1 << 20)
+    code = """
+import socket
+def bound(port):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", port))
+def became(uid):
+    child = os.fork()
+    if child == 0:
+        os._exit({"EINVAL": 3}.get(attempt(os.setresuid, uid, uid, uid), 0))
+    return os.WEXITSTATUS(os.waitpid(child, 0)[1])
+path = "/volume/own"
+open(path, "w").close()
+print("ok", attempt(os.chown, path, 7, 8), attempt(bound, 80), became(65533), attempt(os.chmod, path, 0o6755))
+print("ids", attempt(os.chown, path, 1 << 20, -1), became(1 << 20), attempt(open, "/volume/of-nobody"))
+print("ids", attempt(os.chown, "/volume/of-nobody", 0, 0), attempt(os.chmod, "/volume/of-nobody", 0o666))
+print("raw", attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1), attempt(socket.socket, 17, socket.SOCK_RAW, 0))
+print("attributes", attempt(os.setxattr, path, "trusted.x", b"x"))
+print("ambient", [libc.prctl(47, 2, number, 0, 0) for number in (12, 13, 19, 21, 27, 38)])
+print("pid 1", attempt(os.kill, 1, 9), attempt(os.kill, 1, 0))
+"""
+    out = await inside(shared, code, volumes=(Volume(tmp_path, "/volume"),), **SERVICE)
+    assert out.splitlines() == [
+        "ok None None 0 None", "ids EINVAL 3 EACCES", "ids EPERM EOVERFLOW", "raw EPERM EAFNOSUPPORT", "attributes EPERM",
+        f"ambient {[-1] * 6}", "pid 1 EPERM EPERM",
+    ]  # fmt: skip
 
 
 ESCAPE = """
@@ -398,18 +435,20 @@ for _ in range(64):
     os.chdir("..")
 os.chroot(".")
 print(sorted(os.listdir("/")))
-around = [path for path, _, _ in os.walk("/") if "container" not in path and not path.startswith("/new")]
+found = list(os.walk("/"))
+around = [path for path, _, _ in found if "container" not in path and not path.startswith("/new")]
 print({attempt(os.mkdir, f"{path}/x") for path in around})
-print(sorted({name for path, names, _ in os.walk("/t") for name in names}) if os.path.exists("/t") else [])
-print([path for path, _, files in os.walk("/") if "of-the-host" in files or "vmlinuz" in files])
+print(sorted({name for path, names, _ in found for name in names if path == "/t" or path.startswith("/t/")}))
+print([path for path, _, files in found if "of-the-host" in files or "vmlinuz" in files])
 """
 
 
 @pytest.mark.parametrize("method, world", [("pivot", ["container"]), ("chroot", ["lower", "new", "shell", "t", "upper"])])
 async def test_a_chroot_escape_ends_in_an_empty_world(shared: Runtime, tmp_path: Path, method: str, world: list[str]) -> None:
-    """With CAP_SYS_CHROOT the root can be left: what is around it is empty, read-only and nobody else's."""
+    """With CAP_SYS_CHROOT, as root of a service has it, the root can be left: what is around it is empty, read-only and nobody
+    else's."""
     marker(tmp_path)
-    out = await inside(shared, ESCAPE, root_method=method, capabilities={"SYS_CHROOT"})
+    out = await inside(shared, ESCAPE, root_method=method, **SERVICE)
     around, written, templates, host = out.splitlines()
     if method == "chroot" and shared.host.nested:
         world = sorted([*world, "proc"])  # where the launcher has the host's; there is nothing on it

@@ -42,7 +42,16 @@ from tests.kernel.helpers import (
 from tinyvisor.errors import ContainerError, LauncherDied, LaunchError, SpecError, TinyvisorError
 from tinyvisor.runtime import PIPE, STDOUT, Runtime, open_runtime
 from tinyvisor.runtime.plan import capability_mask
-from tinyvisor.spec import DEFAULT_MASKED_PATHS, DEFAULT_NAMESPACES, DEFAULT_READONLY_PATHS, Spec, Tmpfs, Ulimit, Volume
+from tinyvisor.spec import (
+    DEFAULT_MASKED_PATHS,
+    DEFAULT_NAMESPACES,
+    DEFAULT_READONLY_PATHS,
+    SERVICE_CAPABILITIES,
+    Spec,
+    Tmpfs,
+    Ulimit,
+    Volume,
+)
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -360,6 +369,31 @@ async def test_listed_capabilities_are_kept(shared: Runtime, user: str | None) -
     await python(shared, bind, capabilities=kept, user=user)
     exit, _, err = await run(shared, "python3", "-c", bind, user=user)
     assert (exit.exit_code, "PermissionError" in err) == (1, True)
+
+
+async def test_roots_capabilities_are_roots_alone(shared: Runtime) -> None:
+    """In no set that outlives it: who was root has none of them, and only a set-id program gives another user any."""
+    mask, hidden = f"{capability_mask(SERVICE_CAPABILITIES):016x}", ("CapInh", "CapAmb")
+    kept: dict[str, Any] = {"root_capabilities": SERVICE_CAPABILITIES}
+    async with waiting(shared, **kept) as container:
+        found = status(workload(container))
+        assert [found[key] for key in ("CapPrm", "CapEff", "CapBnd", *hidden)] == [mask, mask, mask, NOTHING, NOTHING]
+    code = "import os; os.setuid(5); print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('Cap')])"
+    assert await python(shared, code, **kept) == f"{NOTHING} {NOTHING} {NOTHING} {mask} {NOTHING}\n", "bounding: the most"
+    async with waiting(shared, user="5", **kept) as container:
+        found = status(workload(container))
+        assert {found[key] for key in found if key.startswith("Cap")} == {NOTHING}
+
+
+async def test_set_id_programs_give_what_is_roots(shared: Runtime, tmp_path: Path) -> None:
+    """As in Docker; where they are asked for."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "grep").write_bytes(Path("/usr/bin/grep").read_bytes())
+    (tmp_path / "grep").chmod(0o4755)
+    kept: dict[str, Any] = {"root_capabilities": {"CHOWN", "KILL"}, "no_new_privs": False, "user": "5"}
+    command = ("/volume/grep", "CapEff", "/proc/self/status")
+    _, out, _ = await run(shared, *command, volumes=(Volume(tmp_path, "/volume"),), **kept)
+    assert int(out.split()[1], 16) == capability_mask({"CHOWN", "KILL"})
 
 
 @pytest.mark.parametrize("no_new_privs", [True, False])

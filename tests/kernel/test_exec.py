@@ -15,6 +15,7 @@ from tests.kernel.helpers import BOUND, cgroup_of, namespace, read_until, status
 from tests.kernel.test_capture import no_fd_is_left
 from tinyvisor.errors import ContainerError, LaunchError, SpecError
 from tinyvisor.runtime import PIPE, STDOUT, Container, Runtime, open_runtime
+from tinyvisor.runtime.plan import capability_mask
 from tinyvisor.spec import Spec, Tmpfs
 from tinyvisor.state import Exit
 
@@ -224,6 +225,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "user": {"user": "1234:5678", "group_add": ("77",), "umask": 0o027, "working_dir": "/tmp"},
     "capabilities": {"capabilities": {"CHOWN", "NET_RAW"}, "no_new_privs": False},
+    "service": {"root_capabilities": {"CHOWN", "SETUID", "SYS_CHROOT"}},
     "limits": {"pids_limit": 20, "mem_limit": 256 << 20, "cpuset": {0}, "oom_score_adj": 300, "ulimits": {}},
     "read-only": {"read_only": True, "tmpfs": (Tmpfs("/scratch"),)},
     "chroot": {"root_method": "chroot"},
@@ -247,6 +249,15 @@ async def test_it_is_in_the_world_of_the_workload(shared: Runtime, shape: str) -
             return [re.sub(r"^cgroup(_for_children)? cgroup:.*", "cgroup", line) for line in text.splitlines()]
 
         assert comparable(its) == comparable(mine)
+
+
+async def test_capabilities_are_those_of_its_user(shared: Runtime) -> None:
+    """Root's are root's, whoever the service runs as."""
+    mask = capability_mask({"CHOWN", "KILL"})
+    for own, other, expected in (("0", "5", 0), ("5", "0", mask), ("root", "root", mask), ("5", "7", 0)):
+        async with waiting(shared, root_capabilities={"CHOWN", "KILL"}, user=own) as container:
+            _, text = await output(container, "grep", "-E", "CapEff|CapInh", "/proc/self/status", user=other)
+            assert [int(word, 16) for word in text.split()[1::2]] == [0, expected]
 
 
 async def test_its_cgroups_are_the_containers_as_the_host_sees_it(shared: Runtime) -> None:

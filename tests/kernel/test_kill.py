@@ -182,12 +182,16 @@ def _until_the_launcher_dies(supervise: Supervise, kind: str, name: str, seed: i
 
 
 def main(supervise: Supervise = _supervise) -> None:
-    """Reads lines "KIND NAME SEED" and forks a supervisor for each; its lines go to stdout: "PID WORDS"."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    """Reads lines "KIND NAME SEED" and forks a supervisor for each; its lines go to stdout: "PID WORDS".
+
+    One that has ended is a zombie till the next line, so that its number is its own while it is looked for.
+    """
     for line in sys.stdin:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
         kind, name, seed = line.split()
         if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a test that is killed leaves nothing either
             os.setsid()
             pid = os.getpid()
@@ -312,12 +316,12 @@ class Victim:
 
     def processes(self) -> list[str]:
         mark = f"{VARIABLE}={self.name}".encode()
-        found = [] if select.select([self.pidfd], [], [], 0)[0] else [f"supervisor {self.pid}"]
+        found = [] if select.select([self.pidfd], [], [], 0)[0] else [f"supervisor {self.pid}{state_of(self.pid)}"]
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 words = read(f"/proc/{entry}/cmdline").split(b"\0")
                 if self._is_launcher(words):
-                    found.append(f"launcher or unborn init {entry}")
+                    found.append(f"launcher or unborn init {entry}{state_of(entry)}")
                 elif words[0].startswith((f"tinyvisor-init: {self.name}.".encode(), f"tinyvisor-exec: {self.name}.".encode())):
                     found.append(f"init {entry}")
                 elif mark in read(f"/proc/{entry}/environ").split(b"\0"):
@@ -336,6 +340,11 @@ def read(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def state_of(pid: int | str) -> str:
+    """For who wonders why it is there: " T (stopped)"."""
+    return "".join(line.partition(":")[2] for line in read(f"/proc/{pid}/status").decode().splitlines() if line[:5] == "State")
 
 
 def children(pid: int) -> list[int]:

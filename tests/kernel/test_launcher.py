@@ -52,7 +52,7 @@ sanitized = harness.sanitized
 HEADER = wire._REQUEST.size
 ORPHANS = 100_000
 PSS_LIMIT = 64  # KiB
-DROP_ALL = (s.BoundingSet(0), s.SetIdentity(0, 0, ()), s.Capabilities(0, ()))
+DROP_ALL = (s.BoundingSet(0), s.SetIdentity(0, 0, ()), s.Capabilities(0, 0, ()))
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ import pytest
 
 from tests.kernel.helpers import BOUND, skip
 from tests.kernel.user import FIRST_ID, GID, GROUP, REPOSITORY, UID, User, ordinary_user
+from tinyvisor.runtime.plan import capability_mask
 from tinyvisor.runtime.syscalls import landlock_abi
+from tinyvisor.spec import SERVICE_CAPABILITIES
 
 pytestmark = [pytest.mark.kernel, pytest.mark.hostroot]
 
@@ -276,7 +278,7 @@ def test_secrets_a_probe_and_readiness(who: str, request: pytest.FixtureRequest)
             "healthcheck": {"tcp": 8080, "interval": "50ms", "start_interval": "50ms", "start_period": "1m"},
         },
         "app": {
-            "command": ["sh", "-c", "cat /run/secrets/*; stat -c %u /run/secrets/key"],
+            "command": ["sh", "-c", "cat /run/secrets/*; stat -c %u /run/secrets/key; grep CapEff /proc/self/status"],
             "depends_on": {"web": {"condition": "service_healthy"}}, "secrets": [{"environment": "KEY", "target": "key"}],
         },
     }  # fmt: skip
@@ -284,4 +286,8 @@ def test_secrets_a_probe_and_readiness(who: str, request: pytest.FixtureRequest)
     path.write_text(json.dumps({"services": services}))
     ended = user.tinyvisor("up", str(path), "--exit-code-from", "app", timeout=BOUND, KEY="word\n")
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert re.findall(r"^app \| (.*)$", ended.stdout, re.MULTILINE) == ["word", "0"]
+    assert re.findall(r"^app \| (.*)$", ended.stdout, re.MULTILINE) == [
+        "word",
+        "0",
+        f"CapEff:\t{capability_mask(SERVICE_CAPABILITIES):016x}",
+    ]

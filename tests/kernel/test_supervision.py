@@ -13,6 +13,8 @@ import pytest
 from tests.kernel.command import Running, tinyvisor
 from tests.kernel.test_up import WAIT, lines_of, shell, summary, write
 from tinyvisor.runtime import Container
+from tinyvisor.runtime.plan import capability_mask
+from tinyvisor.spec import SERVICE_CAPABILITIES
 
 pytestmark = [
     pytest.mark.kernel,
@@ -68,6 +70,7 @@ def test_a_probe_is_inside_with_the_container_s_rights_and_limits(tmp_path: Path
         assert stop(running)["one"][0] == "stopped"
     assert (tmp_path / "probe").read_text() == (tmp_path / "own").read_text()
     assert "pid:[" in (tmp_path / "own").read_text()
+    assert f"CapEff:\t{capability_mask(SERVICE_CAPABILITIES):016x}\n" in (tmp_path / "own").read_text()
 
 
 @pytest.mark.parametrize(

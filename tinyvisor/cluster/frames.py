@@ -93,7 +93,7 @@ def _default(item: Any) -> Any:
 _DEFAULTS: Final = tuple((item.name, _default(item)) for item in fields(Spec) if item.name != "command")
 _SENT: Final = ("rootfs", "seccomp")
 _LISTS: Final = ("volumes", "tmpfs", "on_syscall")
-_SETS: Final = ("namespaces", "cpuset", "capabilities")
+_SETS: Final = ("namespaces", "cpuset", "capabilities", "root_capabilities")
 _TUPLES: Final = ("group_add", "masked_paths", "readonly_paths")
 
 

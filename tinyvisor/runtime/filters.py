@@ -40,7 +40,7 @@ def filter_for(spec: Spec) -> Filter | None:
         but = frozenset(("execve", "exit_group") if spec.no_new_privs else ("exit_group", *NEEDED))
         refusals = Refusals(spec.seccomp_action or "errno", but)
     try:
-        filter = _compiled(_text(spec), spec.capabilities, rules, refusals)
+        filter = _compiled(_text(spec), spec.possible_capabilities, rules, refusals)
     except OSError as error:
         raise SpecError("security_opt", f"{spec.seccomp}: {os.strerror(error.errno or 0)}") from None
     except ValueError as error:

@@ -323,7 +323,7 @@ def keeps_user(spec: Spec, around: Around) -> bool:
     other namespaces are the host's then: without capabilities inside it makes no difference whose they are. Making one for
     each took a tenth of a start.
     """
-    plain = spec.seccomp == "default" and spec.seccomp_action is None and not spec.on_syscall and not spec.capabilities
+    plain = spec.seccomp == "default" and spec.seccomp_action is None and not spec.on_syscall and not spec.possible_capabilities
     return plain and spec.userns != "host" and not around.nested and not around.live
 
 
@@ -638,8 +638,9 @@ def _workload(
         yield s.EnterUser(user)
         yield from cgroup
     yield s.Umask(spec.umask)
-    kept = capability_mask(spec.capabilities)
-    yield s.BoundingSet(kept)
+    kept = spec.possible_capabilities if identity.uid == 0 else spec.capabilities
+    # A set-id program gives no more than this. Where none gives anything, what is root's alone is nobody's.
+    yield s.BoundingSet(capability_mask(kept if spec.no_new_privs else spec.possible_capabilities))
     if spec.notification_fd is not None:
         yield s.PassFd(made + made_fds(spec).index("notification_fd"), spec.notification_fd)
     yield s.CloseFds()
@@ -648,7 +649,7 @@ def _workload(
     if seccomp and not spec.no_new_privs:
         yield from _seccomp(spec, seccomp)  # while there is CAP_SYS_ADMIN; what follows is `seccomp.NEEDED`
     yield s.SetIdentity(identity.uid, identity.gid, identity.groups, keep_groups=around.groups_fixed)
-    yield s.Capabilities(kept, tuple(sorted(spec.capabilities)))
+    yield s.Capabilities(capability_mask(kept), capability_mask(spec.capabilities), tuple(sorted(kept)))
     yield s.WorkingDir(spec.working_dir or "/")
     if spec.no_new_privs:
         yield s.NoNewPrivs()

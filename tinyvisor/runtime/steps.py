@@ -764,10 +764,11 @@ class SetIdentity(Step):
 class Capabilities(Step):
     op = 49
     mask: int
+    ambient: int  # of them: those that are kept by an exec whoever the user is; what only root has, it gets by being root
     names: tuple[str, ...]
 
     def numbers(self) -> tuple[int, ...]:
-        return (self.mask,)
+        return self.mask, self.ambient
 
     def describe(self) -> str:
         return f"keep capabilities {', '.join(self.names)}" if self.names else "drop all capabilities"

@@ -193,18 +193,20 @@ int step_identity(struct context *context, const struct step *step)
 	return 0;
 }
 
-/* The ambient set is what carries a kept capability over exec where the user is not root. */
+/* Numbers: what is kept; what of that is ambient, too, which carries it over exec where the user is not root. Nothing else is
+ * inheritable: it would stay so when root becomes somebody else, for programs that ask for it (CVE-2022-24769). */
 int step_capabilities(struct context *context, const struct step *step)
 {
 	struct { uint32_t version; int pid; } header = {CAPABILITY_VERSION, 0};
 	uint32_t low = (uint32_t)step->number[0], high = (uint32_t)(step->number[0] >> 32);
-	struct { uint32_t effective, permitted, inheritable; } data[2] = {{low, low, low}, {high, high, high}};
+	uint32_t ambient_low = (uint32_t)step->number[1], ambient_high = (uint32_t)(step->number[1] >> 32);
+	struct { uint32_t effective, permitted, inheritable; } data[2] = {{low, low, ambient_low}, {high, high, ambient_high}};
 
 	(void)context;
 	if (syscall(SYS_capset, &header, data) < 0 || prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
 		return -errno;
 	for (unsigned cap = 0; cap < 64; cap++)
-		if (step->number[0] >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
+		if (step->number[1] >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
 			return -errno;
 	return 0;
 }
