@@ -388,7 +388,8 @@ class Runner:
         if action == "schedule":
             self._armed_at = self._around.wall()
         if self.state != before and not self._is_foregone(event):
-            self.note()  # first: what we do next may be what we die in
+            # First: what we do next may be what we die in. A launch writes it with the container, before that there is none.
+            self.note(write=action != "launch" or self._ahead is not None)
         self._act(action)
         self.wake()
         self._around.events.emit(self._news(before, event, action))
@@ -418,8 +419,8 @@ class Runner:
 
     # ---- from one supervisor to the next ----
 
-    def note(self) -> None:
-        """Writes down where we stand."""
+    def note(self, *, write: bool = True) -> None:
+        """Writes down where we stand; or with what is written next."""
         live = self._around.live
         if live is None:
             return
@@ -446,7 +447,7 @@ class Runner:
             cpu=totals.cpu,
             memory_peak=totals.memory_peak,
         )
-        live.records.try_update(self.name, standing=standing, **changed)
+        (live.records.try_update if write else live.records.stage)(self.name, standing=standing, **changed)
 
     def _is_foregone(self, event: ServiceEvent) -> bool:
         """Whether the next supervisor finds it out by itself: that a back-off is over; that what it has no word of is wanted."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tinyvisor import places, stored
 from tinyvisor.errors import ContainerError, HostError, TinyvisorError
-from tinyvisor.processes import identify, start_time
+from tinyvisor.processes import identify
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.container import Container, Host
 from tinyvisor.runtime.idmap import IdMap
@@ -160,12 +160,13 @@ class Live:
         self.watch(container)
 
     def watch(self, container: Container) -> None:
-        """Notes what it says of its start."""
+        """Notes what it says of its start. That it has started stays in its socket, where the next supervisor hears it again: the
+        record, which is written with what comes next, is for people."""
 
         def before(event: wire.Event, fds: list[int]) -> None:
             assert self.keeper is not None
             if event.type == wire.STARTED:
-                self._note(container, pid=event.a, start=_start_time(event.a))
+                self._stage(container, pid=event.a)
             elif event.type == wire.PTY and fds and container.terminal is None:
                 try:
                     self.keeper.put(container.id, {Kind.TERMINAL: fds[0]})
@@ -194,9 +195,16 @@ class Live:
             self.keeper.drop(container.id, held)
 
     def _note(self, container: Container, **more: Any) -> None:
+        if self._stage(container, **more):
+            self.records.try_update(container.name)
+
+    def _stage(self, container: Container, **more: Any) -> bool:
+        """False where the record is another's by now."""
         found = self.records.get(container.name, SECTION)
-        if found is not None and found["id"] == container.id:
-            self.records.try_update(container.name, **{SECTION: {**found, **more}})
+        if found is None or found["id"] != container.id:
+            return False
+        self.records.stage(container.name, **{SECTION: {**found, **more}})
+        return True
 
     # ---- adoption ----
 
@@ -314,10 +322,3 @@ def _ids(record: Any, leases: Leases) -> Ids | None:
         return None
     uids, gids = (tuple((first, outside, count) for first, outside, count in record[kind]) for kind in ("uids", "gids"))
     return Ids(IdMap(uids, gids), -1, leases.restore(*record["slot"]) if record["slot"] else None)
-
-
-def _start_time(pid: int) -> int | None:
-    try:
-        return start_time(pid)
-    except OSError:  # it has ended already
-        return None
