@@ -184,7 +184,9 @@ async def test_a_stop_goes_on(succession: Succession) -> None:
 @anyio_only
 async def test_a_launch_that_only_waited_for_its_turn_is_made_and_not_counted(succession: Succession) -> None:
     """Nothing is written of it before there is a container to be written of."""
-    first = succession.make(service("a"), service("b"), scripts={"a": [Script(launch_seconds=5)], "b": [Script(launch_seconds=5)]})
+    first = succession.make(
+        service("a"), service("b"), scripts={"a": [Script(launch_seconds=5)], "b": [Script(launch_seconds=5)]}
+    )
     first.runtime.on_hold = lambda name: succession.live.records.update(name) if name == "a" else None
     await succession.kill_after(first, 1)
     assert Records(succession.records).names() == ("a",)
@@ -198,8 +200,14 @@ async def test_a_launch_that_only_waited_for_its_turn_is_made_and_not_counted(su
 async def test_a_restart_that_only_waited_for_its_turn_goes_on_where_it_backed_off(succession: Succession) -> None:
     scripts = {"a": [Script(seconds=0, exit=failure()), Script(launch_seconds=5)]}
     first = succession.make(service("a", replace(ALWAYS, backoff=Backoff(initial=0.001))), scripts=scripts)
-    holds: list[str] = []
-    first.runtime.on_hold = lambda name: holds.append(name) or (len(holds) == 1 and succession.live.records.update(name))
+    holds = []
+
+    def hold(name: str) -> None:
+        holds.append(name)
+        if len(holds) == 1:
+            succession.live.records.update(name)
+
+    first.runtime.on_hold = hold
     await succession.kill_after(first, 1)
     assert (len(holds), succession.standing("a").state.phase) == (2, "backoff")
     second = succession.make(service("a", ALWAYS))

@@ -399,8 +399,8 @@ class Container:
         return True
 
     def keep_by(self, function: Callable[[wire.Event, list[int]], None]) -> None:
-        """Calls it with each event of its socket while the next supervisor would still find that there, and copies of its fds. The
-        last one, that it has started, stays there."""
+        """Calls it with each event of its socket while the next supervisor would still find that there, and copies of its fds.
+        The last one, that it has started, stays there."""
         self._before_event = function
 
     def resume(self, pid: int, *, stopped: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from tinyvisor import places, stored
 from tinyvisor.errors import ContainerError, HostError, TinyvisorError
-from tinyvisor.processes import identify
+from tinyvisor.processes import identify, start_time
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.container import Container, Host
 from tinyvisor.runtime.idmap import IdMap
@@ -50,6 +50,7 @@ class Live:
     Attributes:
         records: other sections than ours are the caller's to use.
         adopted: there were a keeper and a launcher already, and these are they.
+        writes_starts: false where the caller updates a container's record as soon as it has started, which says it then, too.
     """
 
     def __init__(self, directory: Path, project: str) -> None:
@@ -65,6 +66,7 @@ class Live:
                 self._end_unfinished(self.keeper)
                 self.keeper = None
         self.adopted: bool = self.keeper is not None
+        self.writes_starts = True
         self._held: dict[int, int] = {}
 
     def _is_unfinished(self, keeper: Keeper) -> bool:
@@ -160,13 +162,14 @@ class Live:
         self.watch(container)
 
     def watch(self, container: Container) -> None:
-        """Notes what it says of its start. That it has started stays in its socket, where the next supervisor hears it again: the
-        record, which is written with what comes next, is for people."""
+        """Notes what it says of its start. That it has started stays in its socket, where the next supervisor hears it again,
+        also where the record could not be written."""
 
         def before(event: wire.Event, fds: list[int]) -> None:
             assert self.keeper is not None
             if event.type == wire.STARTED:
-                self._stage(container, pid=event.a)
+                note = self._note if self.writes_starts else self._stage
+                note(container, pid=event.a, start=_start_time(event.a))
             elif event.type == wire.PTY and fds and container.terminal is None:
                 try:
                     self.keeper.put(container.id, {Kind.TERMINAL: fds[0]})
@@ -322,3 +325,10 @@ def _ids(record: Any, leases: Leases) -> Ids | None:
         return None
     uids, gids = (tuple((first, outside, count) for first, outside, count in record[kind]) for kind in ("uids", "gids"))
     return Ids(IdMap(uids, gids), -1, leases.restore(*record["slot"]) if record["slot"] else None)
+
+
+def _start_time(pid: int) -> int | None:
+    try:
+        return start_time(pid)
+    except OSError:  # it has ended already
+        return None
