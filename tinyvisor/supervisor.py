@@ -60,7 +60,7 @@ MAX_LAUNCHES: Final = 16
 
 Until = Literal["down", "running", "healthy"]
 
-_IN_PLACE: Final = frozenset({"restart", "depends_on", "on_unhealthy", "scale", "labels", "logging"})
+_IN_PLACE: Final = frozenset({"restart", "depends_on", "on_unhealthy", "scale", "labels", "logging", "start_timeout"})
 """What of a `Service` can change under a running container."""
 
 
