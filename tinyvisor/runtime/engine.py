@@ -32,7 +32,7 @@ from tinyvisor.errors import (
     TinyvisorError,
 )
 from tinyvisor.job import Job
-from tinyvisor.places import cache_directory, privileged, project_files, run_directory, shared_files
+from tinyvisor.places import cache_directory, privileged, project_files, run_directory, shared_files, shared_projects
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
@@ -49,6 +49,7 @@ from tinyvisor.runtime.cgroup import (
     remove_cgroup,
     settled,
     sweep,
+    unclaimed,
 )
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.filters import filter_for
@@ -215,6 +216,7 @@ class Runtime:
             self._lock = stack.enter_context(ProjectLock(locks, self.name, fd))
         _close_to_groups(self.name)
         sweep(self.host.layout, locks, mine=None if adopting else self.name, forget=functools.partial(_forget_remains, locks))
+        _close_the_gone_to_groups(locks)
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -1530,6 +1532,16 @@ def _close_to_groups(project: str) -> None:
     for path in shared_files(project) if privileged() else ():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
+
+
+def _close_the_gone_to_groups(locks: Path) -> None:
+    """The same of projects that may never be started again. Their launchers have removed all else, the locks included."""
+    for project in shared_projects() if privileged() else ():
+        with contextlib.suppress(SpecError):  # nothing of ours is called so
+            check_name("project", project)
+            with unclaimed(locks, project) as is_gone:
+                if is_gone:
+                    _close_to_groups(project)
 
 
 @contextlib.contextmanager
