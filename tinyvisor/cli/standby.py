@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -89,10 +90,8 @@ def main() -> None:
         import_all()
         words = _wait(connection)
     if words is not None:
-        from tinyvisor.__main__ import main as run
-
         sys.argv[1:] = words
-        run()
+        runpy.run_module("tinyvisor", run_name="__main__")
 
 
 if __name__ == "__main__":

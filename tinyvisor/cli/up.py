@@ -7,15 +7,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tinyvisor.cli import pid1
 from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
-from tinyvisor.cli.standby import Standby
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.places import can_live, log_directory
 from tinyvisor.spec import Project
+
+if TYPE_CHECKING:
+    from tinyvisor.cli.standby import Standby
 
 
 @click.command()
@@ -94,6 +97,8 @@ def up(
     if live and not detach and daemon_fd is None:
         raise click.UsageError("--live goes with -d")
     if detach:
+        from tinyvisor.cli.standby import Standby
+
         with Standby() as standby:
             project = load_project(paths, project_name, env_file, profiles)
             if _is_running(project.name):

@@ -203,11 +203,7 @@ class Live:
 
     def _stage(self, container: Container, **more: Any) -> bool:
         """False where the record is another's by now."""
-        found = self.records.get(container.name, SECTION)
-        if found is None or found["id"] != container.id:
-            return False
-        self.records.stage(container.name, **{SECTION: {**found, **more}})
-        return True
+        return self.records.extend(container.name, SECTION, {"id": container.id}, **more)
 
     # ---- adoption ----
 

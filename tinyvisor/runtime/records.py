@@ -81,6 +81,15 @@ class Records:
             else:
                 texts[section] = json.dumps(value)
 
+    def extend(self, name: str, section: str, first: Mapping[str, Any], **more: Any) -> bool:
+        """Stages more of a section, whose text is not read for that; false where there is none that begins with `first`."""
+        texts, head = self._texts.get(name, {}), json.dumps(first)[:-1]
+        text = texts.get(section, "")
+        if not text.startswith((f"{head},", f"{head}}}")):
+            return False
+        texts[section] = f"{text[:-1]}, {json.dumps(more)[1:]}"
+        return True
+
     def update(self, name: str, **sections: Section | None) -> None:
         """As `stage`, and writes the file.
 
