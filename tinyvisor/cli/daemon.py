@@ -91,6 +91,7 @@ def import_all() -> None:
     import tinyvisor.cli.group
     import tinyvisor.cli.outside
     import tinyvisor.cli.up
+    import tinyvisor.client
     import tinyvisor.control
     import tinyvisor.metrics
     import tinyvisor.runtime.rootless
