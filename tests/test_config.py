@@ -159,6 +159,9 @@ def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
         ("services:", ["1:1: services: expected at least one service, by name"]),
         ("services: {}", ["1:1: services: expected at least one service, by name"]),
         ("services: [a]", ["1:1: services: expected at least one service, by name"]),
+        ("services: {a: {command: x}}\nvolumes: {data: }", [
+            '2:1: volumes: named volumes are not supported yet; mount a directory by a service\'s "volumes"'
+        ]),
         ("services:\n  a:\n", ["2:3: services.a: expected keys and values, got nothing"]),
         ("services: {a: {command: x}, b: 5}", ['1:29: services.b: expected keys and values, got "5"']),
         ("command: x\ncommand: y", ['2:1: the key "command" is given twice; first in line 1']),
@@ -180,6 +183,29 @@ def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_wrong_file(tmp_path: Path, text: str, expected: list[str]) -> None:
     assert problems(tmp_path, text) == expected
+
+
+def test_a_directory_with_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.yaml")
+    (tmp_path / "2.yaml").symlink_to("/dev/zero")
+    (tmp_path / "3.yaml").symlink_to("nowhere")
+    with pytest.raises(ConfigError) as caught:
+        config.load([tmp_path], environ={})
+    assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
+        "1.yaml:1:1: is not a regular file",
+        "2.yaml:1:1: is not a regular file",
+        "3.yaml:1:1: can't be read: No such file or directory",
+    ]
+
+
+def test_a_pipe_that_is_named_is_read(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"services: {a: {command: x}}")
+    os.close(writer)
+    try:
+        assert list(config.load([Path(f"/dev/fd/{reader}")], environ={}, name="p").services) == ["a"]
+    finally:
+        os.close(reader)
 
 
 def test_ten_megabytes(tmp_path: Path) -> None:
@@ -264,10 +290,11 @@ BAD = [
     (
         "command: x\nsecurity_opt: ['apparmor:unconfined']",
         '2:16: security_opt[0]: "apparmor:unconfined" is not supported yet; expected no-new-privileges:true, '
-        "no-new-privileges:false, seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined or "
-        "proc-opts=OPTIONS",
+        "no-new-privileges:false, seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined, "
+        "network=new or proc-opts=OPTIONS",
     ),
     ("command: x\nsecurity_opt: ['landlock=none']", None),
+    ("command: x\nsecurity_opt: ['network=old']", None),
     ("command: x\nsecurity_opt: ['seccomp=']", None),
     (
         "command: x\nsecurity_opt: ['proc-opts=hidepid=2,gid=0']",
@@ -420,7 +447,8 @@ shm_size: 1m
 cap_add: [sys_nice, CAP_CHOWN, KILL]
 userns_mode: keep-id
 cap_drop: [KILL]
-security_opt: ["no-new-privileges:false", "seccomp=profile.json", "landlock=unconfined", "proc-opts=hidepid=2,subset=pid"]
+security_opt: ["no-new-privileges:false", seccomp=profile.json, landlock=unconfined, "proc-opts=hidepid=2,subset=pid",
+  network=new]
 seccomp: {action: kill}
 on_syscall: [{syscall: connect, action: deny, address: "127.*"}, {syscall: "%net", action: log, args: "0 & 3 == 1", path: /x}]
 umask: 0027
@@ -499,6 +527,7 @@ def test_every_key(tmp_path: Path) -> None:
             seccomp=tmp_path / "profile.json",
             seccomp_action="kill",
             landlock="unconfined",
+            new_network=True,
             on_syscall=(
                 SyscallRule(syscall="connect", action="deny", address="127.*"),
                 SyscallRule(syscall="%net", action="log", args=("0 & 3 == 1",), path="/x"),
@@ -758,7 +787,7 @@ def test_json_schema() -> None:
     json.dumps(schema)
 
 
-FULL_KEYS = [line.split(":")[0] for line in FULL.strip().splitlines() if not line.startswith("x-")]
+FULL_KEYS = [line.split(":")[0] for line in FULL.strip().splitlines() if not line.startswith(("x-", " "))]
 
 
 # --- There and back ---
@@ -799,7 +828,7 @@ SPECS: dict[str, st.SearchStrategy[Any]] = {
     "network_mode": st.sampled_from(["none", "host"]),
     "pids_limit": st.none() | POSITIVE,
     "mem_limit": st.none() | POSITIVE,
-    "cpus": st.none() | st.floats(0.01, 1e9),
+    "cpus": st.none() | st.floats(0.01, 8192),
     "cpuset": st.frozensets(st.integers(0, 8191), max_size=5),
     "blkio": st.none()
     | st.builds(
@@ -813,6 +842,7 @@ SPECS: dict[str, st.SearchStrategy[Any]] = {
     "no_new_privs": st.booleans(),
     "seccomp": st.sampled_from(["default", "unconfined", DEFAULT_PROFILE]),
     "landlock": st.sampled_from(["default", "unconfined"]),
+    "new_network": st.booleans(),
     "umask": st.integers(0, 0o777),
     "oom_score_adj": st.none() | st.integers(-1000, 1000),
     "stop_signal": st.integers(1, 64),

@@ -17,7 +17,7 @@ from tinyvisor.cli import outside
 from tinyvisor.client import find_project, known_projects
 from tinyvisor.errors import HostError, TinyvisorError
 from tinyvisor.runtime import engine
-from tinyvisor.runtime.cgroup import ProjectLock, unclaimed
+from tinyvisor.runtime.projectlock import ProjectLock, unclaimed
 
 
 def test_only_root_has_groups(monkeypatch: pytest.MonkeyPatch) -> None:
