@@ -294,6 +294,7 @@ class FakeRuntime:
     ahead: names of containers that are made, or being made, but for the workload.
     ahead_seconds, ahead_error, discard_seconds: how long it takes to make one, or why there is none; how long to be rid of it.
     executed: (name, command, user, working_dir, environment) of all commands that were run inside.
+    on_hold: called with the name when a launch is about to be sent: in live mode, its record is written then.
     """
 
     scripts: Mapping[str, Iterable[Script]] = field(default_factory=dict)
@@ -308,6 +309,7 @@ class FakeRuntime:
     ahead_seconds: float = 0.0
     ahead_error: Exception | None = None
     discard_seconds: float = 0.0
+    on_hold: Callable[[str], object] = lambda name: None
 
     def __post_init__(self) -> None:
         self._scripts = {name: list(scripts) for name, scripts in self.scripts.items()}
@@ -380,6 +382,7 @@ class FakeRuntime:
         assert spec.name not in self.running, f"{spec.name} is running already"
         assert spec.name not in self.ahead, f"{spec.name} is made ahead already"
         self.note("launch", spec.name)
+        self.on_hold(spec.name)
         self.launching += 1
         self.most_launching = max(self.most_launching, self.launching)
         try:

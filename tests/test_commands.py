@@ -465,7 +465,9 @@ scripts = st.builds(
     says=st.sampled_from([(), ((0.2, b"READY=1"), (1.0, b"WATCHDOG=1"), (4.0, b"STOPPING=1")), ((0.0, b"WATCHDOG=trigger"),)]),
     newline=st.sampled_from([(), ((0.3, b"x\n"),), ((0.3, b""),)]),
 )
-ready: st.SearchStrategy[dict[str, Any]] = st.sampled_from([{}, {"ready_log": "ready"}, {"ready_notify": True}, {"ready_fd": 3}])
+ready: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [{}, {"ready_log": "ready"}, {"ready_notify": True}, {"ready_fd": 3}, {"ready_log": "ready", "start_timeout": 0.4}]
+)
 
 
 @st.composite

@@ -1002,6 +1002,7 @@ def supervision(draw: st.DrawFn) -> dict[str, Any]:
         **draw(
             st.sampled_from([{}, {"ready_log": "ready$"}, {"ready_log": "port \\d+"}, {"ready_notify": True}, {"ready_fd": 9}])
         ),
+        "start_timeout": draw(st.none() | st.floats(0.001, 1000)),
         "watchdog": draw(st.none() | st.floats(0.001, 100)),
         "post_start": draw(HOOKS),
         "pre_stop": draw(HOOKS),

@@ -71,6 +71,11 @@ def test_readiness_gives_the_container_its_means(tmp_path: Path) -> None:
     assert (found.tells_health, found.spec.notify_socket) == (False, True)
 
 
+def test_a_start_has_a_time_limit(tmp_path: Path) -> None:
+    for given, meant in (("", 90), ("start_timeout: 5m", 300), ("start_timeout: 0", None)):
+        assert one(tmp_path, f"ready_fd: 3\n{given}").start_timeout == meant
+
+
 def test_secrets(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_text("-")
     text = """
@@ -250,6 +255,7 @@ BAD = [
     ("ready_notify: true\nready_fd: 3", "3:1: ready_fd: is one way to be ready, ready_notify another"),
     ("ready_log: x\nready_notify: true", "3:1: ready_notify: is one way to be ready, ready_log another"),
     ("watchdog: 0", "2:1: watchdog: expected 1 ms or more"),
+    ("start_timeout: 1us", "2:1: start_timeout: expected 1 ms or more"),
     ("ready_notify: true\nvolumes: ['/tmp:/run/notify/x']", '3:1: volumes: "/run/notify/x" is where NOTIFY_SOCKET is'),
     ("secrets: [a]", '2:11: secrets[0]: there is no secret "a"'),
     ("secrets: [{source: a, file: b}]", "2:11: secrets[0]: expected one of source, file and environment"),
@@ -344,7 +350,8 @@ def test_every_key_is_in_the_schema() -> None:
     schema = config.json_schema()["$defs"]
     keys = {
         "healthcheck", "on_unhealthy", "ready_log", "restart_prevent_exit_codes", "restart_force_exit_codes", "schedule",
-        "post_start", "pre_stop", "scale", "profiles", "labels", "ready_notify", "ready_fd", "watchdog", "secrets",
+        "post_start", "pre_stop", "scale", "profiles", "labels", "ready_notify", "ready_fd", "start_timeout", "watchdog",
+        "secrets",
     }  # fmt: skip
     assert keys <= schema["_Service"]["properties"].keys()
     assert schema["_Healthcheck"]["properties"].keys() == {

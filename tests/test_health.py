@@ -56,7 +56,7 @@ def test_a_container_starts_with_what_its_service_asks_for() -> None:
     spec = Spec(command=("x",))
     assert health.at_start(Service(spec=spec)) == health.UNKNOWN
     assert health.at_start(Service(spec=spec, healthcheck=CHECK)) == NEW
-    assert health.at_start(Service(spec=spec, ready_log="up")) == Health(status="starting", ready=False)
+    assert health.at_start(Service(spec=spec, ready_log="up")) == Health(status="starting", ready=False, began=False)
 
 
 def test_so_many_failures_in_a_row_make_it_unhealthy_and_one_success_healthy() -> None:

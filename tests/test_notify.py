@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from tests.bench import ALWAYS, bench, service
-from tests.fake_runtime import Script
+from tests.fake_runtime import OK, Script, failure
 from tinyvisor.listener import MAX_BEFORE_NEWLINE, RATE
 from tinyvisor.notify import MAX_STATUS, NOT_FOR_US, REFUSED, Notification, parse
-from tinyvisor.spec import Dependency, RestartPolicy
+from tinyvisor.spec import Dependency, Healthcheck, RestartPolicy
 from tinyvisor.state import HealthChanged, NotifyRefused, ServiceBackoff, ServiceFailed
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +41,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
         (b"STATUS=" + b"x" * 1000, Notification(status="x" * MAX_STATUS)),
         (b"WATCHDOG=trigger", Notification(failed=True)),
         (b"WATCHDOG_USEC=2500000", Notification(watchdog=2.5)),
+        (b"EXTEND_TIMEOUT_USEC=500", Notification(extends=0.0005)),
         (b"MAINPID=1\nMAINPID=2\nFDSTORE=1", Notification(refused=("MAINPID", "FDSTORE"))),
         (b"\xff", Notification(problem=NOT_FOR_US)),
         (b"READY=1\0", Notification(problem=NOT_FOR_US)),
@@ -55,6 +56,7 @@ def test_meanings(message: bytes, meaning: Notification) -> None:
     [
         b"", b"\n\n", b"READY=0", b"READY=11", b"READY", b"ready=1", b" READY=1", b"READY =1", b"WATCHDOG=2", b"X=1", b"=",
         b"WATCHDOG_USEC=999", b"WATCHDOG_USEC=-5", b"WATCHDOG_USEC=1e9", b"WATCHDOG_USEC=", b"RELOADING=1", b"BARRIER=1",
+        b"EXTEND_TIMEOUT_USEC=infinity", b"EXTEND_TIMEOUT_USEC=1" + b"0" * 15,
         "WATCHDOG_USEC=٣٣٣٣".encode(), b"WATCHDOG_USEC=" + b"9" * 4000,
     ],
 )  # fmt: skip
@@ -123,6 +125,62 @@ async def test_who_will_never_be_ready_may_be_started_again() -> None:
     assert len(b.runtime.times("launch", "a")) == 2
 
 
+# ---- a start that takes too long ----
+
+NEVER = {"ready_notify": Script(), "ready_fd": Script(), "ready_log": Script(output=((1, "stdout", b"not yet\n"),))}
+
+
+@pytest.mark.parametrize("way", NEVER)
+async def test_who_is_not_ready_in_time_has_failed_to_start(way: str) -> None:
+    """As one that crashes: the policy says what follows."""
+    given: dict[str, Any] = {way: {"ready_notify": True, "ready_fd": 3, "ready_log": "^ready"}[way]}
+    b = bench(service("a", start_timeout=30.0, **given), scripts={"a": [NEVER[way]]})
+    with trio.fail_after(60):
+        summaries = await b.run()
+    assert [event.reason for event in b.of(ServiceFailed)] == ["it was not ready within 30.0s"]
+    assert (summaries["a"].state, b.runtime.times("stop", "a")) == ("failed", [30])
+
+    b = bench(service("a", ALWAYS, start_timeout=30.0, **given), scripts={"a": [NEVER[way]]})
+    await b.run_until(65)
+    assert [event.reason for event in b.of(ServiceBackoff)] == ["it was not ready within 30.0s"] * 2
+    assert b.runtime.times("stop", "a")[:2] == pytest.approx([30, 60.1])
+
+
+async def test_who_is_ready_in_time_may_do_what_it_likes() -> None:
+    """Also what it says later, or a healthcheck that has not passed yet, is not this limit's business."""
+    says = ((29.0, b"READY=1"), (40.0, b"STOPPING=1"))
+    slow: Any = lambda seconds, command: (0.0, failure() if seconds < 200 else OK, b"")  # noqa: E731
+    check = Healthcheck(test=("x",), start_period=300, start_interval=50)
+    b = bench(
+        service("a", ready_notify=True, start_timeout=30.0),
+        service("b", ready_notify=True, start_timeout=30.0, healthcheck=check),
+        service("c", healthcheck=check, start_timeout=30.0),
+        scripts={"a": [Script(says=says)], "b": [Script(says=((1.0, b"READY=1"),), exec=slow)], "c": [Script(exec=slow)]},
+    )
+    await b.run_until(250)
+    assert sorted(event.name for event in b.of(HealthChanged) if event.health == "healthy") == ["a", "b", "c"]
+    assert not b.of(ServiceFailed)
+
+
+async def test_a_start_may_ask_for_more_time() -> None:
+    """From then on, and never for less than it had; once it is ready, that is over."""
+    says = ((1.0, b"EXTEND_TIMEOUT_USEC=1000000"), (29.0, b"EXTEND_TIMEOUT_USEC=20000000"))
+    b = bench(service("a", ready_notify=True, start_timeout=30.0), scripts={"a": [Script(says=says)]})
+    await b.run()
+    assert [event.reason for event in b.of(ServiceFailed)] == ["it was not ready within 49.0s"]
+    assert not b.of(NotifyRefused)
+    says = ((1.0, b"READY=1"), (2.0, b"EXTEND_TIMEOUT_USEC=1"))
+    b = bench(service("a", ready_notify=True, start_timeout=30.0), scripts={"a": [Script(says=says)]})
+    await b.run_until(100)
+    assert not b.of(ServiceFailed)
+
+
+async def test_a_start_may_take_for_ever() -> None:
+    b = bench(service("a", ready_notify=True, start_timeout=None), scripts={"a": [Script(says=((86400.0, b"READY=1"),))]})
+    await b.run_until(86401)
+    assert [event.health for event in b.of(HealthChanged)] == ["healthy"]
+
+
 # ---- the watchdog ----
 
 
@@ -156,7 +214,7 @@ async def test_without_a_restart_policy_it_has_failed() -> None:
     ],
 )
 async def test_when_a_watchdog_runs_out(says: Any, ready_notify: bool, ends: float | None) -> None:
-    b = bench(service("a", watchdog=3, ready_notify=ready_notify), scripts={"a": [Script(says=says)]})
+    b = bench(service("a", watchdog=3, ready_notify=ready_notify, start_timeout=None), scripts={"a": [Script(says=says)]})
     await b.run_until(100)
     assert b.runtime.times("stop", "a") == [100 if ends is None else ends]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from tinyvisor.cli import outside
 from tinyvisor.client import find_project, known_projects
 from tinyvisor.errors import HostError, TinyvisorError
 from tinyvisor.runtime import engine
+from tinyvisor.runtime.projectlock import ProjectLock, unclaimed
 
 
 def test_only_root_has_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +91,38 @@ def test_who_is_no_member_is_told_where_it_was_not_looked(tmp_path: Path) -> Non
     )
     run = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment(), capture_output=True, text=True, check=True)
     assert f'no daemon runs the project "web" where we may look, which is not in {tmp_path}/tinyvisor.staff;' in run.stdout
+
+
+# ---- what the killed have left ----
+
+
+def test_what_the_gone_have_left_for_groups_is_removed_by_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But what runs, has yet to be swept, or is nobody's of ours stays."""
+    monkeypatch.setattr(places, "SYSTEM", tmp_path / "tinyvisor")
+    monkeypatch.setattr(engine, "privileged", lambda: True)
+    locks, staff = tmp_path / "tinyvisor", tmp_path / "tinyvisor.staff"
+    staff.mkdir()
+    for name in ("gone.sock", "gone.json", "torn.json.new", "runs.sock", "unswept.json", "note.txt", "-x.sock"):
+        (staff / name).touch()
+    with ProjectLock(locks, "runs"):
+        (locks / "unswept.lock").touch()
+        engine._close_the_gone_to_groups(locks)
+        assert sorted(path.name for path in locks.iterdir()) == ["runs.lock", "unswept.lock"]
+    assert sorted(path.name for path in staff.iterdir()) == ["-x.sock", "note.txt", "runs.sock", "unswept.json"]
+
+
+def test_who_begins_while_what_is_left_is_removed_has_it_first_or_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with unclaimed(tmp_path, "web") as is_gone:
+        assert is_gone
+        assert (tmp_path / "web.lock").read_text().startswith("sweep "), "for which a start waits"
+        with unclaimed(tmp_path, "web") as again:
+            assert not again
+    assert not (tmp_path / "web.lock").exists()
+
+    def overtaken(fd: int, how: int) -> None:
+        raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    with unclaimed(tmp_path, "web") as is_gone:
+        assert not is_gone
+    assert (tmp_path / "web.lock").exists(), "it is theirs"

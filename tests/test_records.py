@@ -111,3 +111,21 @@ def test_a_zombie_is_not_alive() -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert start_time(process.pid) == found["start"]
         assert not is_alive(found)
+
+
+def test_more_of_a_section_is_added_to_the_one_that_is_meant(tmp_path: Path) -> None:
+    records = Records(tmp_path, "now")
+    records.stage("web", container={"id": 7, "spec": {"name": "web"}})
+    assert not (tmp_path / "web.json").exists()
+    assert records.extend("web", "container", {"id": 7}, pid=70)
+    for other in (70, 0):
+        assert not records.extend("web", "container", {"id": other}, pid=71)
+    assert not records.extend("web", "service", {"id": 7}, pid=72)
+    assert not records.extend("gone", "container", {"id": 7}, pid=73)
+    records.update("web")
+    found = Records(tmp_path, "now")
+    assert found.extend("web", "container", {"id": 7}, exit=None)
+    assert found.get("web", "container") == {"id": 7, "spec": {"name": "web"}, "pid": 70, "exit": None}
+    records.stage("db", container={"id": 8})
+    assert records.extend("db", "container", {"id": 8}, pid=80)
+    assert records.get("db", "container") == {"id": 8, "pid": 80}

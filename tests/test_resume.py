@@ -60,8 +60,9 @@ class Succession:
             async with found.runtime.start(Spec(command=("x",), name=name)) as container:
                 yield container
 
-        live = Live(Records(self.records), adopt, adoptable, trio.current_time)
-        found = bench(*services, live=live, **more)
+        self.live = Live(Records(self.records), adopt, adoptable, trio.current_time)
+        found = bench(*services, live=self.live, **more)
+        found.runtime.on_hold = self.live.records.update
         return found
 
     async def kill_after(self, first: Bench, seconds: float, *commands: Any) -> None:
@@ -178,6 +179,41 @@ async def test_a_stop_goes_on(succession: Succession) -> None:
     await second.run()
     assert second.runtime.order("stop") == ["a"]
     assert second.states() == {"a": "stopped"}
+
+
+@anyio_only
+async def test_a_launch_that_only_waited_for_its_turn_is_made_and_not_counted(succession: Succession) -> None:
+    """Nothing is written of it before there is a container to be written of."""
+    first = succession.make(
+        service("a"), service("b"), scripts={"a": [Script(launch_seconds=5)], "b": [Script(launch_seconds=5)]}
+    )
+    first.runtime.on_hold = lambda name: succession.live.records.update(name) if name == "a" else None
+    await succession.kill_after(first, 1)
+    assert Records(succession.records).names() == ("a",)
+    second = succession.make(service("a"), service("b"))
+    summaries = await second.run_until(1)
+    assert sorted(second.runtime.order("launch")) == ["a", "b"]
+    assert (summaries["a"].restarts, summaries["b"].restarts) == (0, 0)
+
+
+@anyio_only
+async def test_a_restart_that_only_waited_for_its_turn_goes_on_where_it_backed_off(succession: Succession) -> None:
+    scripts = {"a": [Script(seconds=0, exit=failure()), Script(launch_seconds=5)]}
+    first = succession.make(service("a", replace(ALWAYS, backoff=Backoff(initial=0.001))), scripts=scripts)
+    holds = []
+
+    def hold(name: str) -> None:
+        holds.append(name)
+        if len(holds) == 1:
+            succession.live.records.update(name)
+
+    first.runtime.on_hold = hold
+    await succession.kill_after(first, 1)
+    assert (len(holds), succession.standing("a").state.phase) == (2, "backoff")
+    second = succession.make(service("a", ALWAYS))
+    summaries = await second.run_until(1)
+    assert second.runtime.order("launch") == ["a"]
+    assert summaries["a"].restarts == 1
 
 
 @anyio_only

@@ -185,6 +185,7 @@ def test_rotated_files_are_compressed_and_read_all_the_same(new: Callable[..., L
     lines = [b"line %03d " % number + b"x" * 60 for number in range(60)]
     for line in lines:
         write(log, line)
+    log.close()
     wait_compressed(path)
     assert names(path) == {"", ".1.gz", ".2.gz", ".3.gz"}
     found = content(path)
@@ -198,7 +199,7 @@ def test_compression_can_be_turned_on_and_off(new: Callable[..., LogFile], path:
     plain = new(max_size=1, max_files=9)
     for line in lines[:3]:
         write(plain, line)
-    new(max_size=1, max_files=9, compress=True)
+    new(max_size=1, max_files=9, compress=True).close()
     wait_compressed(path)
     assert names(path) == {"", ".1.gz", ".2.gz"}
     again = new(max_size=1, max_files=4)
@@ -217,10 +218,30 @@ def test_what_a_crash_has_left_half_done_is_done_again(new: Callable[..., LogFil
     (path.parent / "web.log.gz.partial").write_bytes(b"half")
     (path.parent / "web.log.2.gz").write_bytes(gzip.compress((path.parent / "web.log.2").read_bytes()))
     assert content(path) == [b"a", b"b", b"c"]
-    new(max_size=1, max_files=5, compress=True)
+    new(max_size=1, max_files=5, compress=True).close()
     wait_compressed(path)
     assert names(path) == {"", ".1.gz", ".2.gz"}
     assert content(path) == [b"a", b"b", b"c"]
+
+
+def test_a_batch_that_a_crash_has_left_half_written_is_taken_back_before_it_is_compressed(
+    new: Callable[..., LogFile], path: Path
+) -> None:
+    """Also where it was rotated meanwhile; what is compressed is found by nobody who takes back."""
+    killed = new(max_size=200, max_files=9, compress=True)
+    write(killed, b"before")
+    place = killed.place()
+    killed.write("stdout", b"".join(b"batch %d\n" % number for number in range(6)))
+    wait_compressed(path)
+    assert names(path) == {"", ".1"}, "not before it has been settled"
+    log = new(max_size=200, max_files=9, compress=True)
+    wait_compressed(path)
+    log.take_back(place)
+    assert content(path) == [b"before"]
+    write(log, b"after")
+    wait_compressed(path)
+    assert names(path) == {"", ".1.gz"}
+    assert content(path) == [b"before", b"after"]
 
 
 def test_a_full_disk_leaves_what_there_is(new: Callable[..., LogFile], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -428,7 +428,8 @@ def _split_volume(text: str) -> dict[str, str]:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"patternProperties": {"^x-": {}}})
+    # Deferred: of each model that others have in them, the validator is only made as a part of theirs.
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, json_schema_extra={"patternProperties": {"^x-": {}}})
     elsewhere: ClassVar[Mapping[str, str]] = {}
     """Keys that this model lacks and others have, and what to do instead."""
 
@@ -776,6 +777,9 @@ class _Service(ContainerModel):
     ready_log: Text | None = Field(None, description="a regular expression for the line of output that says it is ready")
     ready_notify: Flag | None = Field(None, description="it says that it is ready by READY=1 on its NOTIFY_SOCKET (sd_notify)")
     ready_fd: Whole | None = Field(None, description="it says that it is ready by a newline on this fd, 3 to 255 (s6)")
+    start_timeout: Duration | None = Field(
+        None, description="time in which it has to say that it is ready, else its start has failed; default: 1m30s, 0: any time"
+    )
     watchdog: Duration | None = Field(
         None, description="more time than this without WATCHDOG=1 on its NOTIFY_SOCKET ends it, as a failure"
     )
@@ -1406,7 +1410,10 @@ class _ServiceBuilder(SpecBuilder):
             "scale": replicas if model.scale is None else model.scale,
             "labels": {name: value or "" for name, value in (model.labels or {}).items()},
         }
-        return {name: value for name, value in found.items() if value is not None}
+        found = {name: value for name, value in found.items() if value is not None}
+        if model.start_timeout is not None:
+            found["start_timeout"] = model.start_timeout or None
+        return found
 
     def _healthcheck(self) -> Healthcheck | None:
         model = self._model.healthcheck
@@ -1965,6 +1972,8 @@ def _normal_policy(service: Service, found: dict[str, Any]) -> None:
     own = ("ready_log", "ready_notify", "ready_fd", "watchdog", "on_unhealthy")
     parts |= _changed(service, Service(spec=service.spec), {name: name for name in own})
     found |= {key: value for key, value in parts.items() if value}
+    if service.start_timeout != Service(spec=service.spec).start_timeout:
+        found["start_timeout"] = service.start_timeout or 0
     names = {item.name.replace("_", "-"): item.name for item in fields(Logging) if item.name not in ("driver", "max_files")}
     options = _changed(service.logging, Logging(), names | {"max-file": "max_files"})
     if service.logging != Logging():

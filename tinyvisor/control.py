@@ -58,7 +58,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -104,6 +104,7 @@ _RECORDS: Final = 256
 """Log records sent at once."""
 
 _T = TypeVar("_T")
+_SUMMARY: Final = tuple(item.name for item in fields(ServiceSummary))
 
 _SINCE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 
@@ -453,12 +454,16 @@ class Control:
         return found
 
     def _standing(self, names: Iterable[str]) -> list[dict[str, Any]]:
+        names = tuple(names)
         containers = self._supervisor.containers(names)
-        return [
-            asdict(summary) | {"pid": None if (running := containers[summary.name]) is None else running.pid}
-            for summary in self._supervisor.summaries()
-            if summary.name in containers
-        ]
+        found = []
+        for summary in self._supervisor.summaries(names):
+            running = containers[summary.name]
+            # Not asdict, which copies all that there is, and there may be thousands.
+            standing = {name: getattr(summary, name) for name in _SUMMARY}
+            standing["exit"] = None if summary.exit is None else asdict(summary.exit)
+            found.append(standing | {"pid": None if running is None else running.pid})
+        return found
 
     async def _metrics(self, request: Request, client: _Client) -> None:
         from tinyvisor.metrics import NotInstalled, expose

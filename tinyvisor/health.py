@@ -23,6 +23,7 @@ class Health:
         failures: probes failed in a row that count.
         passed: a probe has succeeded, or there are none.
         ready: it has said so (by a line of output, a message, a newline on an fd), or need not.
+        began: it was ready at some time.
         reason: in ``unhealthy``: why, one line.
     """
 
@@ -30,6 +31,7 @@ class Health:
     failures: int = 0
     passed: bool = True
     ready: bool = True
+    began: bool = True
     reason: str = ""
 
     @property
@@ -45,12 +47,13 @@ def at_start(service: Service) -> Health:
     """The health of a container that has just started."""
     if not service.tells_health:
         return UNKNOWN
-    return Health(status="starting", passed=service.healthcheck is None, ready=not service.tells_ready)
+    need_not_say = not service.tells_ready
+    return Health(status="starting", passed=service.healthcheck is None, ready=need_not_say, began=need_not_say)
 
 
 def became_ready(health: Health) -> Health:
     """After it has said so."""
-    after = replace(health, ready=True)
+    after = replace(health, ready=True, began=True)
     return _settled(after) if health.status == "starting" else after
 
 

@@ -45,6 +45,7 @@ class Told:
 
     Attributes:
         ready, stopping: it has said so; once each.
+        needs: it is not ready yet, and asks for so many seconds from now.
         mute: it will never say that it is ready, because of this.
         hangs: its watchdog has run out, or it says so itself; in one line. Once.
         refused: (key, why): it asked for what is not done; once for each key.
@@ -52,6 +53,7 @@ class Told:
 
     ready: Callable[[], None]
     stopping: Callable[[], None]
+    needs: Callable[[float], None]
     mute: Callable[[str], None]
     hangs: Callable[[str], None]
     refused: Callable[[str, str], None]
@@ -133,6 +135,8 @@ class Listener:
             self._period = found.watchdog
         if found.alive or found.ready:
             self._alive_at = trio.current_time()
+        if found.extends is not None and not self._ready:
+            self._told.needs(found.extends)
         if found.ready and not self._ready:
             self._ready = True
             self._told.ready()

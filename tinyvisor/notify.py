@@ -19,7 +19,6 @@ REFUSED: Final[Mapping[str, str]] = MappingProxyType(
         "MAINPID": "the main process is the one that was started, whatever a process inside says",
         "MAINPIDFD": "the main process is the one that was started, whatever a process inside says",
         "FDSTORE": "file descriptors of a container's are not kept",
-        "EXTEND_TIMEOUT_USEC": "a start has no time limit here, and the one of a stop is stop_grace_period",
     }
 )
 """What is not done, and why."""
@@ -37,6 +36,8 @@ class Notification:
         alive: ``WATCHDOG=1``.
         failed: ``WATCHDOG=trigger``: it says itself that it hangs.
         watchdog: seconds, as ``WATCHDOG_USEC=`` says; None: nothing.
+        extends: seconds from now that its start may take at least, as ``EXTEND_TIMEOUT_USEC=`` says; None: nothing. Its stop
+            has ``stop_grace_period``, whatever it says.
         refused: keys that were in it and that are in `REFUSED`.
         problem: it can't be read, because of this; empty: it can.
     """
@@ -47,6 +48,7 @@ class Notification:
     alive: bool = False
     failed: bool = False
     watchdog: float | None = None
+    extends: float | None = None
     refused: tuple[str, ...] = ()
     problem: str = ""
 
@@ -84,8 +86,17 @@ def _note(found: dict[str, Any], key: str, value: str) -> None:
             found["alive"] = True
         case "WATCHDOG", "trigger":
             found["failed"] = True
-        case "WATCHDOG_USEC", _ if value.isascii() and value.isdigit() and 1000 <= int(value[:19]) < 10**15:
-            found["watchdog"] = int(value[:19]) / 1e6
+        case "WATCHDOG_USEC", _ if (seconds := _seconds(value)) is not None and seconds >= 0.001:
+            found["watchdog"] = seconds
+        case "EXTEND_TIMEOUT_USEC", _ if (seconds := _seconds(value)) is not None:
+            found["extends"] = seconds
+
+
+def _seconds(microseconds: str) -> float | None:
+    """None where it is no number, or one of more than 30 years."""
+    if not (microseconds.isascii() and microseconds.isdigit()) or int(microseconds[:19]) >= 10**15:
+        return None
+    return int(microseconds[:19]) / 1e6
 
 
 def one_line(text: str) -> str:

@@ -68,7 +68,14 @@ def shared_directory(group: str) -> Path:
 
 def shared_files(project: str) -> list[Path]:
     """Where a supervisor of root's may have opened it for groups. Only who holds the project's lock may remove them."""
-    return [directory / file for directory in SYSTEM.parent.glob(f"{SYSTEM.name}.*") for file in project_files(project)]
+    names = [name for file in project_files(project) for name in (file, f"{file}.new")]
+    return [directory / name for directory in SYSTEM.parent.glob(f"{SYSTEM.name}.*") for name in names]
+
+
+def shared_projects() -> list[str]:
+    """Those that are open for groups, or were when their supervisors were killed."""
+    files = [file.name.removesuffix(".new") for file in SYSTEM.parent.glob(f"{SYSTEM.name}.*/*")]
+    return sorted({name for name, dot, suffix in (file.rpartition(".") for file in files) if dot and suffix in ("sock", "json")})
 
 
 def control_directories() -> list[Path]:

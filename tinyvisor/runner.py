@@ -81,6 +81,7 @@ from tinyvisor.state import (
 )
 from tinyvisor.tap import Tap
 from tinyvisor.turns import Turn, Turns
+from tinyvisor.units import format_duration
 
 DRAIN_PATIENCE: Final = 2.0
 NEWS_PATIENCE: Final = 0.1
@@ -302,6 +303,7 @@ class Runner:
         "_noted",
         "_pumps",
         "_seen",
+        "_starting",
         "_stop_wanted",
         "_totals",
         "_tried_ahead",
@@ -350,6 +352,7 @@ class Runner:
         self._ahead: _Ahead | None = None  # our next container is made, or being made, and we back off
         self._tried_ahead = -math.inf  # what was due when that was tried last
         self._watching = trio.CancelScope()
+        self._starting: trio.CancelScope | None = None  # until it is ready, or should have been
         self._container: Container | None = None
         self._pumps: trio.Nursery | None = None
         self._looking: _Looking | None = None
@@ -388,7 +391,8 @@ class Runner:
         if action == "schedule":
             self._armed_at = self._around.wall()
         if self.state != before and not self._is_foregone(event):
-            self.note()  # first: what we do next may be what we die in
+            # First: what we do next may be what we die in. A launch writes it with the container, before that there is none.
+            self.note(write=action != "launch" or self._ahead is not None)
         self._act(action)
         self.wake()
         self._around.events.emit(self._news(before, event, action))
@@ -418,8 +422,8 @@ class Runner:
 
     # ---- from one supervisor to the next ----
 
-    def note(self) -> None:
-        """Writes down where we stand."""
+    def note(self, *, write: bool = True) -> None:
+        """Writes down where we stand; or with what is written next."""
         live = self._around.live
         if live is None:
             return
@@ -446,7 +450,7 @@ class Runner:
             cpu=totals.cpu,
             memory_peak=totals.memory_peak,
         )
-        live.records.try_update(self.name, standing=standing, **changed)
+        (live.records.try_update if write else live.records.stage)(self.name, standing=standing, **changed)
 
     def _is_foregone(self, event: ServiceEvent) -> bool:
         """Whether the next supervisor finds it out by itself: that a back-off is over; that what it has no word of is wanted."""
@@ -855,7 +859,8 @@ class Runner:
         self._listener = None
         greets = service.post_start and not self._greeted
         speaks = container.notify is not None or container.notification is not None
-        if not (greets or speaks or service.healthcheck is not None):  # most have none, and a nursery is some memory
+        is_awaited = service.start_timeout is not None and not self.health.began
+        if not (greets or speaks or is_awaited or service.healthcheck is not None):  # most have none: memory
             with self._watching:
                 return await _wait(container)
             return None
@@ -864,6 +869,8 @@ class Runner:
                 company.start_soon(self._greet, service.post_start, container)
             if speaks:
                 self._hear(service, container, company)
+            if is_awaited:
+                company.start_soon(self._await_ready, service)
             if service.healthcheck is not None:
                 company.start_soon(self._keep_probing, service, service.healthcheck, container)
             exit = None
@@ -912,6 +919,21 @@ class Runner:
 
     # ---- health ----
 
+    async def _await_ready(self, service: Service) -> None:
+        """Its start has failed where it does not say in time that it is ready."""
+        assert service.start_timeout is not None
+        with trio.CancelScope(deadline=self.state.started_at + service.start_timeout) as starting:
+            self._starting = starting
+            await trio.sleep_forever()
+        self._starting = None
+        if not self.health.began:
+            given = round(starting.deadline - self.state.started_at, 3)
+            self._condemn(Unfit(f"it was not ready within {format_duration(given)}"))
+
+    def _extend_start(self, seconds: float) -> None:
+        if self._starting is not None:
+            self._starting.deadline = max(self._starting.deadline, trio.current_time() + seconds)
+
     async def _keep_probing(self, service: Service, check: Healthcheck, container: Container) -> None:
         start = self.state.started_at
         while True:
@@ -933,6 +955,7 @@ class Runner:
         told = Told(
             ready=lambda: self._change_readiness(service, health.became_ready),
             stopping=lambda: self._change_readiness(service, health.withdrew),
+            needs=self._extend_start,
             mute=lambda reason: self._set_health(service, health.gave_up_looking(self.health, reason)),
             hangs=lambda reason: self._condemn(Unfit(reason)),
             refused=lambda what, why: self._around.events.emit([NotifyRefused(self.name, what, why)]),
@@ -954,6 +977,8 @@ class Runner:
 
     def _set_health(self, service: Service, after: Health) -> None:
         before, self.health = self.health, after
+        if after.began and self._starting is not None:
+            self._starting.cancel()
         if after != before:
             self.note()
         if after.status == before.status:

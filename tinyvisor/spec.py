@@ -1183,6 +1183,8 @@ class Service:
             `pattern.LINE_LIMIT` bytes) has a match.
         ready_notify: it is not healthy before it has sent ``READY=1`` to its NOTIFY_SOCKET.
         ready_fd: 3..255; it is not healthy before it has written a newline to that fd.
+        start_timeout: seconds in which it must have said that it is ready, where it has a way to; else it is ended, as a
+            failure. None: it may take for ever.
         watchdog: seconds; once it is ready, more than these without ``WATCHDOG=1`` on its NOTIFY_SOCKET end it, as a failure.
         on_unhealthy: what becomes of it then. ``restart``: as after a failure, with the same delay and limits, whatever
             ``restart.condition``; ``stop``: it has failed.
@@ -1200,6 +1202,7 @@ class Service:
     ready_log: str | None = None
     ready_notify: bool = False
     ready_fd: int | None = None
+    start_timeout: float | None = 90.0
     watchdog: float | None = None
     on_unhealthy: OnUnhealthy = "none"
     post_start: tuple[Hook, ...] = ()
@@ -1245,8 +1248,10 @@ class Service:
             raise SpecError(given[1], f"is one way to be ready, {given[0]} another")
         if self.ready_fd is not None and not 3 <= self.ready_fd <= 255:
             raise SpecError("ready_fd", "expected an fd from 3 to 255")
-        if self.watchdog is not None and not 0.001 <= self.watchdog < 1e9:
-            raise SpecError("watchdog", "expected 1 ms or more")
+        for name in ("start_timeout", "watchdog"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0.001 <= seconds < 1e9:
+                raise SpecError(name, "expected 1 ms or more")
         means = {
             "notify_socket": self.ready_notify or self.watchdog is not None,
             "watchdog": self.watchdog,

@@ -19,9 +19,14 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 _T = TypeVar("_T")
 
+_PLAIN = frozenset((str, int, float, bool, types.NoneType))
+"""Most of what there is, and the same in JSON."""
+
 
 def to_json(value: Any) -> Any:
     """What `from_json` makes the same value of."""
+    if type(value) in _PLAIN:
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         found = {"": type(value).__name__}
         names, defaults, items_of = _stored_fields(type(value))

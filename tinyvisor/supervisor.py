@@ -60,7 +60,7 @@ MAX_LAUNCHES: Final = 16
 
 Until = Literal["down", "running", "healthy"]
 
-_IN_PLACE: Final = frozenset({"restart", "depends_on", "on_unhealthy", "scale", "labels", "logging"})
+_IN_PLACE: Final = frozenset({"restart", "depends_on", "on_unhealthy", "scale", "labels", "logging", "start_timeout"})
 """What of a `Service` can change under a running container."""
 
 
@@ -280,9 +280,13 @@ class Supervisor:
 
     # ---- what there is to know ----
 
-    def summaries(self) -> tuple[ServiceSummary, ...]:
-        """How every instance stands, in the project's order."""
-        return tuple(runner.summary() for runner in self._runners.values())
+    def summaries(self, names: Iterable[str] = ()) -> tuple[ServiceSummary, ...]:
+        """How every instance stands that `names` mean (none: all of them), in the project's order.
+
+        Raises:
+            SpecError: there is no such service.
+        """
+        return tuple(runner.summary() for runner in self._select(names))
 
     def stopped_by_hand(self) -> frozenset[str]:
         """Instances that are down, or on their way, because somebody said so: what the next supervisor wants to know."""
@@ -500,7 +504,7 @@ class Supervisor:
 
     def _select(self, names: Iterable[str]) -> list[Runner]:
         """The runners that `names` mean, each once, in the project's order; all where there are none."""
-        names = list(names)
+        names = dict.fromkeys(names)  # there may be thousands, as runners
         for name in names:
             if name not in self._services and name not in self._runners:
                 raise SpecError("service", f'there is no service "{name}"')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -179,6 +180,22 @@ async def begin(runtime: Runtime, container: Container, one: Spec, streams: Stre
     await anyio.wait_readable(streams.stdout.fileno())
 
 
+async def begin_unrecorded(runtime: Runtime, container: Container, one: Spec, streams: Streams) -> None:
+    """It was heard, and could not be written down: the disk was full."""
+    assert runtime.live is not None
+    with pytest.MonkeyPatch.context() as patch:
+        problems: list[str] = []
+        runtime.live.records.on_problem = problems.append
+        patch.setattr("tinyvisor.runtime.records.os.rename", _full)
+        await begin(runtime, container, one, streams)
+        await container.wait_started()
+    assert len(problems) == 1
+
+
+def _full(*paths: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.mark.parametrize("how", [nothing, end])
 async def test_one_that_waits_for_its_command_is_none(project: str, how: Any) -> None:  # noqa: F811
     async with killed_with(project, how) as runtime:
@@ -191,7 +208,8 @@ async def test_one_that_waits_for_its_command_is_none(project: str, how: Any) ->
             assert container.pid
 
 
-async def test_one_that_has_begun_is_adopted(project: str) -> None:  # noqa: F811
-    async with killed_with(project, begin) as runtime, runtime.adopt("a") as container:
+@pytest.mark.parametrize("how", [begin, begin_unrecorded])
+async def test_one_that_has_begun_is_adopted(project: str, how: Any) -> None:  # noqa: F811
+    async with killed_with(project, how) as runtime, runtime.adopt("a") as container:
         assert await lines(container, 1) == [b"up\n"]
         assert (await container.stop(grace=0)).status == "stopped"

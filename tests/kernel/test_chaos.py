@@ -54,7 +54,13 @@ SCRIPTS = (
     ":(){ :|:& };:",
     "printf '\\n' >&9; exec sleep 1000",
 )
-READY: tuple[dict[str, Any], ...] = ({}, {"ready_fd": 9}, {"ready_notify": True}, {"ready_log": "xxx"})
+READY: tuple[dict[str, Any], ...] = (
+    {},
+    {"ready_fd": 9},
+    {"ready_notify": True},
+    {"ready_log": "xxx"},
+    {"ready_fd": 9, "start_timeout": 0.05},
+)
 WHAT = ("start", "start", "stop", "restart", "kill", "signal", "reset_failed", "scale", "reload", "murder", "exec")
 NAMES = ("a", "b", "c", "d", "e")
 

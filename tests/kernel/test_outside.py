@@ -113,12 +113,22 @@ def test_daemon_with_a_group_below_systemd(directory: Directory, tmp_path: Path,
         assert "READY=1" in told
         wait_gone(daemon)
     assert list(there.iterdir()) == []
-    assert directory.run(*words, str(GROUP)).returncode == 0
-    daemon = directory.daemon()
-    os.kill(daemon, signal.SIGKILL)
-    wait_gone(daemon)
-    assert len(list(there.iterdir())) == 2, "nobody else knows of them"
-    assert directory.up().returncode == 0, "the next one, for no group"
+    other = ["run", "true"]
+    for live in (["--live"], ["--no-live"]):
+        assert directory.run(*words, str(GROUP), *live).returncode == 0
+        daemon = directory.daemon()
+        os.kill(daemon, signal.SIGKILL)
+        wait_gone(daemon)
+        assert len(list(there.iterdir())) == 2, "nobody else knows of them"
+        if "--live" in live:
+            directory.run(*other)
+            assert len(list(there.iterdir())) == 2, "its containers run on"
+            assert directory.up().returncode == 0, "the next one, for no group"
+            assert list(there.iterdir()) == []
+            directory.run("down", "-p", directory.name)
+    while (run_directory() / f"{directory.name}.lock").exists():  # its launcher's to remove
+        time.sleep(0.005)
+    directory.run(*other)
     assert list(there.iterdir()) == []
     there.rmdir()
 

@@ -11,7 +11,6 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from tinyvisor.spec import Project
 
 if TYPE_CHECKING:
     from tinyvisor.cli.outside import Outside
+    from tinyvisor.cli.standby import Standby
 
 LOG: Final = "_daemon.log"
 """Its own log, beside the services': no service can be called so."""
@@ -42,11 +42,18 @@ UPGRADE_PATIENCE: Final = 0.5
 
 
 def start_daemon(
-    arguments: Sequence[str], name: str, log_dir: Path, *, project: Project | None = None, quiet: bool = False
+    arguments: Sequence[str],
+    name: str,
+    log_dir: Path,
+    *,
+    standby: Standby,
+    project: Project | None = None,
+    quiet: bool = False,
 ) -> int:
     """Starts ``tinyvisor up`` with `arguments` in the background, for the project `name`.
 
     Args:
+        standby: what becomes the daemon.
         project: as it has been read; None: the daemon reads it. A thousand services take 0.4 s to read, and what reads them takes
             10 MB, which a daemon then need not have before its first reload.
 
@@ -65,15 +72,10 @@ def start_daemon(
     reading, writing = os.pipe()
     given = [] if project is None else [_hand_over(project)]
     try:
-        words = [word for fd in given for word in (PROJECT_FD, str(fd))]
-        subprocess.Popen(
-            interpreter.command("tinyvisor", "up", DAEMON_FD, str(writing), *words, *arguments),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=(writing, *given),
-            start_new_session=True,
-        ).returncode = 0  # it outlives us: there is nothing to wait for
+        words = [word for fd in given for word in (PROJECT_FD, fd)]
+        standby.become(["up", DAEMON_FD, writing, *words, *arguments], output=log)
+    except OSError:
+        raise TinyvisorError("the daemon ended before it had started") from None
     finally:
         for fd in (writing, log, *given):
             os.close(fd)
@@ -81,6 +83,20 @@ def start_daemon(
     if code != 2 and not quiet:
         print(f'"{name}" runs in the background (pid {pid}); its logs are in {log_dir}')
     return code
+
+
+def import_all() -> None:
+    """What `run_daemon` and what it calls import one by one else."""
+    import tinyvisor.cli.failures
+    import tinyvisor.cli.group
+    import tinyvisor.cli.outside
+    import tinyvisor.cli.up
+    import tinyvisor.client
+    import tinyvisor.control
+    import tinyvisor.metrics
+    import tinyvisor.runtime.rootless
+    import tinyvisor.supervisor
+    import tinyvisor.view  # noqa: F401
 
 
 def _hand_over(project: Project) -> int:
@@ -214,6 +230,7 @@ class _Daemon:
                 live = None
                 if runtime.live is not None:
                     runtime.live.records.on_problem = self._say
+                    runtime.live.writes_starts = False  # the runner's word of it comes at once
                     live = Live(runtime.live.records, runtime.adopt, runtime.adoptable)
                 supervisor = Supervisor(
                     runtime,

@@ -272,10 +272,13 @@ def down(project_name: str | None, as_json: bool) -> None:
 def take_over(project: str) -> None:
     """Has a new daemon stop what a dead one has left, as it should be stopped."""
     from tinyvisor.cli.daemon import start_daemon
+    from tinyvisor.cli.standby import Standby
 
     log_dir = log_directory_of(project)
     arguments = ["-p", project, "--log-dir", str(log_dir), "--live", "--only-what-is-left"]
-    if start_daemon(arguments, project, log_dir, quiet=True) == UNUSABLE:
+    with Standby() as standby:
+        code = start_daemon(arguments, project, log_dir, standby=standby, quiet=True)
+    if code == UNUSABLE:
         raise TinyvisorError(f'what is left of "{project}" could not be taken over')
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,6 +16,9 @@ from tinyvisor.cli.project import default_paths, load_project, paths_argument, p
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.places import can_live, log_directory
 from tinyvisor.spec import Project
+
+if TYPE_CHECKING:
+    from tinyvisor.cli.standby import Standby
 
 
 @click.command()
@@ -93,18 +97,22 @@ def up(
     if live and not detach and daemon_fd is None:
         raise click.UsageError("--live goes with -d")
     if detach:
-        project = load_project(paths, project_name, env_file, profiles)
-        if _is_running(project.name):
-            return _reload(project.name, paths or default_paths())
-        survives = _is_left(project.name) or (can_live() if live is None else live)
-        options = [
-            *(["--live"] if survives else []),
-            *(["--env-file", str(env_file.absolute())] if env_file is not None else []),
-            *(word for profile in profiles for word in ("--profile", profile)),
-            *(["--socket-group", socket_group] if socket_group else []),
-            *(["--metrics-port", str(metrics_port)] if metrics_port is not None else []),
-        ]
-        return _detach(project, paths, log_dir, options)
+        from tinyvisor.cli.standby import Standby
+
+        with Standby() as standby:
+            project = load_project(paths, project_name, env_file, profiles)
+            if _is_running(project.name):
+                standby.discard()
+                return _reload(project.name, paths or default_paths())
+            survives = _is_left(project.name) or (can_live() if live is None else live)
+            options = [
+                *(["--live"] if survives else []),
+                *(["--env-file", str(env_file.absolute())] if env_file is not None else []),
+                *(word for profile in profiles for word in ("--profile", profile)),
+                *(["--socket-group", socket_group] if socket_group else []),
+                *(["--metrics-port", str(metrics_port)] if metrics_port is not None else []),
+            ]
+            return _detach(project, paths, log_dir, options, standby)
     pid1.leave()
     from tinyvisor.cli.daemon import take_over
 
@@ -193,13 +201,13 @@ def _reload(name: str, paths: Sequence[Path]) -> int:
     return int(any(item["state"] == "failed" for item in client.get("/v1/wait", {"until": "running"})))
 
 
-def _detach(project: Project, paths: Sequence[Path], log_dir: Path | None, options: Sequence[str]) -> int:
+def _detach(project: Project, paths: Sequence[Path], log_dir: Path | None, options: Sequence[str], standby: Standby) -> int:
     """The same project once more, in a process of its own."""
     from tinyvisor.cli.daemon import start_daemon
 
     arguments = ["-p", project.name, "--log-dir", str(_logs_of(project, log_dir)), *options]
     arguments += ["--", *(str(path.absolute()) for path in paths or default_paths())]
-    return start_daemon(arguments, project.name, _logs_of(project, log_dir), project=project)
+    return start_daemon(arguments, project.name, _logs_of(project, log_dir), standby=standby, project=project)
 
 
 def wants_colour(no_color: bool) -> bool:

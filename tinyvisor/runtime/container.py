@@ -404,7 +404,8 @@ class Container:
         return True
 
     def keep_by(self, function: Callable[[wire.Event, list[int]], None]) -> None:
-        """Calls it with each event of its socket while the next supervisor would still find that there, and copies of its fds."""
+        """Calls it with each event of its socket while the next supervisor would still find that there, and copies of its fds.
+        The last one, that it has started, stays there."""
         self._before_event = function
 
     def resume(self, pid: int, *, stopped: bool = False) -> None:
@@ -456,7 +457,7 @@ class Container:
             raise self._error
 
     def _read_events(self) -> None:
-        if self._events is None or self._gone.is_set():
+        if self._events is None or self._started or self._gone.is_set():
             return
         with contextlib.suppress(BlockingIOError):
             received = self._receive_event()
@@ -487,6 +488,8 @@ class Container:
                 finally:
                     for fd in peeked[1]:
                         os.close(fd)
+                if peeked[0].type == wire.STARTED:  # the last that it says
+                    return peeked[0], []
         return wire.receive_event(self._events)
 
     @property

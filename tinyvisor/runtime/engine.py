@@ -32,7 +32,7 @@ from tinyvisor.errors import (
     TinyvisorError,
 )
 from tinyvisor.job import Job
-from tinyvisor.places import cache_directory, privileged, project_files, run_directory, shared_files
+from tinyvisor.places import cache_directory, privileged, project_files, run_directory, shared_files, shared_projects
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
@@ -50,7 +50,7 @@ from tinyvisor.runtime.live import Live
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.plan import made_fds
 from tinyvisor.runtime.pool import Pool, WarmRuns
-from tinyvisor.runtime.projectlock import ProjectLock
+from tinyvisor.runtime.projectlock import ProjectLock, unclaimed
 from tinyvisor.runtime.provisions import Provisions
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
@@ -209,6 +209,7 @@ class Runtime:
             self._lock = stack.enter_context(ProjectLock(locks, self.name, fd))
         _close_to_groups(self.name)
         sweep(self.host.layout, locks, mine=None if adopting else self.name, forget=functools.partial(_forget_remains, locks))
+        _close_the_gone_to_groups(locks)
         self._tree = CgroupTree.open(self.host.layout, self.name)
         stack.callback(self._remove_tree)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -1548,6 +1549,16 @@ def _close_to_groups(project: str) -> None:
     for path in shared_files(project) if privileged() else ():
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
+
+
+def _close_the_gone_to_groups(locks: Path) -> None:
+    """The same of projects that may never be started again. Their launchers have removed all else, the locks included."""
+    for project in shared_projects() if privileged() else ():
+        with contextlib.suppress(SpecError):  # nothing of ours is called so
+            check_name("project", project)
+            with unclaimed(locks, project) as is_gone:
+                if is_gone:
+                    _close_to_groups(project)
 
 
 @contextlib.contextmanager

@@ -114,15 +114,14 @@ class Ranges:
         return min(sum(count // self.size for _, count in ranges) for ranges in (self.uids, self.gids))
 
     def __getitem__(self, slot: int) -> tuple[int, int]:
-        if not 0 <= slot < len(self):
-            raise IndexError(slot)
         return self._start(self.uids, slot), self._start(self.gids, slot)
 
     def _start(self, ranges: tuple[tuple[int, int], ...], slot: int) -> int:
+        rest = slot
         for first, count in ranges:
-            if slot < count // self.size:
-                return first + slot * self.size
-            slot -= count // self.size
+            if 0 <= rest < count // self.size:
+                return first + rest * self.size
+            rest -= count // self.size
         raise IndexError(slot)
 
 

@@ -98,6 +98,7 @@ class Leases:
         self.path: Path = directory / FILE
         self.fd: int = fd if fd >= 0 else os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         self._ranges = ranges
+        self._count = len(ranges)
         self.size: int = ranges.size
         self._user = SUBID_USER if owner() is None else "who runs it"
         self._free: list[Slot] = []
@@ -112,26 +113,25 @@ class Leases:
         """
         if self._free:
             return self._free.pop()
-        count = len(self._ranges)
-        for number in self._others(count):
+        for number in self._others():
             uid, gid = self._ranges[number]
             if self._lock(uid, gid):
                 self._mine.add(number)
                 self._next = number + 1
                 return Slot(uid, gid)
         raise HostError(
-            f"all {count} ranges of {self._ranges.size} ids ({self._ranges.source}) are in use by running containers",
+            f"all {self._count} ranges of {self._ranges.size} ids ({self._ranges.source}) are in use by running containers",
             f'add ranges for the user {self._user} to /etc/subuid and /etc/subgid, or use "userns_mode: host"',
         )
 
     def restore(self, uid: int, gid: int) -> Slot:
         """One that a running container has, to be given back when that has ended."""
-        self._mine.update(number for number in range(len(self._ranges)) if self._ranges[number] == (uid, gid))
+        self._mine.update(number for number in range(self._count) if self._ranges[number] == (uid, gid))
         return Slot(uid, gid)
 
-    def _others(self, count: int) -> Iterator[int]:
-        for offset in range(count):
-            number = (self._next + offset) % count
+    def _others(self) -> Iterator[int]:
+        for offset in range(self._count):
+            number = (self._next + offset) % self._count
             if number not in self._mine:
                 yield number
 

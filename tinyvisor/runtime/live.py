@@ -50,6 +50,7 @@ class Live:
     Attributes:
         records: other sections than ours are the caller's to use.
         adopted: there were a keeper and a launcher already, and these are they.
+        writes_starts: false where the caller updates a container's record as soon as it has started, which says it then, too.
     """
 
     def __init__(self, directory: Path, project: str) -> None:
@@ -65,6 +66,7 @@ class Live:
                 self._end_unfinished(self.keeper)
                 self.keeper = None
         self.adopted: bool = self.keeper is not None
+        self.writes_starts = True
         self._held: dict[int, int] = {}
 
     def _is_unfinished(self, keeper: Keeper) -> bool:
@@ -160,12 +162,14 @@ class Live:
         self.watch(container)
 
     def watch(self, container: Container) -> None:
-        """Notes what it says of its start."""
+        """Notes what it says of its start. That it has started stays in its socket, where the next supervisor hears it again,
+        also where the record could not be written."""
 
         def before(event: wire.Event, fds: list[int]) -> None:
             assert self.keeper is not None
             if event.type == wire.STARTED:
-                self._note(container, pid=event.a, start=_start_time(event.a))
+                note = self._note if self.writes_starts else self._stage
+                note(container, pid=event.a, start=_start_time(event.a))
             elif event.type == wire.PTY and fds and container.terminal is None:
                 try:
                     self.keeper.put(container.id, {Kind.TERMINAL: fds[0]})
@@ -194,9 +198,12 @@ class Live:
             self.keeper.drop(container.id, held)
 
     def _note(self, container: Container, **more: Any) -> None:
-        found = self.records.get(container.name, SECTION)
-        if found is not None and found["id"] == container.id:
-            self.records.try_update(container.name, **{SECTION: {**found, **more}})
+        if self._stage(container, **more):
+            self.records.try_update(container.name)
+
+    def _stage(self, container: Container, **more: Any) -> bool:
+        """False where the record is another's by now."""
+        return self.records.extend(container.name, SECTION, {"id": container.id}, **more)
 
     # ---- adoption ----
 

@@ -198,13 +198,13 @@ class LogFile:
         self._inode = 0
         self._born: int | None = None
         self._lost: Lost | None = None
+        self._uncompressed = compress  # there may be what an earlier end has left
         _make_directory(path.parent)
         self._open()
-        if compress:
-            rotation.compress_soon(path)  # what an earlier end has left
 
     def write(self, stream: Stream, block: Block) -> Lost | None:
         """Appends `block`, all of it with the time of now. Returns what was lost before, once it works again."""
+        self._compress_rotated()
         now = self._clock()
         time = timestamp(now)
         self._age(now)
@@ -257,8 +257,15 @@ class LogFile:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+        self._compress_rotated()
         lost, self._lost = self._lost, None
         return lost
+
+    def _compress_rotated(self) -> None:
+        """Only once the batch before is over: what that has been rotated into may yet be taken back."""
+        if self._uncompressed:
+            self._uncompressed = False
+            rotation.compress_soon(self.path)
 
     def _age(self, now: int) -> None:
         """Rotates what is too old. Where that fails, `_append` finds the file closed, and says why."""
@@ -332,8 +339,7 @@ class LogFile:
         self._fd = -1
         rotation.shift(self.path, self._max_files)
         self._open()
-        if self._compress:
-            rotation.compress_soon(self.path)
+        self._uncompressed = self._compress
 
     def _lose(self, block: Block, problem: OSError) -> None:
         self.lose(Lost.of(block, problem.strerror or str(problem)))

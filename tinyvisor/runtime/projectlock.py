@@ -120,6 +120,30 @@ def _holder(path: Path) -> str:
     return ""
 
 
+@contextmanager
+def unclaimed(lock_dir: Path, project: str) -> Iterator[bool]:
+    """Whether there is no lock file, so that nobody runs the project and nothing is left for a `sweep`; in the context, nobody
+    else begins to."""
+    path = lock_dir / f"{project}.lock"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        yield False
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # somebody has just begun, with the file that we have made
+        os.close(fd)
+        yield False
+        return
+    try:
+        replace_content(fd, f"sweep {os.getpid()}\n")
+        yield True
+        os.unlink(path)
+    finally:
+        os.close(fd)
+
+
 def replace_content(fd: int, text: str) -> None:
     """Says in the lock's file who holds it."""
     os.ftruncate(fd, 0)

@@ -70,12 +70,8 @@ class Records:
         text = self._texts.get(name, {}).get(section)
         return None if text is None else json.loads(text)
 
-    def update(self, name: str, **sections: Section | None) -> None:
-        """Changes sections of a file; None takes one away.
-
-        Raises:
-            OSError: it can't be written. What is there is what was there before, and the next update writes this, too.
-        """
+    def stage(self, name: str, **sections: Section | None) -> None:
+        """Changes sections of a file that is not written before the next `update`; None takes one away."""
         texts = self._texts.get(name)
         if texts is None:
             texts = self._texts[name] = dict(self._head)
@@ -84,6 +80,24 @@ class Records:
                 texts.pop(section, None)
             else:
                 texts[section] = json.dumps(value)
+
+    def extend(self, name: str, section: str, first: Mapping[str, Any], **more: Any) -> bool:
+        """Stages more of a section, whose text is not read for that; false where there is none that begins with `first`."""
+        texts, head = self._texts.get(name, {}), json.dumps(first)[:-1]
+        text = texts.get(section, "")
+        if not text.startswith((f"{head},", f"{head}}}")):
+            return False
+        texts[section] = f"{text[:-1]}, {json.dumps(more)[1:]}"
+        return True
+
+    def update(self, name: str, **sections: Section | None) -> None:
+        """As `stage`, and writes the file.
+
+        Raises:
+            OSError: it can't be written. What is there is what was there before, and the next update writes this, too.
+        """
+        self.stage(name, **sections)
+        texts = self._texts[name]
         # By the shortest way: it is done several times in each start.
         temporary = f"{self._prefix}{name}.new"
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
