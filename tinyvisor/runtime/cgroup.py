@@ -537,7 +537,7 @@ def read_usage(contents: Mapping[str, bytes]) -> Usage:
     cpu = _keyed(contents.get("cpu.stat"))
     user, system = _seconds(cpu.get("user_usec"), 1e6), _seconds(cpu.get("system_usec"), 1e6)
     if user is None:
-        user, system = _split(*(_single(contents.get(f"cpuacct.usage{part}")) for part in ("", "_user", "_sys")))
+        user, system = _split(*map(_single, map(contents.get, _CPUACCT)))
     memory_peak = _single(contents.get("memory.peak"))
     if memory_peak is None:
         memory_peak = _single(contents.get("memory.max_usage_in_bytes"))
@@ -552,6 +552,9 @@ def read_usage(contents: Mapping[str, bytes]) -> Usage:
     )
 
 
+_CPUACCT = ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys")
+
+
 def _split(total: int | None, user: int | None, system: int | None) -> tuple[float | None, float | None]:
     """v1's sum is exact and its parts are sampled by ticks: the sum, in their ratio."""
     if total is None:
@@ -562,7 +565,9 @@ def _split(total: int | None, user: int | None, system: int | None) -> tuple[flo
 
 
 def _single(content: bytes | None) -> int | None:
-    text = (content or b"").strip()
+    if content is None:
+        return None
+    text = content.strip()
     return int(text) if text.isdigit() and len(text) <= 20 else None
 
 
