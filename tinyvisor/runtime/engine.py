@@ -988,10 +988,14 @@ class Runtime:
             return command.with_(**changes) if changes else command
         if isinstance(command, str | bytes):
             raise SpecError("command", "expected a list of words; for a shell's text use ['sh', '-c', text]")
+        if "environment" in changes:  # can't be hashed
+            rest = {name: value for name, value in changes.items() if name != "environment"}
+            return self._spec(command, None, rest).with_(environment=changes["environment"])
+        words = tuple(command)
         try:
-            return _template(tuple(changes.items())).with_(command=tuple(command))
-        except TypeError:  # something unhashable, such as a mapping
-            return Spec(command=tuple(command), **changes)
+            return _with_command(tuple(changes.items()), words)
+        except TypeError:  # something else that can't, such as ulimits
+            return Spec(command=words, **changes)
 
     async def launch(
         self,
@@ -1084,27 +1088,29 @@ class Runtime:
             first = _encoded_ids(ids.map, identity) if ids else wire.EMPTY
             describe = functools.partial(self._describe, spec, view, identity, seccomp, template, ids, watch)
             container = self._container(spec, name, id_, streams, shape, describe, events)
-            unsent = stack.enter_context(contextlib.ExitStack())
-            unsent.callback(container.abandon)
-            container.ids = ids
-            if provisions is not None:
-                kept.pop_all()
-                container.provide(provisions)
-            self._own_pipes(streams, ids, identity)
-            if park:
+            try:
+                container.ids = ids
+                if provisions is not None:
+                    kept.pop_all()
+                    container.provide(provisions)
+                self._own_pipes(streams, ids, identity)
+                if park:
 
-                def describe_another(spec: Spec, section: int, step: int) -> str:
-                    return self._describe(spec, view, identity, seccomp, template, ids, watch, section, step)
+                    def describe_another(spec: Spec, section: int, step: int) -> str:
+                        return self._describe(spec, view, identity, seccomp, template, ids, watch, section, step)
 
-                self._parked[id_] = _Parked(shape, identity, describe_another)
-                unsent.callback(self._parked.pop, id_)
-                workload = shape.parked
-            else:
-                workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
-            sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
-            if live is not None:
-                live.hold(container, later or streams, parked=park)
-            unsent.pop_all()  # from here on that is done there
+                    self._parked[id_] = _Parked(shape, identity, describe_another)
+                    workload = shape.parked
+                else:
+                    workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
+                sections = (wire.EMPTY, first + shape.init, workload, shape.cleanup)
+                if live is not None:
+                    live.hold(container, later or streams, parked=park)
+            except BaseException:
+                self._parked.pop(id_, None)
+                container.abandon()
+                raise
+            # From here on that is done there.
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
 
@@ -1493,6 +1499,12 @@ def _encoded_ids(map_: IdMap, identity: Identity) -> Section:
 def _template(changes: tuple[tuple[str, Any], ...]) -> Spec:
     """A spec to be copied with another command: most runs of a program differ in nothing else."""
     return Spec(command=("true",), **dict(changes))
+
+
+@functools.lru_cache(maxsize=16)  # commands may be large
+def _with_command(changes: tuple[tuple[str, Any], ...], command: tuple[str, ...]) -> Spec:
+    """Many differ in their input only."""
+    return _template(changes).with_(command=command)
 
 
 def _open_device(name: str, stack: contextlib.ExitStack) -> int:
