@@ -61,6 +61,7 @@ def planned(
     idmapped: frozenset[str] = frozenset({"/usr", "/etc", "/dev"}),
     watch: Watch | None = None,
     around: Around = OF_THE_HOST,
+    workspace: str | None = None,
     **fields: Any,
 ) -> Plan:
     spec = Spec(**{"command": ("true",), "name": "web", **fields})
@@ -78,6 +79,7 @@ def planned(
         idmapped=idmapped,
         watch=watch,
         around=around,
+        workspace=workspace,
     )
 
 
@@ -98,35 +100,35 @@ def targets(steps: tuple[Step, ...]) -> list[str]:
 DEFAULT = """\
 init:
    0 ids of the host: uids 0 1048576 65536; gids 0 1114112 65536
-   1 new namespaces: ipc, mount, net, uts
-   2 make cgroup cgroup2/web
-   3 start the workload in cgroup cgroup2/web
-   4 what is made from here on belongs to the container's root
-   5 root: a new tmpfs (size=256.0M, nr_inodes=65536, nosuid, nodev)
-   6 make directory /root (mode 0700)
-   7 make directory /home (mode 0755)
-   8 make directory /var (mode 0755)
-   9 make directory /var/tmp (mode 1777)
-  10 make directory /opt (mode 0755)
-  11 make directory /tmp (mode 1777)
-  12 make directory /run (mode 0755)
-  13 bind the shared /usr on /usr (idmapped, ro, nosuid, nodev)
-  14 link /bin -> usr/bin
-  15 bind the shared /etc on /etc (idmapped, ro, nosuid, nodev, noexec)
-  16 mount proc on /proc (nosuid, nodev, noexec)
-  17 bind the shared /dev on /dev (idmapped, ro, nosuid, noexec)
-  18 mount devpts on /dev/pts (newinstance, ptmxmode=0666, mode=0620, gid=5, nosuid, noexec)
-  19 mount tmpfs on /dev/shm (mode=1777, size=67108864, nr_inodes=16384, nosuid, nodev, noexec)
-  20 write /run/hosts (75 bytes)
-  21 write /run/hostname (4 bytes)
-  22 write /run/resolv.conf (15 bytes)
-  23 mask /proc/kcore
-  24 make /proc/sys read-only
-  25 what is made from here on belongs to the host's root
-  26 pivot_root into a shell around the new root, detach the old one
-  27 enter the container's root (/container)
-  28 set hostname web
-  29 bring up loopback
+   1 new namespaces: ipc, mount, uts
+   2 new namespace: net, or one as new; bring up loopback
+   3 make cgroup cgroup2/web
+   4 start the workload in cgroup cgroup2/web
+   5 what is made from here on belongs to the container's root
+   6 root: a new tmpfs (size=256.0M, nr_inodes=65536, nosuid, nodev)
+   7 make directory /root (mode 0700)
+   8 make directory /home (mode 0755)
+   9 make directory /var (mode 0755)
+  10 make directory /var/tmp (mode 1777)
+  11 make directory /opt (mode 0755)
+  12 make directory /tmp (mode 1777)
+  13 make directory /run (mode 0755)
+  14 bind the shared /usr on /usr (idmapped, ro, nosuid, nodev)
+  15 link /bin -> usr/bin
+  16 bind the shared /etc on /etc (idmapped, ro, nosuid, nodev, noexec)
+  17 mount proc on /proc (nosuid, nodev, noexec)
+  18 bind the shared /dev on /dev (idmapped, ro, nosuid, noexec)
+  19 mount devpts on /dev/pts (newinstance, ptmxmode=0666, mode=0620, gid=5, nosuid, noexec)
+  20 mount tmpfs on /dev/shm (mode=1777, size=67108864, nr_inodes=16384, nosuid, nodev, noexec)
+  21 write /run/hosts (75 bytes)
+  22 write /run/hostname (4 bytes)
+  23 write /run/resolv.conf (15 bytes)
+  24 mask /proc/kcore
+  25 make /proc/sys read-only
+  26 what is made from here on belongs to the host's root
+  27 pivot_root into a shell around the new root, detach the old one
+  28 enter the container's root (/container)
+  29 set hostname web
   30 init as web
 workload:
    0 new session
@@ -370,6 +372,7 @@ def test_a_namespace_that_is_left_out(left_out: str) -> None:
         flags = [
             step.flags for step in (*of(made.init, s.Unshare), *of(made.init, s.UserNamespace), *of(made.workload, s.Unshare))
         ]
+        flags += [NAMESPACE_FLAGS["net"]] * len(of(made.init, s.Network))
         assert sum(flags) == sum(NAMESPACE_FLAGS[name] for name in DEFAULT_NAMESPACES - {"pid", "user", left_out})
     assert len(of(made.init, s.Hostname)) == (left_out != "uts")
     assert len(of(made.init, s.LoopbackUp)) == (left_out != "net")
@@ -407,7 +410,31 @@ def test_a_user_namespace_is_kept_where_nothing_can_be_left_in_it(fields: dict[s
     assert len(of(made.init, s.UserNamespace)) == (not kept)
     assert of(made.workload, s.EnterUser) == [s.EnterUser(s.FIRST_TREE if kept else 0)]
     whose = {name for name in ("mount", "uts", "ipc", "net") if of(made.init, s.Unshare)[0].flags & NAMESPACE_FLAGS[name]}
-    assert whose == ({"mount", "uts", "ipc", "net"} if kept else {"mount"}), "the host's"
+    assert whose == ({"mount", "uts", "ipc"} if kept else {"mount"}), "the host's"
+    assert len(of(made.init, s.Network)) == kept
+    assert len(of(made.init, s.LoopbackUp)) == (not kept), "by the step itself"
+
+
+@pytest.mark.parametrize("fields", [{"network_mode": "host"}, {"network_mode": "service:db"}, {"userns_mode": "host"}])
+def test_whose_network_is_not_one_of_its_own_or_roots_has_none_that_is_used_again(fields: dict[str, Any]) -> None:
+    assert of(planned(**fields).init, s.Network) == []
+
+
+@pytest.mark.parametrize(
+    "fields, meets",
+    [
+        ({"volumes": (Volume(Path("/data"), "/data", read_only=True),)}, True),
+        ({"rootfs": Path("/images/a")}, True),
+        ({"workspace": "/t/work/0"}, True),
+        ({"workspace": ""}, False),
+        ({"tmpfs": (Tmpfs("/scratch"),)}, False),
+    ],
+)
+def test_who_may_meet_others_in_a_directory_has_a_new_network(fields: dict[str, Any], meets: bool) -> None:
+    made = planned(**fields)
+    net = NAMESPACE_FLAGS["net"]
+    assert (len(of(made.init, s.Network)), len(of(made.init, s.LoopbackUp))) == ((0, 1) if meets else (1, 0))
+    assert bool(of(made.init, s.Unshare)[0].flags & net) == meets
 
 
 def test_network_modes() -> None:

@@ -168,6 +168,7 @@ def sample() -> bytes:
         s.Directory("/a"), s.Link("/b", "c"),
         s.File("/d", b"\0e\0", 0o600, True), s.Mount("proc", "/proc", "", 7), s.Bind(6, "/f", 1, ""),
         s.BindTemplate("/t/g", "/g", 0), s.Mask("/h"), s.ReadOnly("/i"), s.Remount("/", 1), s.Hostname("j"), s.LoopbackUp(),
+        s.Network(),
         s.CgroupMake(KEPT, "k", ""), s.CgroupWrite(KEPT | 31, "l", "m", True, ""), s.CgroupInto(KEPT, "n", ""),
         s.Pty(0, 0, 24, 80), s.UserNamespace(0x20000), s.PivotRoot(), s.Init(1, 2, 15, 3, "o"),
         s.CpuTime(KEPT, "w", 1, 2, ""), s.Enter("/x"), s.Ids((1, 2), (3, 4), 5, "0 0 1", "0 0 1"), s.Owner(True), s.Devpts(5),

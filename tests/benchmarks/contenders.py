@@ -227,10 +227,10 @@ def _others(scratch: Path) -> Iterator[tuple[str, tuple[str, ...], float]]:
 
 @contextlib.asynccontextmanager
 async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Contender]]:
-    """All that this host has. The first is the floor, the second tinyvisor."""
+    """All that this host has. The first is the floor."""
 
-    async def measure_floor(count: int, concurrency: int) -> Sample:
-        return Sample(floor.containers(count, concurrency))
+    async def measure_floor(count: int, concurrency: int, without: tuple[str, ...] = ()) -> Sample:
+        return Sample(floor.containers(count, concurrency, without=without))
 
     async def measure_run_process(count: int, concurrency: int) -> Sample:
         async def one(worker: int) -> None:
@@ -257,6 +257,7 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
         launcher = await _launcher_of(runtime)
         contenders = [
             Contender("floor", measure_floor),
+            Contender("floor kept net", functools.partial(measure_floor, without=("newnet",))),
             Contender("tinyvisor", measure_tinyvisor),
             Contender("userns host", functools.partial(measure_tinyvisor, userns_mode="host")),
             Contender("unconfined", functools.partial(measure_tinyvisor, userns_mode="host", seccomp="unconfined")),

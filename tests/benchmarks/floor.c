@@ -55,8 +55,8 @@
 #define MAX_VARIANTS 64
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum part { PIDNS, USER, NET, LOOPBACK, IPC, UTS, CGROUP, CGROUPNS, READBACK, FILES, ETC, DEV, DEVPTS, SHM, PROC, MASKS, READONLY, PIVOT, CAPS, EXEC };
-static const char *const part_names[] = {"pidns", "user", "net", "loopback", "ipc", "uts", "cgroup", "cgroupns", "readback", "files", "etc", "dev",
+enum part { PIDNS, USER, NET, NEWNET, LOOPBACK, IPC, UTS, CGROUP, CGROUPNS, READBACK, FILES, ETC, DEV, DEVPTS, SHM, PROC, MASKS, READONLY, PIVOT, CAPS, EXEC };
+static const char *const part_names[] = {"pidns", "user", "net", "newnet", "loopback", "ipc", "uts", "cgroup", "cgroupns", "readback", "files", "etc", "dev",
 					 "devpts", "shm", "proc", "masks", "readonly", "pivot", "caps", "exec"};
 static unsigned parts = ~0u, variants[MAX_VARIANTS] = {~0u}, variant_count = 1;
 
@@ -70,6 +70,7 @@ struct flight {
 	pid_t pid;
 	int64_t started;
 	unsigned number, variant;
+	int network; /* without "newnet": a namespace that all containers here have, one after another */
 };
 
 struct took {
@@ -282,10 +283,26 @@ static void own_as(unsigned id)
 	setfsuid(id);
 }
 
-static void make_world(void)
+static void loopback_up(void)
 {
+	struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
+	int fd = (int)check(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "socket");
+
+	check(ioctl(fd, SIOCSIFFLAGS, &request), "loopback");
+	close(fd);
+}
+
+static void make_world(unsigned concurrency)
+{
+	const int own = (int)check(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), "/proc/self/ns/net");
 	int proc;
 
+	for (unsigned i = 0; i < concurrency; i++) {
+		check(unshare(CLONE_NEWNET), "unshare");
+		loopback_up();
+		in_flight[i].network = (int)check(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), "/proc/self/ns/net");
+	}
+	check(setns(own, CLONE_NEWNET), "setns");
 	enter_own_world();
 	proc = new_mount("proc", NULL, NOSUID | NODEV | NOEXEC);
 	user = new_user_namespace(proc);
@@ -367,15 +384,6 @@ static void change_root(void)
 	check(chdir("/"), "chdir");
 }
 
-static void loopback_up(void)
-{
-	struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
-	int fd = (int)check(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "socket");
-
-	check(ioctl(fd, SIOCSIFFLAGS, &request), "loopback");
-	close(fd);
-}
-
 static void join_cgroup(int parent, const char *name)
 {
 	char path[64];
@@ -440,16 +448,19 @@ static pid_t start_workload(char *name)
 	return child;
 }
 
-static _Noreturn void run_init(unsigned number)
+static _Noreturn void run_init(const struct flight *flight)
 {
-	const int namespaces = CLONE_NEWNS | (has(UTS) ? CLONE_NEWUTS : 0) | (has(IPC) ? CLONE_NEWIPC : 0) | (has(NET) ? CLONE_NEWNET : 0);
+	const bool new_network = has(NET) && has(NEWNET);
+	const int namespaces = CLONE_NEWNS | (has(UTS) ? CLONE_NEWUTS : 0) | (has(IPC) ? CLONE_NEWIPC : 0) | (new_network ? CLONE_NEWNET : 0);
 	char name[16];
 	int status;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-	snprintf(name, sizeof name, "%u", number);
+	snprintf(name, sizeof name, "%u", flight->number);
 	check(unshare(namespaces), "unshare");
+	if (has(NET) && !new_network)
+		check(setns(flight->network, CLONE_NEWNET), "setns");
 	for (size_t i = 0; has(CGROUP) && i < COUNT(cgroups); i++)
 		if (cgroups[i] >= 0)
 			check(mkdirat(cgroups[i], name, 0755), "mkdir of a cgroup");
@@ -464,7 +475,7 @@ static _Noreturn void run_init(unsigned number)
 	change_root();
 	if (has(UTS))
 		check(sethostname("container", 9), "sethostname");
-	if (has(NET) && has(LOOPBACK))
+	if (new_network && has(LOOPBACK))
 		loopback_up();
 	pid_t child = (pid_t)check(start_workload(name), "vfork");
 	check(waitpid(child, &status, 0), "waitpid");
@@ -484,14 +495,14 @@ static void put_number(unsigned number)
 			*word = text;
 }
 
-static pid_t start(unsigned number)
+static pid_t start(const struct flight *flight)
 {
 	struct { uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls; } arguments = {
 		.flags = has(PIDNS) ? CLONE_NEWPID : 0, .exit_signal = SIGCHLD};
 	pid_t child;
 
 	if (command) {
-		put_number(number);
+		put_number(flight->number);
 		child = vfork();
 		if (child == 0) {
 			execvp(command[0], command);
@@ -500,7 +511,7 @@ static pid_t start(unsigned number)
 	} else {
 		child = (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
 		if (child == 0)
-			run_init(number);
+			run_init(flight);
 	}
 	return (pid_t)check(child, "clone");
 }
@@ -590,7 +601,7 @@ static void start_next(struct flight *flight, unsigned number)
 	flight->variant = (unsigned)random() % variant_count;
 	parts = variants[flight->variant];
 	flight->started = now();
-	flight->pid = start(number);
+	flight->pid = start(flight);
 }
 
 static void report(struct took *took, unsigned iterations, unsigned concurrency, int64_t total)
@@ -679,7 +690,7 @@ int main(int argc, char **argv)
 	if (argc - at > 2)
 		command = argv + at + 3;
 	else
-		make_world();
+		make_world((unsigned)concurrency);
 	run((unsigned)iterations, (unsigned)concurrency);
 	return 0;
 }

@@ -37,7 +37,7 @@ CALLS = _words("""
 
 HARMLESS = _words("""
     __cmsg_nxthdr __ctype_b_loc __errno_location __isoc23_strtol __isoc23_strtoll __stack_chk_fail _setjmp abort atoi fflush
-    fwrite getopt gnu_dev_makedev memcmp memcpy memmove memset opterr optarg optind snprintf stderr stdin stdout strchr
+    fwrite getopt gnu_dev_makedev memchr memcmp memcpy memmove memset opterr optarg optind snprintf stderr stdin stdout strchr
     strcmp strcspn strerror strlen strncmp strspn strtok_r strtol strtoll
 """)
 """What works on memory alone, or prints."""

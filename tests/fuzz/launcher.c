@@ -5,6 +5,7 @@
 #include <main.c>
 #undef main
 #include <steps.c>
+#include <networks.c>
 #define fail init_fail
 #define usage init_usage
 #include <init.c>
@@ -41,6 +42,8 @@ static void forget_all(void)
 	epilogue = (struct container){0};
 	running = 0;
 	free_count = kept_count = 0;
+	networks = NULL;
+	idle_count = made = wanted = 0;
 	ledger = NULL;
 	own_report = NULL;
 	control = signals = ended = launcher_pidfd = supervisor_pidfd = reports_fd = ended_fd = proc_fd = -1;

@@ -206,7 +206,7 @@ def plan(
     early = early and bool(limits.used()) and spec.rootfs is None and not spec.volumes
     init = [
         *([ids_step(ids, identity)] if ids else []),
-        *_namespaces(spec, around),
+        *_namespaces(spec, around, keeps_network(spec, around, workspace)),
         *_make_cgroups(limits, name),  # before their owner changes: a container that had its cgroups could lift its limits
         *([s.Owner(root=True)] if ids else []),
         *_root(spec, view, name, resolv_conf, maps, around),
@@ -223,7 +223,7 @@ def plan(
         s.Enter(CONTAINER_ROOT[spec.root_method]),
         # In the mount namespace that it is used in: its name is looked for there.
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
-        *_identity_of_host(spec, name),
+        *_identity_of_host(spec, name, keeps_network(spec, around, workspace)),
         *_cpu_time(spec, limits, name),
         _init(spec, name, seccomp, early=early),
     ]
@@ -323,6 +323,16 @@ def keeps_user(spec: Spec, around: Around) -> bool:
     return plain and spec.userns != "host" and not around.nested and not around.live
 
 
+def keeps_network(spec: Spec, around: Around, workspace: str | None = None) -> bool:
+    """Whether its network namespace may be one in which other containers were, and nothing has happened (launcher/networks.c).
+
+    For that it must be the host's, with no capability inside that has a say in it, and there must be no place that others see:
+    by a unix socket there it could hand out an open /proc/net/tcp, which would show what goes on in the next one's network.
+    """
+    meets_others = bool(spec.volumes or spec.rootfs or workspace)  # one that several runs share has a name
+    return keeps_user(spec, around) and "net" in _own_namespaces(spec) and not meets_others
+
+
 def _owned_namespaces(spec: Spec) -> frozenset[str]:
     """Those that belong to the container's own user namespace, so that capabilities inside count there.
 
@@ -337,9 +347,12 @@ def _flags(names: Iterable[str]) -> int:
     return sum(NAMESPACE_FLAGS[name] for name in set(names))
 
 
-def _namespaces(spec: Spec, around: Around) -> Iterator[Step]:
+def _namespaces(spec: Spec, around: Around, keeps_network: bool) -> Iterator[Step]:
     of_host = spec.userns == "host" or keeps_user(spec, around)
-    yield s.Unshare(_flags(_own_namespaces(spec) if of_host else {"mount"}))
+    kept = {"net"} if keeps_network else set()
+    yield s.Unshare(_flags(_own_namespaces(spec) - kept if of_host else {"mount"}))
+    if kept:
+        yield s.Network()
     if spec.network_mode.startswith("service:"):
         yield s.Join(NAMESPACE_FLAGS["net"], spec.network_mode.removeprefix("service:"))
 
@@ -480,10 +493,10 @@ def _user_namespace(spec: Spec, around: Around) -> Iterator[Step]:
             yield s.Unshare(_flags({"time"}))
 
 
-def _identity_of_host(spec: Spec, name: str) -> Iterator[Step]:
+def _identity_of_host(spec: Spec, name: str, keeps_network: bool) -> Iterator[Step]:
     if "uts" in spec.namespaces:
         yield s.Hostname(spec.hostname or name)
-    if "net" in spec.namespaces and spec.network_mode == "none":
+    if "net" in spec.namespaces and spec.network_mode == "none" and not keeps_network:
         yield s.LoopbackUp()
 
 

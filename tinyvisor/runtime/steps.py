@@ -352,6 +352,17 @@ class LoopbackUp(Step):
 
 
 @dataclass(frozen=True, slots=True)
+class Network(Step):
+    """A network namespace of the host's with loopback up: a new one, or one that containers had before and in which nothing has
+    ever happened (launcher/networks.c). Only for who has no capability in it."""
+
+    op = 27
+
+    def describe(self) -> str:
+        return "new namespace: net, or one as new; bring up loopback"
+
+
+@dataclass(frozen=True, slots=True)
 class CgroupMake(Step):
     op = 20
     slot: int

@@ -267,7 +267,8 @@ static void report_exit(const struct init *init, int status, int why)
 	init->report->ended = now();
 	init->report->wall = init->report->ended - init->started;
 	/* It may have ended by itself at the very moment. */
-	init->report->flags = GONE_EXITED | (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? why | (init->refused ? GONE_REFUSED : 0) : 0);
+	init->report->flags &= GONE_CONNECTED;
+	init->report->flags |= GONE_EXITED | (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? why | (init->refused ? GONE_REFUSED : 0) : 0);
 }
 
 /* When the CPU time may be used up at the earliest (ns), 0 once it is, and INT64_MAX where there is no limit: with every CPU
@@ -393,7 +394,15 @@ static int wait_for_run(struct context *context, const struct report *report, st
 	return 0;
 }
 
-static int take_stdio(const struct context *context)
+/* Whether no fd can be passed through it: a socket could be one of the unix domain. */
+static bool carries_bytes_only(int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 && (S_ISFIFO(status.st_mode) || S_ISREG(status.st_mode) || S_ISCHR(status.st_mode));
+}
+
+static int take_stdio(const struct context *context, struct report *report)
 {
 	int error = 0, null = -1;
 
@@ -401,6 +410,8 @@ static int take_stdio(const struct context *context)
 		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i], &null);
 		/* A source below 3 would be overwritten before its turn: init made sure that there is none. */
 		error = fd < 0 ? fd : dup2(fd, i) < 0 ? -errno : 0;
+		if (!carries_bytes_only(i))
+			report->flags |= GONE_CONNECTED;
 	}
 	return error;
 }
@@ -426,7 +437,7 @@ static int workload_main(void *argument)
 	}
 	if (!error) {
 		failed = done + plan->count[SECTION_WORKLOAD]; /* past the last step: none of them */
-		error = take_stdio(context);
+		error = take_stdio(context, birth->report);
 	}
 	if (!error)
 		error = set_signal_mask(0);
@@ -632,6 +643,8 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 		report->flags = GONE_EXITED;
 		_exit(0);
 	}
+	if (context->park)
+		close_networks();
 	show_as(context->exec ? "tinyvisor-exec" : "tinyvisor-init", context->name);
 	init.signals = open_signals();
 	if (init.signals < 0)

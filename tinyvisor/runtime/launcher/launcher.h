@@ -43,7 +43,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 10
+#define VERSION 11
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
@@ -110,7 +110,8 @@ struct event {
 	uint32_t length, unused; /* bytes of data that follow */
 };
 
-enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4, GONE_EMPTY = 8, GONE_REFUSED = 16 };
+enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4, GONE_EMPTY = 8, GONE_REFUSED = 16,
+       GONE_CONNECTED = 32 /* a standard stream of the workload's could carry fds out: the launcher's own business */ };
 
 /* What is done with a call that a seccomp filter hands to init (refusals.c): the low 16 bits of the filter's answer, which the
  * kernel makes nothing of. Else it is an errno. */
@@ -149,7 +150,7 @@ struct command { /* supervisor to init, on the container's socket */
 	int32_t signal, scope;
 };
 
-enum { OP_READ = 60, OP_REMOVE = 61 };
+enum { OP_NETWORK = 27, OP_READ = 60, OP_REMOVE = 61 };
 
 /* ---- live mode: supervisor and keeper; tinyvisor/runtime/keeper.py is the other side ---- */
 
@@ -185,6 +186,8 @@ struct container { /* what the launcher keeps of a running container: no fd at a
 	uint16_t cleanup_count;
 	int slot;               /* of its report */
 	bool exec;              /* a process in another's container */
+	bool shared;            /* others were let into its namespaces */
+	int network;            /* number of the one that is kept for it (networks.c), or -1 */
 	bool told;              /* EVENT_GONE is sent; init itself is still on its way out */
 	struct gone gone;       /* what will be reported, and the files read for it: */
 	char *data;             /* owned */
@@ -207,6 +210,7 @@ struct context {
 	pid_t joined_pid;   /* of its init */
 	int root;           /* O_PATH fd of the new root, or -1 */
 	int cgroup;         /* v2: where the workload is born, or -1 */
+	int network;        /* fd of the network namespace that is kept for it, or -1 */
 	int user_namespace; /* fd of the one that the workload enters, or -1 */
 	struct ids ids;     /* of the host, where there is a user namespace */
 	int tty;            /* slave side of the container's pty, or -1 */
@@ -297,6 +301,14 @@ void forget_request(void);
 
 /* keeper.c */
 int become_kept(int first_client, int listening);
+
+/* networks.c */
+step_function step_loopback_up, step_network;
+int take_network(int *fd);
+void return_network(int number, bool shared);
+bool networks_wanted(void);
+void make_network(void);
+void close_networks(void);
 
 /* userns.c */
 step_function step_ids, step_id_map, step_user_namespace;

@@ -16,7 +16,7 @@
  *   is killed, PDEATHSIG kills every init. In live mode (`keep`) all this is said of the keeper, which see.
  * Files
  *   wire.c requests and events   steps.c the table of steps   mounts.c root and mounts   workload.c before exec   init.c PID 1
- *   userns.c user namespaces   refusals.c what a filter hands to init   keeper.c live mode
+ *   userns.c user namespaces   networks.c network namespaces that are used again   refusals.c what a filter hands to init   keeper.c live mode
  * No fd is kept per container, so that a clone copies a handful of them however many containers run. */
 #define _GNU_SOURCE
 #include "launcher.h"
@@ -60,9 +60,9 @@ static struct container **find(pid_t pid)
 	return at;
 }
 
-static const struct container *find_id(pid_t pid, uint64_t id)
+static struct container *find_id(pid_t pid, uint64_t id)
 {
-	const struct container *container = *find(pid);
+	struct container *container = *find(pid);
 
 	for (size_t i = 0; !pid && !container && i < BUCKETS; i++) /* not known yet to who asks: rare */
 		for (container = ledger->buckets[i]; container && container->id != id;)
@@ -141,6 +141,8 @@ static void report_gone(struct container *container, const void *data, uint32_t 
 	if (size)
 		memcpy(message + sizeof container->gone, data, size);
 	send_event(control, &event, message, (uint32_t)sizeof container->gone + size, -1);
+	return_network(container->network, container->shared || container->gone.report.flags & GONE_CONNECTED);
+	container->network = -1;
 }
 
 static void forget(struct container *container)
@@ -266,7 +268,7 @@ static void reap_inits(void)
 /* `made`: a user namespace's fd, or -1. */
 static int prepare(const int *fds, int count, int *failed, int *made)
 {
-	struct context context = {.root = -1, .user_namespace = -1, .handover = -1, .fds = fds, .fd_count = count};
+	struct context context = {.root = -1, .network = -1, .user_namespace = -1, .handover = -1, .fds = fds, .fd_count = count};
 	int error;
 
 	if (scratch->plan.count[SECTION_CLEANUP]) { /* run when the launcher ends */
@@ -306,6 +308,18 @@ static pid_t clone_init(struct report *report, bool exec)
 	return (pid_t)syscall(NR_clone3, &arguments, sizeof arguments);
 }
 
+/* Whether the container may have a network that others had before. */
+static bool asks_for_network(void)
+{
+	const struct step *step = scratch->plan.section[SECTION_INIT];
+	int left = scratch->plan.count[SECTION_INIT];
+
+	for (; left; left--, step++)
+		if (step->op == OP_NETWORK)
+			return true;
+	return false;
+}
+
 static struct container *remember(const struct request *request)
 {
 	struct container *container = calloc(1, sizeof *container);
@@ -320,27 +334,32 @@ static struct container *remember(const struct request *request)
 	container->cleanup_size = scratch->plan.cleanup_size;
 	container->cleanup_count = (uint16_t)scratch->plan.count[SECTION_CLEANUP];
 	container->id = request->id;
+	container->network = -1;
 	return container;
 }
 
 static int launch(const struct request *request, int *fds, int count)
 {
-	struct container *container = free_count ? remember(request) : NULL, **bucket;
+	struct container *container = free_count ? remember(request) : NULL, *other, **bucket;
 	struct context context = {.event = fds[0], .stdio = {fds[1], fds[2], fds[3]}, .fds = fds, .fd_count = count,
-				  .joined = -ESRCH, .root = -1, .cgroup = -1, .user_namespace = -1, .tty = -1, .handover = -1, .id = request->id,
+				  .joined = -ESRCH, .root = -1, .cgroup = -1, .network = -1, .user_namespace = -1, .tty = -1, .handover = -1, .id = request->id,
 				  .cpu_usage = -1, .park = request->flags & FLAG_PARK, .exec = request->flags & FLAG_EXEC};
 	int error;
 
 	if (!container)
 		return free_count ? -ENOMEM : -EAGAIN;
 	context.joined_pid = (pid_t)request->pid;
-	if (request->other && request->pid && find_id((pid_t)request->pid, request->other)) {
+	other = request->other && request->pid ? find_id((pid_t)request->pid, request->other) : NULL;
+	if (other) {
+		other->shared = true;
 		context.joined = (int)syscall(NR_pidfd_open, request->pid, 0); /* not reaped yet, so it is that one */
 		if (context.joined < 0)
 			context.joined = -errno;
 	}
 	context.slot = container->slot = ledger->free_slots[free_count - 1];
 	container->exec = context.exec;
+	if (asks_for_network())
+		container->network = take_network(&context.network);
 	container->pid = clone_init(report_of(container->slot), context.exec);
 	if (container->pid == 0)
 		init_main(&context, &scratch->plan);
@@ -348,6 +367,7 @@ static int launch(const struct request *request, int *fds, int count)
 	if (context.joined >= 0)
 		close(context.joined);
 	if (error) {
+		return_network(container->network, false);
 		forget(container);
 		return error;
 	}
@@ -476,11 +496,15 @@ static void serve_for_ever(void)
 	bool ending = false;
 
 	while (!ending || running) {
-		if (poll(fds, 4, cleaning ? RETRY_MS : -1) < 0) {
+		const bool ahead = !ending && networks_wanted(); /* where there is nothing else to do */
+		int seen = poll(fds, 4, ahead ? 0 : cleaning ? RETRY_MS : -1);
+		if (seen < 0) {
 			if (errno != EINTR && errno != ENOMEM)
 				abort();
 			continue; /* it says nothing of any fd */
 		}
+		if (seen == 0 && ahead)
+			make_network();
 		if (fds[3].revents)
 			finish_early();
 		if (fds[1].revents)

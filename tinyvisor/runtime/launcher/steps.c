@@ -3,10 +3,8 @@
 #define _GNU_SOURCE
 #include "launcher.h"
 
-#include <net/if.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -60,20 +58,6 @@ static int step_hostname(struct context *context, const struct step *step)
 {
 	(void)context;
 	return result(sethostname(step->string[0], step->size[0]));
-}
-
-static int step_loopback_up(struct context *context, const struct step *step)
-{
-	struct ifreq request = {.ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING};
-	int error, fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-
-	(void)context;
-	(void)step;
-	if (fd < 0)
-		return -errno;
-	error = result(ioctl(fd, SIOCSIFFLAGS, &request));
-	close(fd);
-	return error;
 }
 
 /* Numbers: domain and type. What it is used for is the supervisor's to know; the network that it is in stays the one that we are
@@ -171,6 +155,7 @@ static const struct step_kind kinds[] = {
 	[24] = {"user_namespace",    1, 0, I,     0, step_user_namespace},
 	[25] = {"init",              4, 1, I,     0, step_init},
 	[26] = {"socket",            2, 0, I,     0, step_socket},
+	[OP_NETWORK] = {"network",   0, 0, I,     0, step_network},
 	[30] = {"cpu_time",          3, 1, I,     1, step_cpu_time},
 	[31] = {"unmount",           0, 1, L,     0, step_unmount},
 	[32] = {"enter",             0, 1, I,     0, step_enter},
