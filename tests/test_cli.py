@@ -310,6 +310,7 @@ def test_no_options_are_the_defaults() -> None:
          {"seccomp": "unconfined", "no_new_privs": False}),
         (["--security-opt", "proc-opts=subset=pid"], {"proc_opts": "subset=pid"}),
         (["--security-opt", "landlock=unconfined"], {"landlock": "unconfined"}),
+        (["--security-opt", "network=new"], {"new_network": True}),
         (["--security-opt", "seccomp=tinyvisor/seccomp-default.json"],
          {"seccomp": Path("tinyvisor/seccomp-default.json").absolute()}),
         (["--seccomp-action", "kill", "--on-syscall", "bind=deny", "--on-syscall", "open=log:/etc/*"],

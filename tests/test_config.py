@@ -264,10 +264,11 @@ BAD = [
     (
         "command: x\nsecurity_opt: ['apparmor:unconfined']",
         '2:16: security_opt[0]: "apparmor:unconfined" is not supported yet; expected no-new-privileges:true, '
-        "no-new-privileges:false, seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined or "
-        "proc-opts=OPTIONS",
+        "no-new-privileges:false, seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined, "
+        "network=new or proc-opts=OPTIONS",
     ),
     ("command: x\nsecurity_opt: ['landlock=none']", None),
+    ("command: x\nsecurity_opt: ['network=old']", None),
     ("command: x\nsecurity_opt: ['seccomp=']", None),
     (
         "command: x\nsecurity_opt: ['proc-opts=hidepid=2,gid=0']",
@@ -420,7 +421,8 @@ shm_size: 1m
 cap_add: [sys_nice, CAP_CHOWN, KILL]
 userns_mode: keep-id
 cap_drop: [KILL]
-security_opt: ["no-new-privileges:false", "seccomp=profile.json", "landlock=unconfined", "proc-opts=hidepid=2,subset=pid"]
+security_opt: ["no-new-privileges:false", seccomp=profile.json, landlock=unconfined, "proc-opts=hidepid=2,subset=pid",
+  network=new]
 seccomp: {action: kill}
 on_syscall: [{syscall: connect, action: deny, address: "127.*"}, {syscall: "%net", action: log, args: "0 & 3 == 1", path: /x}]
 umask: 0027
@@ -499,6 +501,7 @@ def test_every_key(tmp_path: Path) -> None:
             seccomp=tmp_path / "profile.json",
             seccomp_action="kill",
             landlock="unconfined",
+            new_network=True,
             on_syscall=(
                 SyscallRule(syscall="connect", action="deny", address="127.*"),
                 SyscallRule(syscall="%net", action="log", args=("0 & 3 == 1",), path="/x"),
@@ -758,7 +761,7 @@ def test_json_schema() -> None:
     json.dumps(schema)
 
 
-FULL_KEYS = [line.split(":")[0] for line in FULL.strip().splitlines() if not line.startswith("x-")]
+FULL_KEYS = [line.split(":")[0] for line in FULL.strip().splitlines() if not line.startswith(("x-", " "))]
 
 
 # --- There and back ---
@@ -813,6 +816,7 @@ SPECS: dict[str, st.SearchStrategy[Any]] = {
     "no_new_privs": st.booleans(),
     "seccomp": st.sampled_from(["default", "unconfined", DEFAULT_PROFILE]),
     "landlock": st.sampled_from(["default", "unconfined"]),
+    "new_network": st.booleans(),
     "umask": st.integers(0, 0o777),
     "oom_score_adj": st.none() | st.integers(-1000, 1000),
     "stop_signal": st.integers(1, 64),

@@ -26,7 +26,7 @@ FULL = Spec(
     namespaces=frozenset({"pid", "mount"}), userns_mode="host", network_mode="host", pids_limit=3, mem_limit=1 << 20, cpus=0.5,
     cpuset=frozenset({0, 2}), blkio=Blkio(weight=100, read_bps=(("/dev/sda", 5),)), ulimits={"nofile": Ulimit(5, -1)},
     shm_size=4096, capabilities=frozenset({"CHOWN"}), no_new_privs=False, seccomp=Path("/p.json"), seccomp_action="kill",
-    landlock="unconfined",
+    landlock="unconfined", new_network=True,
     on_syscall=(
         SyscallRule(syscall="%network", action="log", args=("0 == 1",)), SyscallRule(syscall="open", action="deny", path="/x"),
     ), masked_paths=("/proc/x",),

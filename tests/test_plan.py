@@ -424,13 +424,14 @@ def test_whose_network_is_not_one_of_its_own_or_roots_has_none_that_is_used_agai
     "fields, meets",
     [
         ({"volumes": (Volume(Path("/data"), "/data", read_only=True),)}, True),
+        ({"new_network": True}, True),
         ({"rootfs": Path("/images/a")}, True),
         ({"workspace": "/t/work/0"}, True),
         ({"workspace": ""}, False),
         ({"tmpfs": (Tmpfs("/scratch"),)}, False),
     ],
 )
-def test_who_may_meet_others_in_a_directory_has_a_new_network(fields: dict[str, Any], meets: bool) -> None:
+def test_who_may_meet_others_in_a_directory_or_asks_for_it_has_a_new_network(fields: dict[str, Any], meets: bool) -> None:
     made = planned(**fields)
     net = NAMESPACE_FLAGS["net"]
     assert (len(of(made.init, s.Network)), len(of(made.init, s.LoopbackUp))) == ((0, 1) if meets else (1, 0))

@@ -304,12 +304,15 @@ def _security(value: Any) -> tuple[str, Any]:
         return "seccomp", argument
     if name == "landlock" and argument in get_args(words.LandlockMode):
         return "landlock", argument
+    if name == "network" and argument in ("default", "new"):
+        return "new_network", argument == "new"
     if name == "proc-opts" and argument:
         check_proc_options(argument)
         return "proc_opts", argument
     raise ValueError(
         f"{shown(value)} is {_LATER}; expected no-new-privileges:true, no-new-privileges:false, "
-        "seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined or proc-opts=OPTIONS"
+        "seccomp=default, seccomp=unconfined, seccomp=FILE, landlock=default, landlock=unconfined, network=new or "
+        "proc-opts=OPTIONS"
     )
 
 
@@ -727,7 +730,7 @@ class ContainerModel(_Model):
     security_opt: tuple[Annotated[tuple[str, Any], PlainValidator(_security), WithJsonSchema(_STRING)], ...] | None = Field(
         None,
         description="no-new-privileges:BOOL; seccomp=default, unconfined or a profile's file, relative to this file; "
-        "landlock=default or unconfined; proc-opts=hidepid=2,subset=pid",
+        "landlock=default or unconfined; network=new; proc-opts=hidepid=2,subset=pid",
     )
     seccomp: _Seccomp | None = Field(
         None, description="what happens on a call that the filter refuses: errno, kill, log or trace"
@@ -1871,6 +1874,7 @@ def _normal_isolation(spec: Spec, found: dict[str, Any]) -> None:
     options = [] if spec.no_new_privs else ["no-new-privileges:false"]
     options += [] if spec.seccomp == "default" else [f"seccomp={spec.seccomp}"]
     options += [] if spec.landlock == "default" else [f"landlock={spec.landlock}"]
+    options += ["network=new"] if spec.new_network else []
     options += [f"proc-opts={spec.proc_opts}"] if spec.proc_opts else []
     if options:
         found["security_opt"] = options

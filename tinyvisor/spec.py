@@ -383,6 +383,8 @@ class Spec:
         proc_opts: how /proc is mounted, as proc(5) has it: ``"hidepid=2,subset=pid"``; empty: as it comes.
         landlock: ``"default"``: where the kernel has it, a second wall around what ``read_only`` says, and one around the host's
             abstract sockets with ``network_mode`` host; ``"unconfined"``: none.
+        new_network: its network namespace is made anew, also where it could have one in which others were and nothing happened
+            (SECURITY.md): a fifth more for a start.
         masked_paths, readonly_paths: absolute paths inside; missing ones are passed over.
         umask: of the workload.
         oom_score_adj: -1000..1000; None is inherited.
@@ -434,6 +436,7 @@ class Spec:
     on_syscall: tuple[SyscallRule, ...] = ()
     proc_opts: str = ""
     landlock: str = "default"
+    new_network: bool = False
     masked_paths: tuple[str, ...] = DEFAULT_MASKED_PATHS
     readonly_paths: tuple[str, ...] = DEFAULT_READONLY_PATHS
     umask: int = 0o022

@@ -107,7 +107,8 @@ _RIGHTS = (
         "--security-opt",
         multiple=True,
         type=Parsed("option", _security),
-        help="seccomp=FILE, seccomp=unconfined, landlock=unconfined, no-new-privileges:false, proc-opts=hidepid=2,subset=pid.",
+        help="seccomp=FILE, seccomp=unconfined, landlock=unconfined, network=new, no-new-privileges:false, "
+        "proc-opts=hidepid=2,subset=pid.",
     ),
     click.option(
         "--seccomp-action", type=click.Choice(get_args(SeccompAction)), help="On a refused system call; it is then told of."

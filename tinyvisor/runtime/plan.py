@@ -330,7 +330,7 @@ def keeps_network(spec: Spec, around: Around, workspace: str | None = None) -> b
     by a unix socket there it could hand out an open /proc/net/tcp, which would show what goes on in the next one's network.
     """
     meets_others = bool(spec.volumes or spec.rootfs or workspace)  # one that several runs share has a name
-    return keeps_user(spec, around) and "net" in _own_namespaces(spec) and not meets_others
+    return keeps_user(spec, around) and "net" in _own_namespaces(spec) and not meets_others and not spec.new_network
 
 
 def _owned_namespaces(spec: Spec) -> frozenset[str]:
