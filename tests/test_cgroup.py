@@ -1,4 +1,4 @@
-"""cgroups: where they may be made on various hosts, what is written and read, the lock, and sweeping on the real kernel."""
+"""cgroups: where they may be made on various hosts, what is written, and sweeping on the real kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvisor.errors import HostError, SpecError, TinyvisorError
+from tinyvisor.errors import HostError, SpecError
 from tinyvisor.runtime import cgroup
 from tinyvisor.runtime.cgroup import (
     LEAF,
@@ -27,19 +27,17 @@ from tinyvisor.runtime.cgroup import (
     Hierarchy,
     Layout,
     LimitWrite,
-    ProjectLock,
     Swept,
-    Usage,
     detect,
     device_number,
     limit_writes,
     occupied,
     read_layout,
-    read_usage,
-    readback_files,
     remove_cgroup,
     sweep,
 )
+from tinyvisor.runtime.projectlock import ProjectLock
+from tinyvisor.runtime.usage import read_usage, readback_files
 from tinyvisor.spec import Blkio, Spec
 
 SINGLE = ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids")
@@ -384,144 +382,6 @@ def test_a_parent_that_another_run_takes_away_meanwhile_is_made_again(
     assert enabled == [f"{level}/cgroup.subtree_control" for level in levels * 2]
 
 
-# ---- counters ----
-
-
-def test_cpu_time_is_counted_on_v2_without_the_cpu_controller() -> None:
-    assert (0, "cpu.stat") in readback_files(detect(PURE, PURE_SELF, "pids"))
-    assert (0, "cpu.stat") in readback_files(V2.without(["cpu"], "because"))
-
-
-def test_readback_files_are_unique_and_read_where_they_are() -> None:
-    assert readback_files(V1) == [
-        (0, "pids.peak"), (0, "pids.events"), (1, "memory.max_usage_in_bytes"), (1, "memory.oom_control"),
-        *((4, f"cpuacct.usage{part}") for part in ("", "_user", "_sys")),
-    ]  # fmt: skip
-    assert {file for _, file in readback_files(V2)} == {"pids.peak", "pids.events", "memory.peak", "memory.events", "cpu.stat"}
-
-
-def test_usage_from_v1() -> None:
-    contents = {
-        "pids.peak": b"21\n", "pids.events": b"max 7\n", "memory.max_usage_in_bytes": b"4096\n",
-        "memory.oom_control": b"oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
-        "cpuacct.usage_user": b"1500000000\n", "cpuacct.usage_sys": b"250000000\n",
-    }  # fmt: skip
-    assert read_usage(contents) == Usage(21, 7, 4096, 2, 1.5, 0.25)
-
-
-def test_usage_from_v2() -> None:
-    contents = {
-        "pids.peak": b"3\n", "pids.events": b"max 0\n", "memory.peak": b"8192\n",
-        "memory.events": b"low 0\nhigh 0\nmax 5\noom 2\noom_kill 1\noom_group_kill 0\n",
-        "cpu.stat": b"usage_usec 30\nuser_usec 20\nsystem_usec 10\nnice_usec 0\n",
-    }  # fmt: skip
-    assert read_usage(contents) == Usage(3, 0, 8192, 1, 2e-5, 1e-5)
-
-
-def test_usage_from_nothing() -> None:
-    assert read_usage({}) == Usage()
-
-
-@given(st.dictionaries(st.sampled_from([file for _, file in readback_files(V1) + readback_files(V2)]), st.binary()))
-def test_usage_never_raises(contents: dict[str, bytes]) -> None:
-    read_usage(contents)
-
-
-# ---- the lock ----
-
-
-def test_a_project_runs_once(tmp_path: Path) -> None:
-    with ProjectLock(tmp_path, "web") as lock:
-        assert lock.fd >= 0
-        assert not os.get_inheritable(lock.fd)
-        with (
-            pytest.raises(TinyvisorError, match=rf"project web is already running \(pid {os.getpid()}\)"),
-            ProjectLock(tmp_path, "web"),
-        ):
-            pass
-        with ProjectLock(tmp_path, "other"):
-            pass
-    assert list(tmp_path.iterdir()) == []
-    with ProjectLock(tmp_path, "web"):
-        pass
-
-
-def test_a_lock_name_can_not_leave_the_directory(tmp_path: Path) -> None:
-    with pytest.raises(SpecError):
-        ProjectLock(tmp_path, "../web")
-
-
-def test_a_lock_that_was_inherited_outlives_us(tmp_path: Path) -> None:
-    with ProjectLock(tmp_path, "web") as lock:
-        heir = subprocess.Popen(["sleep", "60"], pass_fds=[lock.fd])
-    try:
-        assert (tmp_path / "web.lock").exists()
-        with pytest.raises(TinyvisorError, match="already running"), ProjectLock(tmp_path, "web"):
-            pass
-    finally:
-        heir.kill()
-        heir.wait()
-    with ProjectLock(tmp_path, "web"):
-        pass
-
-
-def test_a_kept_lock_file_is_swept_later(tmp_path: Path) -> None:
-    with ProjectLock(tmp_path, "web") as lock:
-        lock.keep = True
-    assert sweep(Layout(), tmp_path) == Swept(removed=("web",))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_symlink_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "web.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="symbolic links"), ProjectLock(tmp_path, "web"):
-        pass
-    assert not (tmp_path / "precious").exists()
-
-
-def test_a_lock_directory_that_others_can_write_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run").chmod(0o777)
-    with pytest.raises(HostError, match="only its owner"), ProjectLock(tmp_path / "run", "web"):
-        pass
-
-
-def test_locks_taken_and_given_up_at_once_never_overlap(tmp_path: Path) -> None:
-    held, overlaps, taken = [0], [0], [0]
-
-    def work() -> None:
-        for _ in range(200):
-            try:
-                with ProjectLock(tmp_path, "web"):
-                    held[0] += 1
-                    overlaps[0] += held[0] != 1
-                    taken[0] += 1
-                    held[0] -= 1
-            except TinyvisorError:
-                pass
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert overlaps == [0]
-    assert taken[0] >= 200
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_waits_for_a_sweeper(tmp_path: Path) -> None:
-    sweeper = ProjectLock(tmp_path, "web")
-    sweeper.__enter__()
-    os.pwrite(sweeper.fd, b"sweep 1234567890\n", 0)
-    timer = threading.Timer(0.3, sweeper.__exit__, (None, None, None))
-    timer.start()
-    started = time.monotonic()
-    with ProjectLock(tmp_path, "web"):
-        assert time.monotonic() - started > 0.2
-    timer.join()
-
-
 # ---- the real kernel ----
 
 
@@ -591,6 +451,7 @@ CRASH = """
 import os, subprocess, sys
 from pathlib import Path
 from tinyvisor.runtime.cgroup import *
+from tinyvisor.runtime.projectlock import ProjectLock
 
 directories, lock_dir = sys.argv[1].split(":"), Path(sys.argv[2])
 with ProjectLock(lock_dir, "dead"):

@@ -83,6 +83,7 @@ def test_unknown_command_is_2() -> None:
     ended = tinyvisor("fly")
     assert ended.returncode == 2
     assert "No such command 'fly'" in ended.stderr
+    assert "Did you mean 'config'?" in tinyvisor("conifg").stderr
 
 
 def test_reader_that_goes_away_is_no_news() -> None:
@@ -324,6 +325,7 @@ def test_no_options_are_the_defaults() -> None:
         (["--timeout", "1m30s", "--stop-signal", "INT", "--stop-timeout", "2.5"],
          {"timeout": 90.0, "stop_signal": 2, "stop_grace_period": 2.5}),
         (["--oom-score-adj", "-5"], {"oom_score_adj": -5}),
+        (["--rm"], {}),
         (["-it"], {"tty": True, "stdin_open": True}),
     ],
 )  # fmt: skip
@@ -360,9 +362,12 @@ def test_options_end_at_the_command(words: list[str], command: tuple[str, ...]) 
         (["--security-opt", "apparmor=x", "x"], "seccomp=FILE"),
         (["--security-opt", "seccomp=/no/such", "x"], "/no/such: No such file or directory"),
         (["--security-opt", "seccomp=README.md", "x"], "README.md: not JSON"),
-        (["--memory", "0", "x"], "more than 0"),
+        (["--memory", "0", "x"], "--memory: must be more than 0"),
+        (["--cpus", "1e9", "x"], "--cpus: expected 0.01 to 8192"),
+        (["-w", "here", "x"], '--workdir: "here" must be an absolute path'),
+        (["-e", "", "x"], "'' has no variable's name"),
         (["-v", "named:/x", "x"], "named"),
-        (["-e", "=x", "x"], "not a variable's name"),
+        (["-e", "=x", "x"], "has no variable's name"),
         (["--tmpfs", "/a", "--tmpfs", "/a", "x"], "mounted twice"),
     ],
 )

@@ -354,7 +354,15 @@ def test_report(batch: Command, tmp_path: Path) -> None:
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "r.md").read_text().startswith("# Batch report")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.html", "r.md"]
-    assert batch("--report", "/no/such/r.md", "--each", "echo", "a") == 2
+
+
+@pytest.mark.parametrize("path", ["/no/such/r.md", "there.md"])
+def test_a_report_that_can_not_be_written_is_said_before_anything_runs(
+    batch: Command, runtime: FakeRuntime, tmp_path: Path, path: str
+) -> None:
+    (tmp_path / "there.md").mkdir()
+    assert batch("--report", path, "--each", "echo", "a") == 2
+    assert runtime.started == []
 
 
 def test_fail_fast_and_retries(batch: Command, runtime: FakeRuntime) -> None:

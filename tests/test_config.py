@@ -159,6 +159,9 @@ def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
         ("services:", ["1:1: services: expected at least one service, by name"]),
         ("services: {}", ["1:1: services: expected at least one service, by name"]),
         ("services: [a]", ["1:1: services: expected at least one service, by name"]),
+        ("services: {a: {command: x}}\nvolumes: {data: }", [
+            '2:1: volumes: named volumes are not supported yet; mount a directory by a service\'s "volumes"'
+        ]),
         ("services:\n  a:\n", ["2:3: services.a: expected keys and values, got nothing"]),
         ("services: {a: {command: x}, b: 5}", ['1:29: services.b: expected keys and values, got "5"']),
         ("command: x\ncommand: y", ['2:1: the key "command" is given twice; first in line 1']),
@@ -180,6 +183,29 @@ def test_problems_of_all_files_come_at_once(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_wrong_file(tmp_path: Path, text: str, expected: list[str]) -> None:
     assert problems(tmp_path, text) == expected
+
+
+def test_a_directory_with_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "1.yaml")
+    (tmp_path / "2.yaml").symlink_to("/dev/zero")
+    (tmp_path / "3.yaml").symlink_to("nowhere")
+    with pytest.raises(ConfigError) as caught:
+        config.load([tmp_path], environ={})
+    assert str(caught.value).replace(f"{tmp_path}/", "").splitlines() == [
+        "1.yaml:1:1: is not a regular file",
+        "2.yaml:1:1: is not a regular file",
+        "3.yaml:1:1: can't be read: No such file or directory",
+    ]
+
+
+def test_a_pipe_that_is_named_is_read(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"services: {a: {command: x}}")
+    os.close(writer)
+    try:
+        assert list(config.load([Path(f"/dev/fd/{reader}")], environ={}, name="p").services) == ["a"]
+    finally:
+        os.close(reader)
 
 
 def test_ten_megabytes(tmp_path: Path) -> None:
@@ -802,7 +828,7 @@ SPECS: dict[str, st.SearchStrategy[Any]] = {
     "network_mode": st.sampled_from(["none", "host"]),
     "pids_limit": st.none() | POSITIVE,
     "mem_limit": st.none() | POSITIVE,
-    "cpus": st.none() | st.floats(0.01, 1e9),
+    "cpus": st.none() | st.floats(0.01, 8192),
     "cpuset": st.frozensets(st.integers(0, 8191), max_size=5),
     "blkio": st.none()
     | st.builds(

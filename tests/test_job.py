@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,8 +62,11 @@ def test_ordinary_and_odd_paths_are_fine(path: str) -> None:
     assert Job(spec=SPEC, files={path: b""}, collect=[path]).collect == (path,)  # type: ignore[arg-type]
 
 
-def test_text_is_a_path() -> None:
-    assert Job(spec=SPEC, stdin="/dev/null").stdin == Path("/dev/null")  # type: ignore[arg-type]
+@pytest.mark.parametrize("values", [{"stdin": "/etc/shadow"}, {"files": {"answer": "/etc/shadow"}}])
+def test_text_is_no_path(values: Any) -> None:
+    """Who takes it for the content may have it from somebody else: whose it is would be given a file of the host."""
+    with pytest.raises(SpecError, match="expected bytes or a Path"):
+        Job(spec=SPEC, **values)
 
 
 @given(st.text())

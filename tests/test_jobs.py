@@ -217,6 +217,8 @@ def test_defaults_file(tmp_path: Path) -> None:
         ('{"command": ["a"], "stdin": {"file": "/dev/zero"}}', ['3:20: stdin: "/dev/zero" is not a regular file']),
         ('{"command": ["a"], "stdin": {"base64": "?"}}', ["3:20: stdin: base64: not base64"]),
         ('{"command": ["a"], "collect": ["/etc/*"]}', ['3:20: collect: "/etc/*" must be a path below']),
+        ('{"command": ["a"], "collect": ["ok", "../x"], "files": {"/x": "a"}, "stdin": {"file": "/no/such"}}',
+         ['3:38: collect[1]: "../x" must be a path below', '3:57: files./x: "/x" must be a path', '3:69: stdin: "/no/such"']),
         ('{"command": ["a"], "restart": "always"}', ["3:20: restart: a job runs once"]),
         ('{"command": ["a"], "tty": true, "network_mode": "service:x"}',
          ["3:20: tty: a job has no terminal", "3:33: network_mode: a job knows no services"]),

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,18 @@ async def test_without_prometheus_client_it_says_what_to_do(tmp_path: Path, monk
         )
 
 
+@contextlib.contextmanager
+def serving_metrics(rig: Rig) -> Iterator[int]:
+    """The port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        rig.nursery.start_soon(rig.control.serve_metrics, listener)
+        yield listener.getsockname()[1]
+
+
 async def test_a_port_has_metrics_and_nothing_else(tmp_path: Path) -> None:
     async with rig(tmp_path, service("a")) as r:
-        listener = socket.create_server(("127.0.0.1", 0))
-        listener.setblocking(False)
-        with listener:
-            port = listener.getsockname()[1]
-            r.nursery.start_soon(r.control.serve_metrics, listener)
+        with serving_metrics(r) as port:
             idle = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_SCRAPES + 3)]
             await wait_all_tasks_blocked()
             assert (await r.ask("GET", "/v1/project"))[0] == 200, "they take no client's place"
@@ -110,11 +116,7 @@ async def test_slow_scrapes_hold_no_place_for_long(tmp_path: Path, monkeypatch: 
         await forever.wait()
 
     async with rig(tmp_path, service("a")) as r:
-        listener = socket.create_server(("127.0.0.1", 0))
-        listener.setblocking(False)
-        with listener:
-            port = listener.getsockname()[1]
-            r.nursery.start_soon(r.control.serve_metrics, listener)
+        with serving_metrics(r) as port:
             slow = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(MAX_SCRAPES)]
             with monkeypatch.context() as patch:
                 patch.setattr("tinyvisor.control._Client.send_whole", never)

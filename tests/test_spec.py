@@ -12,14 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyvisor.errors import SpecError
+from tinyvisor.job import Job
 from tinyvisor.spec import (
     Backoff,
     Blkio,
+    Dependency,
+    Healthcheck,
+    Hook,
+    Http,
     Limits,
+    Logging,
     RestartPolicy,
+    Schedule,
     Secret,
     Service,
     Spec,
+    SyscallRule,
+    Tcp,
     Tmpfs,
     Ulimit,
     Volume,
@@ -73,6 +82,7 @@ BAD: list[tuple[str, Any]] = [
     ("hostname", "a b"),
     ("hostname", 5),
     ("rootfs", 5),
+    ("rootfs", "/a\0b"),
     ("root_method", "switch"),
     ("read_only", "yes"),
     ("volumes", ("/a:/b",)),
@@ -164,6 +174,45 @@ PARTS: list[tuple[Any, dict[str, Any]]] = [
     (RestartPolicy, {"success_exit_codes": {"1"}}),
     (RestartPolicy, {"start_limit_burst": -1}),
 ]
+
+
+WHOLE: dict[Any, dict[str, Any]] = {
+    Spec: {"command": ("true",)}, Limits: {}, Volume: {"source": "/a", "target": "/b"}, Tmpfs: {"target": "/x"},
+    Secret: {"target": "x", "content": b"x"}, Ulimit: {"soft": 1, "hard": 2}, Blkio: {},
+    SyscallRule: {"syscall": "x", "action": "deny"}, Backoff: {}, Schedule: {"interval": 5.0}, RestartPolicy: {}, Dependency: {},
+    Tcp: {"port": 1}, Http: {"port": 1}, Healthcheck: {"test": ("x",)}, Hook: {"command": ("x",)}, Logging: {},
+    Service: {"spec": Spec(command=("true",))}, Job: {"spec": Spec(command=("true",))},
+}  # fmt: skip
+ALIEN: tuple[Any, ...] = (object(), float("nan"), b"\xff", [None], {1: "a"}, {"a": 1}, [object()], -(10**30))
+"""Fits nowhere."""
+
+
+@pytest.mark.parametrize("kind, name", [(kind, item.name) for kind in WHOLE for item in fields(kind) if item.init])
+def test_what_fits_nowhere_is_refused_in_one_line_that_says_where(kind: Any, name: str) -> None:
+    kind(**WHOLE[kind])
+    for value in ALIEN:
+        if (name, value) in ((("content", b"\xff"), ("stdin", b"\xff"))):  # any bytes will do
+            continue
+        with pytest.raises(SpecError) as caught:
+            kind(**WHOLE[kind] | {name: value})
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind, name, value, field",
+    [
+        (Spec, "blkio", {}, "blkio"), (Volume, "read_only", 1, "volumes"), (Backoff, "factor", True, "backoff.factor"),
+        (Blkio, "write_bps", ["/dev/sda"], "blkio_config.device_write_bps"), (Healthcheck, "retries", 1.5, "healthcheck.retries"),
+        (RestartPolicy, "max_attempts", "3", "max_attempts"), (Service, "restart", "always", "restart"),
+        (RestartPolicy, "restart_force_exit_codes", ["KILL"], "restart_force_exit_codes"), (Logging, "tag", 5, "logging.tag"),
+        (Service, "depends_on", {"a": "service_healthy"}, "depends_on"), (Service, "pre_stop", [("true",)], "pre_stop"),
+        (Spec, "command", {"true"}, "command"), (Job, "collect", "*.txt", "collect"), (Spec, "cpus", 8193, "cpus"),
+    ],
+)  # fmt: skip
+def test_a_wrong_kind_is_a_spec_error_at_its_field(kind: Any, name: str, value: Any, field: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        kind(**WHOLE[kind] | {name: value})
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize("kind, values", PARTS)

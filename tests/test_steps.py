@@ -32,6 +32,11 @@ class Row(typing.NamedTuple):
     sections: int
 
 
+def test_a_program_with_a_strange_name_stays_on_its_line() -> None:
+    assert steps.Exec(("a b", "x"), ()).describe() == "exec a b"
+    assert steps.Exec(("a\nb\x1b[31m",), ()).describe() == r"exec 'a\nb\x1b[31m'"
+
+
 def sample(kind: type[Step]) -> Step:
     """One of each, by the types of its fields."""
     values: dict[str, object] = {

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyvisor.runtime.cgroup import Usage
+from tinyvisor.runtime.usage import Usage
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit, Violation

@@ -799,6 +799,10 @@ class _ServiceFile(_Service):
 class _ServicesFile(_Model):
     """A file with a map of services, as compose has it."""
 
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "volumes": f'named volumes are {_LATER}; mount a directory by a service\'s "volumes"',
+    }
+
     services: dict[str, _Service]
     name: Text | None = Field(None, description="the project's name")
     secrets: dict[str, _SecretSource] | None = Field(None, description="by name, for the services of all files")
@@ -1544,7 +1548,10 @@ class _Loader:
             self._report(path, str(error))
             return
         for file in files:
-            self._add_file(file)
+            if path.is_dir() and file.exists() and not file.is_file():
+                self._report(file, "is not a regular file")  # a FIFO would wait for its writer; who names it wants that
+            else:
+                self._add_file(file)
 
     def _report(self, path: Path, problem: str, line: int = 1) -> None:
         self.complete = False

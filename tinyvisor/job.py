@@ -49,27 +49,28 @@ class Job:
         if not isinstance(self.files, Mapping):
             raise SpecError("files", f"expected a mapping of paths to contents, got {self.files!r}")
         for path, content in self.files.items():
-            _relative("files", path)
+            check_relative("files", path)
             if not isinstance(content, bytes):
                 _path("files", content)
-        if isinstance(self.collect, str | bytes):
-            raise SpecError("collect", f"expected a list of paths, got {self.collect!r}")
+        if not isinstance(self.collect, list | tuple):
+            raise SpecError("collect", f"expected a list of paths, got {self.collect!r:.100}")
         object.__setattr__(self, "collect", tuple(self.collect))
         for pattern in self.collect:
-            _relative("collect", pattern)
+            check_relative("collect", pattern)
         if self.retry not in ("", "never"):
             raise SpecError("retry", f'expected "never" or nothing, got {self.retry!r}')
 
 
 def _path(where: str, value: object) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise SpecError(where, f"expected bytes or a path, got {value!r:.100}")
+    if not isinstance(value, os.PathLike):  # no text: is it the content, or a path?
+        raise SpecError(where, f"expected bytes or a Path, got {value!r:.100}")
     if "\0" in os.fspath(value):
         raise SpecError(where, "must not contain NUL")
     return Path(value)
 
 
-def _relative(where: str, path: object) -> None:
+def check_relative(where: str, path: object) -> None:
+    """Raises `SpecError` for `where` unless it is a path, or a pattern, below a working directory."""
     if not isinstance(path, str) or not path or "\0" in path:
         raise SpecError(where, f"expected a relative path, got {path!r}")
     check_encodable(where, path)

@@ -42,7 +42,7 @@ from tinyvisor.config import (
 )
 from tinyvisor.digests import WIDTH, Digests
 from tinyvisor.errors import ConfigProblem, SpecError
-from tinyvisor.job import Job
+from tinyvisor.job import Job, check_relative
 from tinyvisor.jsonlines import locate, parse_line
 from tinyvisor.spec import Spec
 from tinyvisor.units import format_size
@@ -268,6 +268,12 @@ class _DraftBuilder(SpecBuilder):
     def draft(self) -> Draft:
         """What the model says; problems are reported."""
         model = self._model
+        for path in model.files or ():
+            with self._at("files", path):
+                check_relative("files", path)
+        for index, pattern in enumerate(model.collect or ()):
+            with self._at("collect", index):
+                check_relative("collect", pattern)
         return Draft(
             fields=self._given_fields(),
             entrypoint=model.entrypoint,

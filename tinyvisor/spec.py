@@ -10,7 +10,7 @@ import math
 import os
 import re
 import signal as signals
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -82,6 +82,9 @@ def check_proc_options(text: str) -> None:
             raise ValueError(f"proc-opts: {option!r} is not known; expected {', '.join(PROC_OPTIONS)}")
 
 
+MAX_CPUS = 8192
+"""As many as Linux can have (NR_CPUS); what the cgroup's files take ends above."""
+
 _OF_A_NETWORK = frozenset({"NET_ADMIN", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_RAW"})
 
 MAX_SCALE = 1000
@@ -107,6 +110,14 @@ def parse_signal(value: int | str) -> int:
     return int(number)
 
 
+def _is_signal(name: str) -> bool:
+    """Whether it is one's name as `units.signal_name` has it."""
+    try:
+        return signal_name(parse_signal(name)) == name
+    except ValueError:
+        return False
+
+
 def parse_capability(value: str) -> str:
     """``"cap_net_raw"`` → ``"NET_RAW"``; ``"ALL"`` stays.
 
@@ -117,6 +128,54 @@ def parse_capability(value: str) -> str:
     if name != "ALL" and name not in CAPABILITIES:
         raise ValueError(f'"{value}" is not a capability; see capabilities(7)')
     return name
+
+
+_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "text"),
+    "bool": ((bool,), "True or False"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "bytes": ((bytes,), "bytes"),
+    "Path": ((str, os.PathLike), "a path"),
+    "str | Path": ((str, os.PathLike), "a path, default or unconfined"),
+    "Mapping[str, str]": ((Mapping,), "a mapping"),
+    "Mapping[str, Ulimit]": ((Mapping,), "a mapping"),
+    "Mapping[str, Dependency]": ((Mapping, frozenset, set, list, tuple), "a mapping, or names"),
+    "frozenset[str]": ((frozenset, set, list, tuple), "a set"),
+    "frozenset[int]": ((frozenset, set, list, tuple), "a set"),
+    "frozenset[int | str]": ((frozenset, set, list, tuple), "a set"),
+    "tuple[Hook, ...]": ((list, tuple), "a list of Hook objects"),
+    "tuple[tuple[str, int], ...]": ((list, tuple), "a list of devices and rates"),
+}
+_PARTS = frozenset({"Spec", "Blkio", "Backoff", "Schedule", "RestartPolicy", "Http", "Tcp", "Healthcheck", "Logging"})
+"""Classes of this module that are the kind of a field."""
+
+_KIND_OF: dict[type, tuple[tuple[str, tuple[type, ...], str], ...]] = {}
+
+
+def _check_kinds(value: Any, where: str = "") -> None:
+    """Raises `SpecError` for a field whose value is not of the annotated type; what is inside collections is not looked at.
+
+    Args:
+        where: what the error says: the field's name behind ``"backoff."``; nothing but ``"volumes"``.
+    """
+    for name, types, words in _KIND_OF.get(type(value)) or _kinds(type(value)):
+        given = getattr(value, name)
+        fits = isinstance(given, types) and ((given is not True and given is not False) or bool in types)
+        if not fits or (type(given) is float and given != given):
+            at = f"{where}{name}" if not where or where.endswith(".") else where
+            raise SpecError(at, f"expected {words}, got {given!r:.100}")
+
+
+def _kinds(of: type[Any]) -> tuple[tuple[str, tuple[type, ...], str], ...]:
+    found = []
+    for item in fields(of):
+        kind, optional = str(item.type).removesuffix(" | None"), str(item.type).endswith(" | None")
+        types, words = ((globals()[kind],), f"a {kind} object") if kind in _PARTS else _KINDS.get(kind, ((), ""))
+        if types:
+            found.append((item.name, (*types, type(None)) if optional else types, words))
+    kinds = _KIND_OF[of] = tuple(found)
+    return kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +193,7 @@ class Volume:
     read_only: bool = False
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "volumes")
         _absolute("volumes", self.target)
         if not Path(self.source).is_absolute():
             raise SpecError("volumes", f'the source "{self.source}" must be an absolute path')
@@ -160,10 +220,11 @@ class Tmpfs:
     executable: bool = True
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "tmpfs")
         _absolute("tmpfs", self.target)
         _positive("tmpfs", self.size)
         _positive("tmpfs", self.inodes)
-        if not isinstance(self.mode, int) or not 0 <= self.mode <= 0o7777:
+        if not 0 <= self.mode <= 0o7777:
             raise SpecError("tmpfs", "expected a mode from 0 to 0o7777")
 
 
@@ -202,6 +263,7 @@ class Secret:
     mode: int = 0o444
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "secrets")
         _no_nul("secrets", self.target)
         if not self.target or "/" in self.target or self.target in (".", "..") or len(os.fsencode(self.target)) > 255:
             raise SpecError("secrets", f'"{self.target}" is not the name of a file in {SECRETS}')
@@ -213,16 +275,16 @@ class Secret:
             _no_nul("secrets", str(self.file))
             object.__setattr__(self, "file", Path(self.file))
         if self.content is not None:
-            if not isinstance(self.content, bytes) or len(self.content) > MAX_SECRET:
+            if len(self.content) > MAX_SECRET:
                 raise SpecError("secrets", f"expected {MAX_SECRET} bytes at most")
             from hashlib import sha256  # here, since few need it and it is slow to import
 
             object.__setattr__(self, "digest", sha256(self.content).hexdigest())
         for name in ("uid", "gid"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 32):
+            if value is not None and not 0 <= value < 1 << 32:
                 raise SpecError("secrets", f"expected a {name} of 0 or more, got {value!r}")
-        if isinstance(self.mode, bool) or not isinstance(self.mode, int) or not 0 <= self.mode <= 0o777:
+        if not 0 <= self.mode <= 0o777:
             raise SpecError("secrets", "expected a mode from 0 to 0o777")
 
 
@@ -234,8 +296,7 @@ class Ulimit:
     hard: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.soft, int) or not isinstance(self.hard, int):
-            raise SpecError("ulimits", "expected whole numbers")
+        _check_kinds(self, "ulimits")
         if self.soft < -1 or self.hard < -1:
             raise SpecError("ulimits", "expected 0 or more, or -1 for unlimited")
         if self.hard != -1 and (self.soft == -1 or self.soft > self.hard):
@@ -259,12 +320,15 @@ class Blkio:
     write_iops: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "blkio_config.")
         if self.weight is not None and not 10 <= self.weight <= 1000:
             raise SpecError("blkio_config.weight", "expected 10 to 1000")
         for name in ("read_bps", "write_bps", "read_iops", "write_iops"):
-            for device, rate in getattr(self, name):
-                _absolute(f"blkio_config.device_{name}", device)
-                _positive(f"blkio_config.device_{name}", rate)
+            for pair in getattr(self, name):
+                if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                    raise SpecError(f"blkio_config.device_{name}", f"expected a device and a rate, got {pair!r:.100}")
+                _absolute(f"blkio_config.device_{name}", pair[0])
+                _positive(f"blkio_config.device_{name}", pair[1])
 
 
 SeccompAction = Literal["errno", "kill", "log", "trace"]
@@ -310,9 +374,10 @@ class SyscallRule:
         return bool(self.path or self.address)
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "on_syscall.")
         for name in ("path", "address"):
             _no_nul(f"on_syscall.{name}", getattr(self, name))
-        if not isinstance(self.syscall, str) or not re.fullmatch(r"!?[\x21-\x7e]{1,4096}", self.syscall):
+        if not re.fullmatch(r"!?[\x21-\x7e]{1,4096}", self.syscall):
             raise SpecError("on_syscall.syscall", f"expected names of system calls, got {self.syscall!r}")
         if self.action not in get_args(RuleAction):
             raise SpecError("on_syscall.action", f"{self.action!r} is not known; expected deny, allow or log")
@@ -457,6 +522,7 @@ class Spec:
         for name in ("namespaces", "cpuset", "capabilities"):
             object.__setattr__(self, name, frozenset(getattr(self, name)))
         if self.rootfs is not None:
+            _no_nul("rootfs", os.fspath(self.rootfs))
             object.__setattr__(self, "rootfs", Path(self.rootfs))
         if self.seccomp not in ("default", "unconfined"):
             object.__setattr__(self, "seccomp", Path(self.seccomp))
@@ -470,9 +536,7 @@ class Spec:
         changes: what is known to be right is not checked again."""
         if changes.keys() <= _CHEAP.keys():
             return self._with(changes)
-        unknown = changes.keys() - {item.name for item in fields(self)}
-        if unknown:
-            raise SpecError(sorted(unknown)[0], "there is no such field")
+        check_fields(changes.keys())
         return replace(self, **changes)
 
     def _with(self, changes: Mapping[str, Any]) -> Spec:
@@ -556,14 +620,14 @@ class Spec:
             value = getattr(self, name)
             if value is not None:
                 _positive(name, value)
-        if self.cpus is not None and self.cpus < 0.01:
-            raise SpecError("cpus", "expected 0.01 or more")
+        if self.cpus is not None and not 0.01 <= self.cpus <= MAX_CPUS:
+            raise SpecError("cpus", f"expected 0.01 to {MAX_CPUS}")
         for name in self.ulimits:
             if name not in ULIMITS:
                 raise SpecError("ulimits", f'"{name}" is not a limit; expected one of {", ".join(ULIMITS)}')
         for cpu in self.cpuset:
-            if not isinstance(cpu, int) or not 0 <= cpu < 8192:
-                raise SpecError("cpuset", "expected CPU numbers from 0 to 8191")
+            if isinstance(cpu, bool) or not isinstance(cpu, int) or not 0 <= cpu < MAX_CPUS:
+                raise SpecError("cpuset", f"expected CPU numbers from 0 to {MAX_CPUS - 1}")
         if self.oom_score_adj is not None and not -1000 <= self.oom_score_adj <= 1000:
             raise SpecError("oom_score_adj", "expected -1000 to 1000")
 
@@ -625,6 +689,21 @@ class Spec:
         if self.userns_mode is None:
             return "auto" if "user" in self.namespaces else "host"
         return cast(UsernsMode, self.userns_mode)
+
+
+_FIELD_NAMES = frozenset(item.name for item in fields(Spec))
+_ELSEWHERE = {"cwd": "working_dir", "env": "environment", "memory": "mem_limit", "cap_add": "capabilities"}
+"""What a field is called by subprocess and docker."""
+
+
+def check_fields(names: Set[str]) -> None:
+    """Raises `SpecError` for a name that no field of `Spec` has."""
+    unknown = min(names - _FIELD_NAMES, default=None)
+    if unknown is not None:
+        from difflib import get_close_matches  # only where something is wrong
+
+        near = [_ELSEWHERE[unknown]] if unknown in _ELSEWHERE else get_close_matches(unknown[:64], _FIELD_NAMES, n=1)
+        raise SpecError(unknown, "there is no such field" + "".join(f' (did you mean "{name}"?)' for name in near))
 
 
 # The slots' own functions: an eighth of what dataclasses.replace costs, whose checks of every field are not needed again.
@@ -721,9 +800,7 @@ class Backoff:
     reset_after: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("initial", "factor", "max", "jitter", "reset_after"):
-            if not isinstance(getattr(self, name), (int, float)):
-                raise SpecError(f"backoff.{name}", f"expected a number, got {getattr(self, name)!r}")
+        _check_kinds(self, "backoff.")
         if not 0 <= self.initial <= self.max:
             raise SpecError("backoff.initial", "expected 0 or more, and not above max")
         if not 1 <= self.factor <= 1000:
@@ -751,6 +828,7 @@ class Schedule:
     overlap: Overlap = "skip"
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "schedule.")
         if (self.cron is None) == (self.interval is None):
             raise SpecError("schedule", "expected either cron or interval")
         if self.interval is not None and not 1 <= self.interval < 1e9:
@@ -796,19 +874,21 @@ class RestartPolicy:
     schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         if self.condition not in get_args(RestartCondition):
             raise SpecError("restart", "expected no, always, on-failure[:N] or unless-stopped")
         if self.max_attempts is not None and self.max_attempts < 0:
             raise SpecError("restart", "expected 0 or more attempts")
+        for name in ("success_exit_codes", "restart_prevent_exit_codes", "restart_force_exit_codes"):
+            object.__setattr__(self, name, frozenset(getattr(self, name)))
         for code in self.success_exit_codes:
-            if not isinstance(code, int) or not 0 <= code <= 255:
+            if isinstance(code, bool) or not isinstance(code, int) or not 0 <= code <= 255:
                 raise SpecError("success_exit_codes", "expected exit codes from 0 to 255")
         for name in ("restart_prevent_exit_codes", "restart_force_exit_codes"):
             for each in getattr(self, name):
-                if isinstance(each, int) and not 0 <= each <= 255:
-                    raise SpecError(name, "expected exit codes from 0 to 255 and names of signals")
-                if isinstance(each, str) and signal_name(parse_signal(each)) != each:
-                    raise SpecError(name, f'expected names of signals such as SIGTERM, got "{each}"')
+                if not (_is_signal(each) if isinstance(each, str) else isinstance(each, int) and 0 <= each <= 255):
+                    words = "expected exit codes from 0 to 255 and names of signals such as SIGTERM"
+                    raise SpecError(name, f"{words}, got {each!r:.100}")
         if self.start_limit_burst < 0 or self.start_limit_interval < 0:
             raise SpecError("start_limit", "expected 0 or more")
         if self.schedule is not None and self.condition in ("always", "unless-stopped"):
@@ -831,6 +911,7 @@ class Dependency:
     restart: bool = False
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "depends_on.")
         if self.condition not in get_args(Condition):
             raise SpecError("depends_on", f"expected {', '.join(get_args(Condition))}")
 
@@ -851,6 +932,7 @@ class Tcp:
     host: str = _LOOPBACK
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "healthcheck.tcp.")
         _check_endpoint("healthcheck.tcp", self.host, self.port)
 
     def __str__(self) -> str:
@@ -876,10 +958,13 @@ class Http:
     status: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "healthcheck.http.")
         _check_endpoint("healthcheck.http", self.host, self.port)
         if not re.fullmatch(r"/[!-~]*", self.path):
             raise SpecError("healthcheck.http.path", f"expected a path such as /health, got {self.path!r:.100}")
         for name, value in self.headers.items():
+            _no_nul("healthcheck.http.headers", name)
+            _no_nul("healthcheck.http.headers", value)
             if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or not re.fullmatch(r"([!-~]([ -~]*[!-~])?)?", value):
                 raise SpecError("healthcheck.http.headers", f"{name!r:.100} can't be sent")
         names = [name.lower() for name in self.headers]
@@ -936,6 +1021,7 @@ class Healthcheck:
     start_interval: float = 5.0
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "healthcheck.")
         if self.test or (self.http is None and self.tcp is None):
             object.__setattr__(self, "test", _command("healthcheck.test", self.test))
         if bool(self.test) + (self.http is not None) + (self.tcp is not None) != 1:
@@ -964,6 +1050,7 @@ class Hook:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         object.__setattr__(self, "command", _command("command", self.command))
         if self.working_dir is not None:
             _absolute("working_dir", self.working_dir)
@@ -1027,6 +1114,7 @@ class Logging:
     tag: str = ""
 
     def __post_init__(self) -> None:
+        _check_kinds(self, "logging.")
         if self.driver not in get_args(LogDriver):
             raise SpecError("logging.driver", f"expected {', '.join(get_args(LogDriver))}")
         for name, key in (("max_size", "max-size"), ("max_age", "max-age"), ("max_rate", "max-rate")):
@@ -1093,8 +1181,21 @@ class Service:
     logging: Logging = field(default_factory=_local_logging)
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
+        for name in self.depends_on:
+            check_name("depends_on", name)
         if not isinstance(self.depends_on, Mapping):
             object.__setattr__(self, "depends_on", {name: Dependency() for name in sorted(self.depends_on)})
+        for dependency in self.depends_on.values():
+            if not isinstance(dependency, Dependency):
+                raise SpecError("depends_on", f"expected Dependency objects, got {dependency!r:.100}")
+        for name in ("post_start", "pre_stop"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for hook in getattr(self, name):
+                if not isinstance(hook, Hook):
+                    raise SpecError(name, f"expected Hook objects, got {hook!r:.100}")
+        for label in (*self.labels.keys(), *self.labels.values()):
+            _no_nul("labels", label)
         if self.on_unhealthy not in get_args(OnUnhealthy):
             raise SpecError("on_unhealthy", "expected none, restart or stop")
         if self.on_unhealthy != "none" and not self.tells_health:
@@ -1186,9 +1287,13 @@ def check_name(where: str, name: str) -> None:
         raise SpecError(where, f"{name!r} is not a name; expected 1 to 63 letters, digits, dots, dashes or underscores")
 
 
+_NO_LIST = (str, bytes, Mapping, set, frozenset)
+"""What can be iterated over, but has other items than one may think, or no order."""
+
+
 def _command(where: str, words: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(words, (str, bytes)):
-        raise SpecError(where, f"expected a list, got {words!r}")
+    if isinstance(words, _NO_LIST) or not isinstance(words, Iterable):
+        raise SpecError(where, f"expected a list, got {words!r:.100}")
     command = tuple(words)
     for word in command:
         _no_nul(where, word)
@@ -1210,44 +1315,13 @@ def _check_environment(environment: Mapping[str, str]) -> None:
         _no_nul("environment", value)
 
 
-_KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "str": ((str,), "text"),
-    "bool": ((bool,), "True or False"),
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-    "Path": ((str, os.PathLike), "a path"),
-    "str | Path": ((str, os.PathLike), "a path, default or unconfined"),
-    "Mapping[str, str]": ((Mapping,), "a mapping"),
-    "Mapping[str, Ulimit]": ((Mapping,), "a mapping"),
-    "frozenset[str]": ((frozenset, set, list, tuple), "a set"),
-    "frozenset[int]": ((frozenset, set, list, tuple), "a set"),
-}
-_KIND_OF: dict[type, tuple[tuple[str, tuple[type, ...], str], ...]] = {}
-
-
-def _check_kinds(value: Any) -> None:
-    """Raises `SpecError` for a field whose value is not of the annotated type; what is inside collections is not looked at."""
-    kinds = _KIND_OF.get(type(value))
-    if kinds is None:
-        found = []
-        for item in fields(value):
-            kind, optional = str(item.type).removesuffix(" | None"), str(item.type).endswith(" | None")
-            if kind in _KINDS:
-                types, words = _KINDS[kind]
-                found.append((item.name, (*types, type(None)) if optional else types, words))
-        kinds = _KIND_OF[type(value)] = tuple(found)
-    for name, types, words in kinds:
-        given = getattr(value, name)
-        if not isinstance(given, types) or ((given is True or given is False) and bool not in types):
-            raise SpecError(name, f"expected {words}, got {given!r}")
-
-
 def _tuples(spec: Spec, names: Iterable[str]) -> None:
     for name in names:
         value = getattr(spec, name)
-        if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-            raise SpecError(name, f"expected a list, got {value!r}")
-        object.__setattr__(spec, name, tuple(value))
+        if type(value) is not tuple:
+            if isinstance(value, _NO_LIST) or not isinstance(value, Iterable):
+                raise SpecError(name, f"expected a list, got {value!r:.100}")
+            object.__setattr__(spec, name, tuple(value))
 
 
 def _absolute(where: str, path: str) -> None:

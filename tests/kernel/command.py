@@ -65,6 +65,20 @@ def write(path: Path, *jobs: dict[str, Any]) -> Path:
     return path
 
 
+class Patience:
+    """So many seconds of waiting, in turns of which each counts once: when everybody on the machine is stopped for a while, or
+    gets no CPU, we do not take it for the other's silence.
+    """
+
+    def __init__(self, seconds: float = BOUND) -> None:
+        self.left = seconds
+
+    def take(self, seconds: float) -> bool:
+        """Whether there is some left then."""
+        self.left = max(0.0, self.left - seconds)
+        return self.left > 0
+
+
 class Running:
     """A command that runs, on pipes or on a terminal; killed when the block is left.
 
@@ -113,19 +127,19 @@ class Running:
 
     def expect(self, pattern: str) -> re.Match[str]:
         """Reads until `pattern` comes after what was found before."""
-        deadline = time.monotonic() + BOUND
+        patience = Patience()
         while (match := re.compile(pattern, re.MULTILINE).search(self.text, self._seen)) is None:
-            if not self._read(deadline):
-                raise AssertionError(f"{pattern!r} never came after:\n{self.text}")
+            if not self._read(patience):
+                raise AssertionError(f"{pattern!r} never came, {self._how_it_is()}, after:\n{self.text}")
         self._seen = match.end()
         return match
 
     def expect_all(self, *patterns: str) -> None:
         """Reads until each pattern has come, in whatever order."""
-        deadline = time.monotonic() + BOUND
+        patience = Patience()
         while missing := [pattern for pattern in patterns if not re.search(pattern, self.text, re.MULTILINE)]:
-            if not self._read(deadline):
-                raise AssertionError(f"{missing} never came in:\n{self.text}")
+            if not self._read(patience):
+                raise AssertionError(f"{missing} never came, {self._how_it_is()}, in:\n{self.text}")
 
     def send(self, text: str) -> None:
         """Types."""
@@ -137,15 +151,15 @@ class Running:
 
     def end(self) -> int:
         """Reads to the end; the exit code."""
-        deadline = time.monotonic() + BOUND
+        patience = Patience()
         if self.slave >= 0:
             while self.process.poll() is None:
-                self._read(time.monotonic() + 0.05)
-                assert time.monotonic() < deadline, self.text
-            while self._read(time.monotonic()):
+                if not self._read(Patience(0.05)):
+                    assert patience.take(0.05), self.text
+            while self._read(Patience(0)):
                 pass
         else:
-            while self._read(deadline):
+            while self._read(patience):
                 pass
         return self.process.wait(BOUND)
 
@@ -157,10 +171,15 @@ class Running:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    def _read(self, deadline: float) -> bool:
-        ready, _, _ = select.select([self._reader], [], [], max(0, deadline - time.monotonic()))
-        if not ready:
-            return False
+    def _how_it_is(self) -> str:
+        code = self.process.poll()
+        return "and it goes on" if code is None else f"and it has ended with {code}"
+
+    def _read(self, patience: Patience) -> bool:
+        """False: it has ended, or patience has."""
+        while not select.select([self._reader], [], [], min(1, patience.left))[0]:
+            if not patience.take(1):
+                return False
         try:
             data = os.read(self._reader, 65536)
         except OSError:  # EIO: nobody has the terminal any more

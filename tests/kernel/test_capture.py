@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import signal
@@ -323,11 +324,11 @@ async def test_a_fifo_of_the_host_does_not_stop_the_program(shared: Runtime, tmp
         ({"stdin": PIPE}, "stdin: a run has nobody to write to a pipe"),
         ({"stdout": PIPE}, "stdout: a run has nobody to read a pipe; use capture_stdout"),
         ({"stderr": PIPE}, "stderr: a run has nobody to read a pipe; use capture_stderr"),
-        ({"stdout": STDOUT}, "stdout: can't be given"),
+        ({"stdout": STDOUT}, "stdout: STDOUT is for stderr"),
         ({"capture_stdout": True, "stdout": 1}, "stdout: can't be captured and go elsewhere"),
         ({"capture_stderr": True, "stderr": STDOUT}, "stderr: can't be captured and go elsewhere"),
         ({"stdin": "text"}, "stdin: expected"),
-        ({"stdin": bytearray(b"x")}, "stdin: expected"),
+        ({"stdin": io.BytesIO(b"x")}, "stdin: .* has no file descriptor"),
         ({"stdin": Path("/no/such/file")}, "stdin: /no/such/file: No such file"),
         ({"stdin": Path("/etc")}, "stdin: a directory of the host"),
         ({"stdin": Path("a\0b")}, "stdin: .*null byte"),
@@ -335,6 +336,14 @@ async def test_a_fifo_of_the_host_does_not_stop_the_program(shared: Runtime, tmp
         ({"tty": True}, "tty: a run has nobody at a terminal"),
         ({"files": {"../x": b""}}, "files: "),
         ({"files": {"x": 5}}, "files: "),
+        ({"files": {"x": "/etc/passwd"}}, "files: expected bytes or a Path"),
+        ({"nosuch": 1}, "nosuch: there is no such field"),
+        ({"cwd": "/"}, 'cwd: .*did you mean "working_dir"'),
+        ({"env": {}}, 'env: .*did you mean "environment"'),
+        ({"mem_limt": 5}, 'mem_limt: .*did you mean "mem_limit"'),
+        ({"limits": {"memory": "64m"}}, "limits: expected Limits"),
+        ({"deliver_cancel": 5}, "deliver_cancel: expected an async function"),
+        ({"working_directory": "/tmp"}, "working_directory: .*another runtime's"),
         ({"collect": ["/etc/passwd"]}, "collect: "),
         ({"collect": "x"}, "collect: "),
         ({"collect": ["x"], "collect_limit": -1}, "collect_limit: "),
@@ -352,7 +361,7 @@ async def test_wrong_arguments_name_themselves_and_leave_nothing(
     assert cgroups(shared) == []
 
 
-@pytest.mark.parametrize("command", ["ls -l", b"ls", [], [""], ["a\0b"], ["echo", "\ud800"], [5]])
+@pytest.mark.parametrize("command", ["ls -l", b"ls", None, [], [""], ["a\0b"], ["echo", "\ud800"], [5]])
 async def test_wrong_commands(shared: Runtime, command: Any) -> None:
     with no_fd_is_left(), pytest.raises(SpecError) as caught:
         await shared.run(command)

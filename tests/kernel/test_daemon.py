@@ -317,8 +317,7 @@ def test_screen_of_a_project_and_a_shell_from_it(directory: Directory) -> None:
     started(directory)
     with Running(["top", "--ui", "-p", directory.name], terminal=True) as command:
         before = termios.tcgetattr(command.slave)
-        command.expect("running")
-        command.expect("ready")
+        command.expect_all("running", "ready")  # parts of a screen: in whatever order
         command.send("e")
         command.expect(r"\x1b\[\?1049l")  # out of the alternate screen
         command.expect(r"# ")

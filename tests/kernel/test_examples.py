@@ -35,6 +35,23 @@ def test_it_is_short_and_has_a_test_here(path: Path) -> None:
     assert path.name in {"judge.py", "evaluate.py", "embed.py"}
 
 
+@pytest.mark.parametrize("loop", ["trio", "asyncio"])
+def test_the_readmes_first_program(tmp_path: Path, loop: str) -> None:
+    code = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    programs = [block for block in code if "trio.run(main)" in block]
+    assert len(programs) == 1
+    text = (
+        programs[0]
+        if loop == "trio"
+        else programs[0].replace("trio", "asyncio").replace("asyncio.run(main)", "asyncio.run(main())")
+    )
+    (tmp_path / "program.py").write_text(text)
+    ended = example(tmp_path / "program.py")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("Result(status='ok'")
+    assert r"stdout=b'42\n'" in ended.stdout
+
+
 def test_judge() -> None:
     ended = example("judge.py")
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
+import functools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.kernel.helpers import ON_TRIO, python, run, shell, skip, waiting
 from tests.kernel.test_exec import output
 from tinyvisor.errors import SpecError
-from tinyvisor.runtime import Runtime
+from tinyvisor.runtime import Container, Runtime
 from tinyvisor.runtime.syscalls import landlock_abi
 from tinyvisor.spec import Tmpfs, Volume
 
@@ -130,6 +133,29 @@ async def test_a_shared_directory_and_a_volume_that_is_a_file(unsealed: Runtime,
     )  # fmt: skip
     assert (result.stdout, result.files) == (b"held\n", {"out": b"given"})
     assert (tmp_path / "file").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_what_deliver_cancel_executes_writes_to_the_runs_directory(unsealed: Runtime, own: bool) -> None:
+    """Its own, or one that runs share; and to nothing else that is read-only."""
+    said: list[str] = []
+
+    async def deliver(container: Container) -> None:
+        try:
+            said.append((await output(container, "sh", "-c", "echo x >new && mkdir sub && cat new && echo x >/x"))[1])
+        finally:
+            await container.stop(grace=0)
+
+    async with unsealed.working_directory() as shared_by_runs:
+        directory: dict[str, Any] = {"files": {"there": b""}} if own else {"working_directory": shared_by_runs}
+        reader, writer = os.pipe()
+        with open(reader, "rb", buffering=0), open(writer, "wb") as started:
+            async with anyio.create_task_group() as group:
+                options = {"read_only": True, "stdout": started, "deliver_cancel": deliver, **directory}
+                group.start_soon(functools.partial(unsealed.run, ["sh", "-c", "echo; sleep 1000"], **options))
+                await anyio.wait_readable(reader)
+                group.cancel_scope.cancel()
+    assert said == ["x\nsh: 1: cannot create /x: Permission denied\n"]
 
 
 async def test_paths_that_the_user_can_not_reach(shared: Runtime, tmp_path: Path) -> None:

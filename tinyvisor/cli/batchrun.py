@@ -20,6 +20,7 @@ from tinyvisor.batch import Batch, Policy, Runtime
 from tinyvisor.cli import pid1
 from tinyvisor.cli.progress import Board, Snapshot
 from tinyvisor.cli.session import ENDING, heeded
+from tinyvisor.cli.wholefile import check_place, write_whole
 from tinyvisor.errors import ConfigError, ConfigProblem, TinyvisorError
 from tinyvisor.jobs import MAX_LINE, Invalid, NumberedJob, Reader, Template, describe
 from tinyvisor.journal import Journal
@@ -253,6 +254,8 @@ def run_batch(inputs: Inputs, settings: Settings) -> int:
     Raises:
         TinyvisorError: the input, the files to write, or this host are at fault. May come in an `ExceptionGroup`.
     """
+    if settings.report is not None:
+        check_place(settings.report)
     pid1.leave()  # before anything is read from stdin
     inputs.check(_complain)
     if settings.cluster is None:  # else each node does
@@ -407,18 +410,3 @@ class _Session:
         if path is not None:
             render = to_html if path.suffix == ".html" else to_markdown
             write_whole(path, render(self.tally, title="Batch report", seconds=self._seconds))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes `text` to `path`, whole or not at all.
-
-    Raises:
-        TinyvisorError: it can't be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as exc:
-        temporary.unlink(missing_ok=True)
-        raise TinyvisorError(f"{path} can't be written: {exc.strerror}") from exc

@@ -18,6 +18,7 @@ import trio
 from tinyvisor.cli import pid1, relay, terminal
 from tinyvisor.cli.failures import expected
 from tinyvisor.cli.session import heeded
+from tinyvisor.cli.wholefile import check_place, write_whole
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.runtime import Container, Runtime, open_runtime, rootless
 from tinyvisor.spec import Spec
@@ -52,8 +53,8 @@ def run_foreground(
     """
     if spec.tty and spec.stdin_open and not os.isatty(0):
         raise TinyvisorError("the input device is not a TTY; leave out -t, or -i")
-    if result is not None and not os.access(result.absolute().parent, os.W_OK):
-        raise TinyvisorError(f"{result} can't be written: its directory is missing or read-only")
+    if result is not None:
+        check_place(result)
     sys.stdout.flush()
     with _reported(result):
         pid1.leave()
@@ -73,13 +74,7 @@ def write_result(path: Path, exit: Exit) -> None:
     Raises:
         TinyvisorError: it can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(exit.to_json(), indent=2) + "\n")
-        temporary.replace(path)
-    except OSError as exc:
-        temporary.unlink(missing_ok=True)
-        raise TinyvisorError(f"{path} can't be written: {exc.strerror}") from exc
+    write_whole(path, json.dumps(exit.to_json(), indent=2) + "\n")
 
 
 @contextlib.contextmanager

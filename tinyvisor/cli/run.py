@@ -160,6 +160,7 @@ RUNNING = (
     click.option("--interactive", "-i", is_flag=True, help="Pass our stdin on; otherwise it is /dev/null."),
     click.option("--tty", "-t", is_flag=True, help="A terminal of its own."),
     click.option("--result", type=FILE, metavar="FILE", help="Write how it ended and what it used, as JSON."),
+    click.option("--rm", is_flag=True, hidden=True, expose_value=False),  # docker's: it is what is done anyway
 )
 """How it is run in the foreground."""
 
@@ -220,6 +221,8 @@ RENAMED = {
     "oom_score_adj": "oom_score_adj",
 }  # fmt: skip
 """option → field of `Spec`, where the value is taken as it is."""
+_OPTION_OF = {field: f"--{option.replace('_', '-')}" for option, field in RENAMED.items()} | {"environment": "--env"}
+"""What was typed for a field."""
 
 
 def build_spec(
@@ -231,7 +234,10 @@ def build_spec(
         SpecError: they make no sense together.
     """
     name = options["name"] or f"run-{os.getpid()}"
-    return Spec(command=command, name=name, tty=tty, stdin_open=stdin_open, **container_fields(options, environ))
+    try:
+        return Spec(command=command, name=name, tty=tty, stdin_open=stdin_open, **container_fields(options, environ))
+    except SpecError as error:
+        raise SpecError(_OPTION_OF.get(error.field, error.field), error.problem) from None
 
 
 def container_fields(options: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinyvisor.errors import SpecError
 from tinyvisor.spec import DEFAULT_NAMESPACES
 from tinyvisor.units import parse_size
 
@@ -58,10 +59,16 @@ def parse_storage(text: str) -> tuple[str, int]:
 
 
 def environment(given: Iterable[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """``VAR=x`` as it is, ``VAR`` from `environ` where it is set there."""
+    """``VAR=x`` as it is, ``VAR`` from `environ` where it is set there.
+
+    Raises:
+        SpecError: there is no name.
+    """
     found: dict[str, str] = {}
     for item in given:
         name, equals, value = item.partition("=")
+        if not name:
+            raise SpecError("environment", f"{item!r:.100} has no variable's name; expected VAR or VAR=VALUE")
         if equals:
             found[name] = value
         elif name in environ:

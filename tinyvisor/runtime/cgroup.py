@@ -1,7 +1,7 @@
 """cgroup v1, v2 and both at once behind one small interface: where we may make cgroups, which files to write for a limit,
-which to read afterwards, and clearing away what a crashed run left.
+and clearing away what a crashed run left. What is read afterwards is in `usage`.
 
-`detect`, `limit_writes`, `readback_files` and `read_usage` are pure. A container's own cgroup is made, joined, read and
+`detect` and `limit_writes` are pure. A container's own cgroup is made, joined, read and
 removed by the launcher; here are only the two directories above it, ``tinyvisor/<project>`` in each hierarchy. Everything
 is synchronous: these are short operations on kernel memory, except where a docstring says so.
 
@@ -13,25 +13,22 @@ Sources: kernel Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/*.rst; cgroup
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal, Self
 
 from tinyvisor import places
-from tinyvisor.errors import HostError, SpecError, TinyvisorError
+from tinyvisor.errors import HostError, SpecError
 from tinyvisor.runtime.devices import wall_off
+from tinyvisor.runtime.projectlock import replace_content, stale_lock
 from tinyvisor.spec import NAME, Blkio, Spec, check_name
-from tinyvisor.state import Stats
 
 PARENT: Final = "tinyvisor"
 LEAF: Final = "tinyvisor-supervisor"
@@ -447,140 +444,6 @@ def _weight(weight: int, index: int, version: int, exists: Callable[[int, str], 
     raise HostError("blkio_config.weight: the kernel offers no I/O weights", "use a kernel with the BFQ scheduler, or io.weight")
 
 
-# ---- counters ----
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What the kernel counted for a container; None where it does not count.
-
-    Attributes:
-        pids_peak: processes and threads at once.
-        pids_limit_hits: forks that were refused.
-        memory_peak: bytes.
-        oom_kills: processes killed for want of memory.
-        cpu_user, cpu_system: seconds; None where the container has no cgroup in v1's cpuacct hierarchy.
-    """
-
-    pids_peak: int | None = None
-    pids_limit_hits: int = 0
-    memory_peak: int | None = None
-    oom_kills: int = 0
-    cpu_user: float | None = None
-    cpu_system: float | None = None
-
-
-# (controller, version) → files of the container's cgroup. pids.peak is there from 6.1 on, memory.peak from 5.19 on.
-_READBACK: Final[Mapping[tuple[str, int], tuple[str, ...]]] = {
-    ("pids", 1): ("pids.peak", "pids.events"),
-    ("pids", 2): ("pids.peak", "pids.events"),
-    ("memory", 1): ("memory.max_usage_in_bytes", "memory.oom_control"),
-    ("memory", 2): ("memory.peak", "memory.events"),
-    ("cpuacct", 2): ("cpu.stat",),  # always there: only throttling needs the cpu controller
-    ("cpuacct", 1): ("cpuacct.usage", "cpuacct.usage_user", "cpuacct.usage_sys"),
-}
-
-
-def readback_files(layout: Layout) -> list[tuple[int, str]]:
-    """(hierarchy, file) of every counter to read when a container has ended; each may be missing. Names are unique."""
-    return [
-        (index, file)
-        for index, hierarchy in enumerate(layout.hierarchies)
-        for name in hierarchy.controllers
-        for file in _READBACK.get((name, hierarchy.version), ())
-    ]
-
-
-# (controller, version) → (field of `Stats`, file) of what a running container uses now.
-_CURRENT: Final[Mapping[tuple[str, int], tuple[str, str]]] = {
-    ("pids", 1): ("pids", "pids.current"),
-    ("pids", 2): ("pids", "pids.current"),
-    ("memory", 1): ("memory", "memory.usage_in_bytes"),
-    ("memory", 2): ("memory", "memory.current"),
-}
-
-
-def read_stats(layout: Layout, fds: Sequence[int], name: str) -> Stats:
-    """What a running container's cgroups count; `fds` are the project's directories, in the order of the hierarchies."""
-    contents: dict[str, bytes] = {}
-    now: dict[str, int | None] = {}
-    for index, file in readback_files(layout):
-        with suppress(OSError):
-            contents[file] = _read_at(fds[index], f"{name}/{file}")
-    for index, hierarchy in enumerate(layout.hierarchies):
-        for field, file in (_CURRENT[key] for c in hierarchy.controllers if (key := (c, hierarchy.version)) in _CURRENT):
-            with suppress(OSError):
-                now[field] = _single(_read_at(fds[index], f"{name}/{file}"))
-    usage = read_usage(contents)
-    return Stats(
-        cpu_user=usage.cpu_user,
-        cpu_system=usage.cpu_system,
-        memory=now.get("memory"),
-        memory_peak=usage.memory_peak,
-        pids=now.get("pids"),
-        pids_peak=usage.pids_peak,
-        oom_kills=usage.oom_kills,
-        pids_limit_hits=usage.pids_limit_hits,
-    )
-
-
-def _read_at(directory: int, path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
-    try:
-        return os.read(fd, 4096)
-    finally:
-        os.close(fd)
-
-
-def read_usage(contents: Mapping[str, bytes]) -> Usage:
-    """`Usage` from the contents of `readback_files`, by file name; files may be missing."""
-    get = contents.get
-    user, system = _cpu_seconds(contents)
-    return Usage(
-        pids_peak=_single(get("pids.peak")),
-        pids_limit_hits=_keyed(get("pids.events")).get("max", 0),
-        memory_peak=_single(get("memory.peak", get("memory.max_usage_in_bytes"))),
-        oom_kills=_keyed(get("memory.events", get("memory.oom_control"))).get("oom_kill", 0),
-        cpu_user=user,
-        cpu_system=system,
-    )
-
-
-def _cpu_seconds(contents: Mapping[str, bytes]) -> tuple[float | None, float | None]:
-    if "cpu.stat" in contents:
-        cpu = _keyed(contents["cpu.stat"])
-        if "user_usec" in cpu:
-            return cpu["user_usec"] / 1e6, _seconds(cpu.get("system_usec"), 1e6)
-    return _split(*map(_single, map(contents.get, _READBACK["cpuacct", 1])))
-
-
-def _split(total: int | None, user: int | None, system: int | None) -> tuple[float | None, float | None]:
-    """v1's sum is exact and its parts are sampled by ticks: the sum, in their ratio."""
-    if total is None:
-        return _seconds(user, 1e9), _seconds(system, 1e9)
-    parts = (user or 0) + (system or 0)
-    share = (user or 0) / parts if parts else 1.0
-    return total * share / 1e9, total * (1 - share) / 1e9
-
-
-def _single(content: bytes | None) -> int | None:
-    if content is None:
-        return None
-    text = content.strip()
-    return int(text) if text.isdigit() and len(text) <= 20 else None
-
-
-@lru_cache(maxsize=256)  # "max 0", "oom_kill 0": nearly always the same few
-def _keyed(content: bytes | None) -> Mapping[str, int]:
-    pairs = [line.split() for line in (content or b"").splitlines()]
-    values = {pair[0].decode("latin-1"): _single(pair[1]) for pair in pairs if len(pair) == 2}
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _seconds(count: int | None, per_second: float) -> float | None:
-    return None if count is None else count / per_second
-
-
 # ---- the project's directories ----
 
 
@@ -779,112 +642,6 @@ def _remove_parents(layout: Layout) -> None:
             os.rmdir(f"{hierarchy.directory}/{PARENT}")
 
 
-# ---- the lock that tells the living from the dead ----
-
-
-class ProjectLock:
-    """Held for as long as a run of a project lives: a context manager. Entering is sync; it waits, for at most 5 s, only
-    where a `sweep` is at work on the same project.
-
-    An flock belongs to the open file description, so a launcher that inherits `fd` keeps the project locked until both
-    are gone, however they end. The file stays behind after a crash; a clean end unlinks it.
-
-    Attributes:
-        fd: the locked file; -1 when not held.
-        keep: do not unlink the file at the end, since there is something left for a later `sweep`.
-
-    Raises:
-        TinyvisorError: on entering; another run holds the lock.
-    """
-
-    def __init__(self, lock_dir: Path, project: str, fd: int = -1) -> None:
-        """`fd`: held already, for the supervisor before us; ours to close."""
-        check_name("project", project)
-        self.project: str = project
-        self.path: Path = lock_dir / f"{project}.lock"
-        self.fd: int = fd
-        self.keep = False
-
-    def __enter__(self) -> Self:
-        if self.fd >= 0:
-            _replace_content(self.fd, f"{os.getpid()}\n")
-            return self
-        private_directory(self.path.parent)
-        deadline = time.monotonic() + 5.0
-        grace = time.monotonic() + 0.05  # a sweeper may not have written yet that it is one
-        while (fd := _lock(self.path, create=True)) is None:
-            holder = _read(str(self.path)).strip()
-            now = time.monotonic()
-            # Empty: it is gone by now, or its holder has yet to say who it is.
-            if now > deadline or (now > grace and holder and not holder.startswith("sweep")):
-                raise TinyvisorError(f"project {self.project} is already running (pid {holder.split()[-1] if holder else '?'})")
-            time.sleep(0.005)
-        self.fd = fd
-        _replace_content(fd, f"{os.getpid()}\n")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        fd, self.fd = self.fd, -1
-        os.close(fd)
-        if not self.keep:
-            # Closing unlocks only if nobody inherited the lock: ask, before the name is given away.
-            with _stale(self.path) as stale:
-                if stale is not None:
-                    os.unlink(self.path)
-
-
-def _lock(path: Path, *, create: bool) -> int | None:
-    """The file, open and locked, or None where another holds it (or, without `create`, where it is not there)."""
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o600)
-        except FileNotFoundError:
-            if create:
-                raise
-            return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between open and flock its last holder may have unlinked it, and another made a new one of the same name.
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
-                    return fd
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
-
-
-@contextmanager
-def _stale(path: Path) -> Iterator[int | None]:
-    """The file where nobody held the lock, None where somebody does; in the context, nobody else gets it."""
-    fd = _lock(path, create=False)
-    if fd is None:
-        yield None
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def private_directory(path: Path) -> None:
-    """Makes it where it is missing. Raises `HostError` where others could write to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise HostError(f"{path} must be a directory that only its owner, uid {os.geteuid()}, can write", "remove it")
-
-
-def _replace_content(fd: int, text: str) -> None:
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, text.encode(), 0)
-
-
 # ---- clearing away ----
 
 
@@ -918,10 +675,10 @@ def sweep(
             (removed if _remove_project(layout, project) else left).append(project)
             forget(project)
             continue
-        with _stale(path) as stale:
+        with stale_lock(path) as stale:
             if stale is None:
                 continue
-            _replace_content(stale, f"sweep {os.getpid()}\n")  # so that a run that starts now waits instead of giving up
+            replace_content(stale, f"sweep {os.getpid()}\n")  # so that a run that starts now waits instead of giving up
             if _remove_project(layout, project):
                 forget(project)
                 os.unlink(path)

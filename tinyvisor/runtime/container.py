@@ -23,13 +23,13 @@ import anyio.lowlevel
 from tinyvisor.errors import ContainerError, InternalError, LauncherDied, LaunchError, SpecError
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.capture import DEFAULT_LIMIT
-from tinyvisor.runtime.cgroup import Usage
 from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.provisions import NotifySocket, Provisions
 from tinyvisor.runtime.seccomp import MACHINES, describe_refused
 from tinyvisor.runtime.stage import Stage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
+from tinyvisor.runtime.usage import Usage
 from tinyvisor.runtime.verdict import Outcome, judge
 from tinyvisor.runtime.waited import Waited
 from tinyvisor.spec import Spec, parse_signal
@@ -78,6 +78,7 @@ class Container:
         stdin, stdout, stderr: our ends of the pipes that were asked for.
         terminal: the master side of its pty, where ``spec.tty``.
         ids: what its ids are on the host; None: the same.
+        workspace: where a directory of the runtime's is mounted in it; None: there is none.
         execs: what was exec'ed in it and has not ended.
         notify: what receives the messages to its NOTIFY_SOCKET, where ``spec.notify_socket``.
         notification: the read end of its ``spec.notification_fd``.
@@ -89,7 +90,7 @@ class Container:
         "_before_event", "_describe", "_ended_at", "_error", "_events", "_exit", "_gone", "_held_up_by", "_host", "_init_end",
         "_limits_enforced", "_outcome", "_output_exceeded", "_provisions", "_sent_sigsys", "_started", "_started_at",
         "_stopped", "_streams", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification", "notify", "pid",
-        "readback", "socket", "spec", "terminal", "terminal_stage",
+        "readback", "socket", "spec", "terminal", "terminal_stage", "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +111,7 @@ class Container:
         self.pid: int = 0
         self.terminal: int | None = None
         self.ids: Ids | None = None
+        self.workspace: str | None = None
         self.readback: tuple[tuple[int, str], ...] = readback
         self._streams = streams
         self._host = host
@@ -276,12 +278,14 @@ class Container:
         if "SYS_PTRACE" in self.spec.capabilities and self.spec.userns == "host":
             # Till its last steps it has all rights, in the pid namespace of those who may take it over then.
             raise SpecError("cap_add", "SYS_PTRACE has power over a program that is exec'ed, before its rights are dropped")
+        if isinstance(command, str | bytes):
+            raise SpecError("command", "expected a list of words; for a shell's text use ['sh', '-c', text]")
         unknown = changes.keys() - _OF_AN_EXEC
         if unknown:
             raise SpecError(min(unknown), "an exec can't change that of a container")
         merged = {**self.spec.environment, **(environment or {})}
         spec = self.spec.with_(**{"timeout": None, "cpu_time": None, "tty": False, **_NOT_AN_EXECS, **changes})
-        spec = spec.with_(command=tuple(command), environment=merged)
+        spec = spec.with_(command=command, environment=merged)
         return self._host.exec(self, spec, stdin, stdout, stderr, terminal)
 
     async def open_socket(self, domain: int = socket.AF_INET) -> socket.socket:

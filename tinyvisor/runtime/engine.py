@@ -37,19 +37,7 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.beside import beside
-from tinyvisor.runtime.cgroup import (
-    PARENT,
-    CgroupTree,
-    ProjectLock,
-    Usage,
-    cpu_usage_file,
-    limit_writes,
-    read_stats,
-    read_usage,
-    remove_cgroup,
-    settled,
-    sweep,
-)
+from tinyvisor.runtime.cgroup import PARENT, CgroupTree, cpu_usage_file, limit_writes, remove_cgroup, settled, sweep
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.filters import filter_for
 from tinyvisor.runtime.host import Host, file_system, probe
@@ -62,6 +50,7 @@ from tinyvisor.runtime.live import Live
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.plan import made_fds
 from tinyvisor.runtime.pool import Pool, WarmRuns
+from tinyvisor.runtime.projectlock import ProjectLock
 from tinyvisor.runtime.provisions import Provisions
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.rootfs import GROUP, PASSWD, HostView, host_view, write_etc
@@ -83,8 +72,9 @@ from tinyvisor.runtime.tracer import (
     wanted_calls,
 )
 from tinyvisor.runtime.unpack import unpack
+from tinyvisor.runtime.usage import Usage, read_stats, read_usage
 from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
-from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_name
+from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_fields, check_name
 from tinyvisor.state import Exit, Result, Stats
 from tinyvisor.trace import Calls
 from tinyvisor.units import parse_size
@@ -115,9 +105,12 @@ async def open_runtime(*, name: str | None = None, warm: int = 0, live: bool = F
 
     Raises:
         HostError: this host can't run containers, with the cure.
+        SpecError: a value that is none. Nothing was created.
         TinyvisorError: a runtime of that name is open elsewhere.
     Cancellation: leaves nothing behind.
     """
+    if live and name is None:
+        raise SpecError("name", "a live runtime needs one, by which the next finds what it has left")
     name = f"run-{os.getpid()}-{next(_runs)}" if name is None else name
     check_name("name", name)
     _check_count("warm", warm, 0)
@@ -195,6 +188,7 @@ class Runtime:
         self._idmapped: frozenset[str] | None = None  # of the shared trees; None: not tried yet
         self._view_lock = anyio.Lock()
         self._dead: Exception | None = None
+        self._left = False
         # Shielded: a cancelled program still waits for the end of its containers, and hears of it here.
         self._serving = anyio.CancelScope(shield=True)
         self._stack = contextlib.ExitStack()
@@ -290,6 +284,7 @@ class Runtime:
             self._lock.keep = bool(self._tree.remove())
 
     async def _aclose(self) -> None:
+        self._left = True
         try:
             if hasattr(self, "_launcher") and isinstance(self._launcher, KeptLauncher) and self._detached:
                 self._launcher.detach()
@@ -729,8 +724,8 @@ class Runtime:
             check: raise `RunFailed` unless the status is ``ok``.
             capture_stdout, capture_stderr: keep the output, ``output_limit`` bytes of each (default 64 MiB); a container that
                 writes more is killed, its status is ``output_limit``.
-            stdin: all of it as bytes, a file of the host (`Path`), a byte stream; an fd or file that the container gets
-                directly; None is /dev/null.
+            stdin: all of it as bytes (or bytearray, memoryview), a file of the host (`Path`), a byte stream; an fd or file that
+                the container gets directly; None is /dev/null.
             stdout, stderr: an fd or file that the container gets directly, with no copying in between; ``stderr=STDOUT``
                 merges it into stdout. None, where it is not captured, is /dev/null.
             files: put into the working directory before the start: contents or a file of the host, by relative path.
@@ -758,6 +753,8 @@ class Runtime:
             files=files or {}, collect=tuple(collect), collect_limit=collect_limit, directory=working_directory,
             deliver_cancel=deliver_cancel,
         )  # fmt: skip
+        if deliver_cancel is not None and not callable(deliver_cancel):
+            raise SpecError("deliver_cancel", f"expected an async function, got {deliver_cancel!r:.100}")
         if working_directory is not None and working_directory not in self._working_directories:
             raise SpecError("working_directory", "has been left, or is another runtime's")
         result = await self._run(one)
@@ -794,6 +791,8 @@ class Runtime:
         """
         if concurrency is not None:
             _check_count("concurrency", concurrency, 1)
+        if not isinstance(jobs, Iterable | AsyncIterable):
+            raise SpecError("jobs", f"expected an iterable of Spec or Job objects, sync or async, got {jobs!r:.100}")
         if cluster is not None:
             from tinyvisor.cluster.client import Cluster
 
@@ -983,19 +982,24 @@ class Runtime:
 
     def _spec(self, command: Spec | Sequence[str], limits: Limits | None, changes: dict[str, Any]) -> Spec:
         if limits is not None:
+            if not isinstance(limits, Limits):
+                raise SpecError("limits", f"expected Limits, got {limits!r:.100}")
             changes = {**limits.spec_fields(), **changes}
         if isinstance(command, Spec):
             return command.with_(**changes) if changes else command
         if isinstance(command, str | bytes):
             raise SpecError("command", "expected a list of words; for a shell's text use ['sh', '-c', text]")
+        check_fields(changes.keys())
         if "environment" in changes:  # can't be hashed
             rest = {name: value for name, value in changes.items() if name != "environment"}
             return self._spec(command, None, rest).with_(environment=changes["environment"])
-        words = tuple(command)
         try:
-            return _with_command(tuple(changes.items()), words)
+            if isinstance(command, list | tuple):
+                return _with_command(tuple(changes.items()), tuple(command))
+            template = _template(tuple(changes.items()))
         except TypeError:  # something else that can't, such as ulimits
-            return Spec(command=words, **changes)
+            return Spec(command=command, **changes)  # type: ignore[arg-type] # made a tuple there
+        return template.with_(command=command)
 
     async def launch(
         self,
@@ -1090,6 +1094,7 @@ class Runtime:
             container = self._container(spec, name, id_, streams, shape, describe, events)
             try:
                 container.ids = ids
+                container.workspace = None if workspace is None else spec.working_dir or "/"
                 if provisions is not None:
                     kept.pop_all()
                     container.provide(provisions)
@@ -1204,6 +1209,7 @@ class Runtime:
                     ids=container.ids.map if container.ids else None,
                     terminal=terminal,
                     around=self._around,
+                    workspace=container.workspace,
                 )
                 shape = Shape(wire.encode(plan.init), wire.EMPTY, wire.encode(plan.workload), wire.EMPTY, (), ())
                 given = [container.ids.fd] if container.ids is not None and planning.keeps_user(spec, self._around) else []
@@ -1259,6 +1265,8 @@ class Runtime:
             return self._identity(spec, self._open_tree(spec, tree, stack) if tree else None)
 
     def _check_open(self) -> None:
+        if self._left:
+            raise TinyvisorError("the runtime has been left, and starts nothing any more")
         if self._dead is not None:
             raise LauncherDied("the launcher is gone") from self._dead
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tinyvisor.errors import HostError
 from tinyvisor.places import in_user_namespace, owner
-from tinyvisor.runtime.cgroup import private_directory
 from tinyvisor.runtime.idmap import SUBID_USER, IdMap, Mapped, Ranges, find_ranges, mapped
+from tinyvisor.runtime.projectlock import private_directory
 
 FILE = "id-ranges"
 _GIDS = 1 << 40  # where gids start in the file

@@ -186,7 +186,7 @@ class LogFile:
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.path = path
-        self.most = max(_LEAST, max_size // _MOST_EACH)
+        self.most: int = max(_LEAST, max_size // _MOST_EACH)
         self._max_size = max_size
         self._max_files = max_files
         self._max_age = None if max_age is None else round(max_age * 1e9)

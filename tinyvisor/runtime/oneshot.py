@@ -26,7 +26,7 @@ from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit, Result
 
-Input: TypeAlias = "bytes | Path | ByteReceiveStream | Stdio"
+Input: TypeAlias = "bytes | bytearray | memoryview | Path | ByteReceiveStream | Stdio"
 """What a run's stdin may be: all of it, a file of the host, a stream to read it from, or as `Stdio`."""
 
 DeliverCancel: TypeAlias = Callable[[Container], Awaitable[object]]
@@ -95,6 +95,8 @@ class Run:
     async def carry_out(self, runtime: Starter, pool: Parked | None = None) -> Result:
         """Runs it. Raises and cancels as `Runtime.run` says."""
         self._check()
+        if isinstance(self.stdin, bytearray | memoryview):
+            self.stdin = bytes(self.stdin)
         spec = self.spec
         if spec.working_dir is None and (self.needs_workspace or self.directory):
             spec = spec.with_(working_dir=DEFAULT_DIRECTORY)
@@ -123,6 +125,8 @@ class Run:
         for name, given, captured in (("stdout", self.stdout, self.capture_stdout), ("stderr", self.stderr, self.capture_stderr)):
             if captured and given is not None:
                 raise SpecError(name, "can't be captured and go elsewhere")
+            if name == "stdout" and given == STDOUT:
+                raise SpecError(name, "STDOUT is for stderr, which then goes where stdout does")
             if given == PIPE:
                 raise SpecError(name, f"a run has nobody to read a pipe; use capture_{name}, or start")
             if self.spec.output_limit is not None and given not in (None, STDOUT):

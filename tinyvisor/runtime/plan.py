@@ -16,13 +16,14 @@ from pathlib import Path
 
 from tinyvisor.holes import holes
 from tinyvisor.runtime import steps as s
-from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite, readback_files
+from tinyvisor.runtime.cgroup import Hierarchy, Layout, LimitWrite
 from tinyvisor.runtime.identity import Identity
 from tinyvisor.runtime.idmap import TTY_GROUP, IdMap, map_text
 from tinyvisor.runtime.landlock import landlock_step, left_out
 from tinyvisor.runtime.rootfs import HostView, hosts_file
 from tinyvisor.runtime.seccomp import Filter
 from tinyvisor.runtime.steps import NAMESPACE_FLAGS, NODEV, NOEXEC, NOSUID, RDONLY, Step
+from tinyvisor.runtime.usage import readback_files
 from tinyvisor.spec import (
     CAPABILITIES,
     DEFAULT_PATH,
@@ -545,11 +546,13 @@ def exec_plan(
     ids: IdMap | None = None,
     terminal: tuple[int, int] = (24, 80),
     around: Around = Around(),
+    workspace: str | None = None,
 ) -> Plan:
     """One more process in the running container `name`: it joins what its init has made, and takes the workload's steps.
 
     ``spec`` is the container's with the command, user, environment, working_dir, tty and timeout of the process; `ids` are the
-    container's, `terminal` as in `plan`. Where it `keeps_user`, that user namespace comes as the one fd.
+    container's, `terminal` as in `plan`. Where it `keeps_user`, that user namespace comes as the one fd. `workspace` is where the
+    container has a directory of the runtime's, if it has one.
     """
     owner = (ids.uid(identity.uid), ids.gid(identity.gid)) if ids else (identity.uid, identity.gid)
     own = {"pid", *_own_namespaces(spec) - {"time"}}
@@ -568,7 +571,7 @@ def exec_plan(
             0, spec.stop_signal, _milliseconds(spec.timeout), name,
         ),
     ]  # fmt: skip
-    wall = landlock_step(spec, around.landlock)
+    wall = landlock_step(spec, around.landlock, workspace)
     workload = _workload(spec, limits, name, identity, seccomp, None, around, wall, user=user)
     return Plan(tuple(init), tuple(workload), (), ())
 

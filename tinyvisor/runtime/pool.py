@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import anyio
@@ -94,6 +95,9 @@ class Pool:
             await self._end(container)
 
 
+_OF_A_RUN = frozenset(item.name for item in fields(Run)) - {"spec", "id", "job", "directory"}
+
+
 class WarmRuns:
     """Runs in containers of one pool; made by `Runtime.pool`."""
 
@@ -115,12 +119,15 @@ class WarmRuns:
             arguments: of `Runtime.run`, but of the spec's fields only ``environment``; what goes into the container's making
                 is the pool's.
         """
-        changes: dict[str, Any] = {"command": tuple(command)} if command is not None else {}
+        changes: dict[str, Any] = {"command": command} if command is not None else {}
         if "environment" in arguments:
             changes["environment"] = arguments.pop("environment")
         for name in ("files", "collect", "working_directory"):
             if arguments.get(name):
                 raise SpecError(name, "a pool's containers are made before it is known; use run, with open_runtime(warm=...)")
+        unknown = arguments.keys() - _OF_A_RUN
+        if unknown:
+            raise SpecError(min(unknown), "is a pool's, not a run's, or nothing that there is")
         spec = self._spec.with_(**changes) if changes else self._spec
         result = await self._run(Run(spec=spec, **arguments), self._pool)
         if check and result.status != "ok":

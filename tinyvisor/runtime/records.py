@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tinyvisor.processes import boot_id
-from tinyvisor.runtime.cgroup import private_directory
+from tinyvisor.runtime.projectlock import private_directory
 
 FORMAT: Final = 1
 """What a file says it is. Fields may come; one that goes, or means something else, is another format."""

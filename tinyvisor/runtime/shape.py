@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from tinyvisor.runtime.launcher import Section
 from tinyvisor.runtime.plan import Tree
@@ -11,7 +13,7 @@ from tinyvisor.spec import Spec
 
 # What a plan depends on, but for the name and the exec step; `ulimits` is a mapping and is added by its items, and of `secrets`
 # only whether there are any: what they are is nobody's to keep.
-shape_of = operator.attrgetter(
+shape_of: Callable[[Spec], Any] = operator.attrgetter(
     *(item.name for item in fields(Spec) if item.name not in ("command", "environment", "name", "ulimits", "secrets"))
 )
 PLACEHOLDER = "\udcf7"  # one byte, 0xf7, that is in no UTF-8 text and, four in a row, in no number of a plan

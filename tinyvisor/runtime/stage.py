@@ -46,7 +46,7 @@ class Stage:
     __slots__ = ("_begun", "_end", "_given_back", "_read", "_settled", "fd", "unfinished")
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        self.fd: int = fd
         self._settled, begun, inode, size = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
         self.unfinished: Place | None = Place(inode, size) if begun else None
         self._end = os.lseek(fd, 0, os.SEEK_CUR)

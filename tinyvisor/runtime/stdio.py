@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterable
+from io import UnsupportedOperation
 from typing import Any, Final, Protocol, TypeAlias
 
 import anyio
@@ -200,6 +201,8 @@ def _given_fd(stdio: object, name: str) -> int:
     try:
         fd = stdio if isinstance(stdio, int) else stdio.fileno()
         mode = os.fstat(fd).st_mode
+    except UnsupportedOperation:  # io.BytesIO
+        raise SpecError(name, f"{stdio!r:.100} has no file descriptor that could be given to a container") from None
     except (OSError, ValueError) as exc:  # ValueError: a closed file
         raise SpecError(name, f"can't be given to a container: {exc}") from None
     if stat.S_ISDIR(mode):

@@ -817,7 +817,8 @@ class Exec(Step):
         )
 
     def describe(self) -> str:
-        return f"exec {self.command[0]}"
+        program = self.command[0]
+        return f"exec {program if program.isprintable() else repr(program)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from signal import SIGSYS
 
-from tinyvisor.runtime.cgroup import Usage
+from tinyvisor.runtime.usage import Usage
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit, Status, Violation, signal_name
 from tinyvisor.units import format_duration, format_size
