@@ -214,7 +214,7 @@ def test_order(layout: Layout, root_method: str) -> None:
 def test_every_plan_can_be_encoded_and_is_well_below_the_bounds(layout: Layout) -> None:
     made = planned(layout, **EVERYTHING)
     sections = [wire.encode(getattr(made, name)) for name in ("init", "workload", "cleanup")]
-    assert sum(section.count for section in sections) < 200
+    assert sum(section.steps for section in sections) < 200
     assert all(step.describe() and "\n" not in step.describe() for step in (*made.init, *made.workload, *made.cleanup))
 
 

@@ -209,7 +209,7 @@ def test_prepares_are_accepted(check: Checker, sections: Sequence[Sequence[Step]
 @given(steps=st.lists(st.sampled_from(CLASSES).flatmap(step_of), max_size=8))
 def test_steps_survive_encoding(steps: list[Step]) -> None:
     section = wire.encode(steps)
-    assert section.count == len(steps)
+    assert section.steps == len(steps)
     assert decode_steps(section.body) == [(step.op, step.numbers(), tuple(map(as_bytes, step.strings()))) for step in steps]
 
 

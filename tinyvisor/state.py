@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
 from typing import Any, Literal
 
 from tinyvisor.units import signal_name as signal_name
@@ -102,6 +103,10 @@ class Exit:
         return asdict(self)
 
 
+_EXIT_FIELDS = tuple(item.name for item in fields(Exit))
+_exit_values = attrgetter(*_EXIT_FIELDS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """What a running container uses, as its cgroup counts it now; None where the kernel does not count it.
@@ -153,7 +158,7 @@ class Result(Exit):
     @classmethod
     def of(cls, exit: Exit, **more: Any) -> Result:
         """`exit` with what it gave back."""
-        return cls(**{item.name: getattr(exit, item.name) for item in fields(Exit)}, **more)
+        return cls(**dict(zip(_EXIT_FIELDS, _exit_values(exit), strict=True)), **more)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict with the field names above but `job`. Bytes become text, or where they are not UTF-8

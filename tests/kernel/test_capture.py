@@ -373,6 +373,14 @@ async def test_words_that_are_no_utf8_arrive_as_they_are(shared: Runtime) -> Non
     assert result.stdout == b"\xff\xc3"
 
 
+async def test_runs_that_are_alike_but_for_their_environment(shared: Runtime) -> None:
+    """What they have in common is made once; the environment is not of it."""
+    for given, expected in (({"A": "1"}, b"1"), ({}, b"none"), (None, b"none"), ({"A": "2"}, b"2")):
+        changes: dict[str, Any] = {} if given is None else {"environment": given}
+        result = await run(shared, "sh", "-c", "printf %s ${A-none}", capture_stdout=True, **changes)
+        assert result.stdout == expected
+
+
 async def test_check_raises_and_carries_the_result(shared: Runtime) -> None:
     with pytest.raises(RunFailed, match="nonzero_exit: exit 3") as caught:
         await run(shared, "sh", "-c", "echo out; exit 3", check=True, capture_stdout=True)

@@ -959,7 +959,7 @@ class Runtime:
         container.describe_with(functools.partial(parked.describe, spec))
         exec_ = wire.encode_step(planning.exec_step(spec, parked.identity, container.name))
         sections = (wire.EMPTY, wire.EMPTY, parked.shape.with_exec(exec_, parked=True))
-        _own_pipes(streams, container.ids, parked.identity)
+        self._own_pipes(streams, container.ids, parked.identity)
         return functools.partial(container.unpark, spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
 
     async def end(self, container: Container) -> None:
@@ -993,9 +993,14 @@ class Runtime:
         if isinstance(command, str | bytes):
             raise SpecError("command", "expected a list of words; for a shell's text use ['sh', '-c', text]")
         check_fields(changes.keys())
+        if "environment" in changes:  # can't be hashed
+            rest = {name: value for name, value in changes.items() if name != "environment"}
+            return self._spec(command, None, rest).with_(environment=changes["environment"])
         try:
+            if isinstance(command, list | tuple):
+                return _with_command(tuple(changes.items()), tuple(command))
             template = _template(tuple(changes.items()))
-        except TypeError:  # something unhashable, such as a mapping
+        except TypeError:  # something else that can't, such as ulimits
             return Spec(command=command, **changes)  # type: ignore[arg-type] # made a tuple there
         return template.with_(command=command)
 
@@ -1087,32 +1092,34 @@ class Runtime:
                 trees.append(ids.fd)
             template = workspace.template if workspace else None
             shape = self._shape(spec, view, identity, seccomp, terminal, template, early, watch, name, ids)
-            first = wire.encode([planning.ids_step(ids.map, identity)]) if ids else wire.EMPTY
+            first = _encoded_ids(ids.map, identity) if ids else wire.EMPTY
             describe = functools.partial(self._describe, spec, view, identity, seccomp, template, ids, watch)
             container = self._container(spec, name, id_, streams, shape, describe, events)
-            unsent = stack.enter_context(contextlib.ExitStack())
-            unsent.callback(container.abandon)
-            container.ids = ids
-            container.workspace = None if workspace is None else spec.working_dir or "/"
-            if provisions is not None:
-                kept.pop_all()
-                container.provide(provisions)
-            _own_pipes(streams, ids, identity)
-            if park:
+            try:
+                container.ids = ids
+                container.workspace = None if workspace is None else spec.working_dir or "/"
+                if provisions is not None:
+                    kept.pop_all()
+                    container.provide(provisions)
+                self._own_pipes(streams, ids, identity)
+                if park:
 
-                def describe_another(spec: Spec, section: int, step: int) -> str:
-                    return self._describe(spec, view, identity, seccomp, template, ids, watch, section, step)
+                    def describe_another(spec: Spec, section: int, step: int) -> str:
+                        return self._describe(spec, view, identity, seccomp, template, ids, watch, section, step)
 
-                self._parked[id_] = _Parked(shape, identity, describe_another)
-                unsent.callback(self._parked.pop, id_)
-                workload = shape.parked
-            else:
-                workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
-            init = first + shape.init + shape.counters if park and early else first + shape.init
-            sections = (wire.EMPTY, init, workload, shape.cleanup)
-            if live is not None:
-                live.hold(container, later or streams, parked=park)
-            unsent.pop_all()  # from here on that is done there
+                    self._parked[id_] = _Parked(shape, identity, describe_another)
+                    workload = shape.parked
+                else:
+                    workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
+                init = first + shape.init + shape.counters if park and early else first + shape.init
+                sections = (wire.EMPTY, init, workload, shape.cleanup)
+                if live is not None:
+                    live.hold(container, later or streams, parked=park)
+            except BaseException:
+                self._parked.pop(id_, None)
+                container.abandon()
+                raise
+            # From here on that is done there.
             self._send(container, sections, trees, other, wire.PARK if park else 0)
         return container
 
@@ -1120,6 +1127,12 @@ class Runtime:
     def _check_made_ahead(spec: Spec) -> None:
         if made := made_fds(spec):
             raise SpecError(made[0], "can't be had by a container that is made ahead, or traced from its start")
+
+    def _own_pipes(self, streams: Streams, ids: Ids | None, identity: Identity) -> None:
+        given = set(streams.given) - {self.null}
+        owner = (ids.map.uid(identity.uid), ids.map.gid(identity.gid)) if ids and given else (identity.uid, identity.gid)
+        if given and owner != (0, 0):
+            own_pipes(given, *owner)
 
     def _container(
         self,
@@ -1189,7 +1202,7 @@ class Runtime:
             try:
                 if container.ids is not None:
                     planning.ids_step(container.ids.map, identity)  # for its check
-                _own_pipes(streams, container.ids, identity)
+                self._own_pipes(streams, container.ids, identity)
                 limits = self._limits(container.spec)  # all of its cgroups are joined, whatever they limit
                 plan = planning.exec_plan(
                     spec,
@@ -1343,15 +1356,17 @@ class Runtime:
         name: str,
         ids: Ids | None,
     ) -> Shape:
-        program = seccomp.program + seccomp.second if seccomp else b""
-        if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or HOLE in program or watch is not None:
-            plan = self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch)
-            return self._encode(spec, plan, seccomp, name, watch)
         # The program, too: a profile's file may have changed.
-        secret = bool(spec.secrets)
-        key = (len(name), identity, terminal, workspace, early, program, secret, shape_of(spec), *spec.ulimits.items())
-        shape = self._shapes.get(key)
+        program = (seccomp.program, seccomp.second) if seccomp else ()
+        key = (
+            len(name), identity, terminal, workspace, early, program, bool(spec.secrets), shape_of(spec), *spec.ulimits.items()
+        )  # fmt: skip
+        shape = self._shapes.get(key) if watch is None else None
         if shape is None:
+            holed = any(HOLE in part for part in program)
+            if len(name) < MIN_PLACEHOLDER or spec.network_mode == "host" or holed or watch is not None:
+                plan = self._plan(spec, view, identity, seccomp, name, terminal, workspace, early, ids, watch)
+                return self._encode(spec, plan, seccomp, name, watch)
             if len(self._shapes) >= 256:
                 self._shapes.clear()
             placeholder = PLACEHOLDER * len(name)
@@ -1493,17 +1508,21 @@ def _check_count(name: str, value: object, least: int) -> None:
 
 
 @functools.lru_cache(maxsize=256)
+def _encoded_ids(map_: IdMap, identity: Identity) -> Section:
+    """Ranges are used again."""
+    return wire.encode([planning.ids_step(map_, identity)])
+
+
+@functools.lru_cache(maxsize=256)
 def _template(changes: tuple[tuple[str, Any], ...]) -> Spec:
     """A spec to be copied with another command: most runs of a program differ in nothing else."""
     return Spec(command=("true",), **dict(changes))
 
 
-def _own_pipes(streams: Streams, ids: Ids | None, identity: Identity) -> None:
-    if not streams.gives:
-        return
-    owner = (ids.map.uid(identity.uid), ids.map.gid(identity.gid)) if ids else (identity.uid, identity.gid)
-    if owner != (0, 0):
-        own_pipes(streams.given, *owner)
+@functools.lru_cache(maxsize=16)  # commands may be large
+def _with_command(changes: tuple[tuple[str, Any], ...], command: tuple[str, ...]) -> Spec:
+    """Many differ in their input only."""
+    return _template(changes).with_(command=command)
 
 
 def _open_device(name: str, stack: contextlib.ExitStack) -> int:
@@ -1569,13 +1588,20 @@ def _state_in(directory: Path) -> Iterator[None]:
         raise HostError(f"{exc.filename or directory}: {os.strerror(exc.errno or 0)}", f"make {directory} writable") from exc
 
 
-@contextlib.contextmanager
-def _as_launch_error(spec: Spec) -> Iterator[None]:
+class _as_launch_error:
     """Out of file descriptors or memory: one container's failure, not the program's."""
-    try:
-        yield
-    except OSError as exc:
-        raise LaunchError(spec.name, "prepare the launch", exc.errno or 0) from exc
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        if isinstance(error, OSError):
+            raise LaunchError(self._spec.name, "prepare the launch", error.errno or 0) from error
 
 
 def _usage(data: bytes, readback: tuple[tuple[int, str], ...]) -> Usage:

@@ -15,7 +15,6 @@ import struct
 import subprocess
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -47,19 +46,19 @@ _REFUSED = struct.Struct("=HHI")
 _EXITED, _TIMED_OUT, _CPU_TIMED_OUT, _KILLED_FOR_REFUSED = 1, 2, 4, 16
 _COMMAND = struct.Struct("=IHHii")
 _MAX_EVENT = _EVENT.size + _GONE.size + (32 << 10)
+_CLOEXEC, _PEEK, _NOSIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_PEEK), int(socket.MSG_NOSIGNAL)  # enums are slow
 TITLE_ROOM = " " * 80
 _GONE_MESSAGE = "the launcher is gone; its containers were killed with it"
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """Encoded steps: how many, and their bytes."""
 
-    count: int = 0
+    steps: int = 0
     body: bytes = b""
 
-    def __add__(self, other: Section) -> Section:
-        return Section(self.count + other.count, self.body + other.body)
+    def __add__(self, other: Section) -> Section:  # type: ignore[override] # one behind the other, and no longer tuple
+        return Section(self.steps + other.steps, self.body + other.body)
 
 
 EMPTY = Section()
@@ -138,13 +137,13 @@ def encode_request(
         ValueError: it is larger than the launcher takes (`MAX_REQUEST` bytes).
     """
     padded = [*sections, *[EMPTY] * (4 - len(sections))]
-    body = b"".join(section.body for section in padded)
+    body = b"".join([section.body for section in padded])
     length = _REQUEST.size + len(body)
     if length > MAX_REQUEST:
         raise ValueError(f"command and environment are too large: {length} bytes, at most {MAX_REQUEST}")
     if length > MAX_INLINE:
         flags |= BODY_IN_MEMFD
-    counts = [section.count for section in padded]
+    counts = [section.steps for section in padded]
     return _REQUEST.pack(MAGIC, VERSION, type, length, flags, id, other, pid, *counts, fds, 0) + body
 
 
@@ -189,13 +188,12 @@ def receive_event(sock: socket.socket, *, peek: bool = False) -> tuple[Event, li
         BlockingIOError: there is none yet.
     """
     try:
-        flags = socket.MSG_CMSG_CLOEXEC | (socket.MSG_PEEK if peek else 0)
-        message, control, _flags, _ = sock.recvmsg(_MAX_EVENT, 64, flags)
+        message, control, _flags, _ = sock.recvmsg(_MAX_EVENT, 64, _CLOEXEC | (_PEEK if peek else 0))
     except ConnectionError:
         return None
     if not message:
         return None
-    return decode_event(message), received_fds(control)
+    return decode_event(message), received_fds(control) if control else []
 
 
 def received_fds(control: Iterable[tuple[int, int, bytes]]) -> list[int]:
@@ -425,7 +423,7 @@ def send_request(sock: socket.socket, request: bytes, fds: Sequence[int]) -> Non
 def _send_message(sock: socket.socket, message: bytes, fds: Sequence[int]) -> None:
     # MSG_NOSIGNAL: the host program may have SIGPIPE at its default. socket.send_fds passes no flags on.
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([message], rights, socket.MSG_NOSIGNAL)
+    sock.sendmsg([message], rights, _NOSIGNAL)
 
 
 def _close_all(fds: Iterable[int]) -> None:

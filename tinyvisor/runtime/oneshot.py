@@ -222,7 +222,7 @@ class Run:
 
 def _is_stream(stdin: object) -> TypeGuard[ByteReceiveStream]:
     """Also a memory object stream of bytes, which is no `ByteReceiveStream`."""
-    return hasattr(stdin, "receive")
+    return stdin is not None and hasattr(stdin, "receive")
 
 
 @contextlib.contextmanager

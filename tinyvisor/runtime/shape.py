@@ -18,7 +18,8 @@ shape_of: Callable[[Spec], Any] = operator.attrgetter(
 )
 PLACEHOLDER = "\udcf7"  # one byte, 0xf7, that is in no UTF-8 text and, four in a row, in no number of a plan
 MIN_PLACEHOLDER = 4
-HOLE = PLACEHOLDER.encode("utf-8", "surrogateescape") * MIN_PLACEHOLDER  # a number of a filter's can be that
+_PLACEHOLDER = PLACEHOLDER.encode("utf-8", "surrogateescape")
+HOLE = _PLACEHOLDER * MIN_PLACEHOLDER  # a number of a filter's can be that
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,12 @@ class Shape:
     readback: tuple[tuple[int, str], ...]
 
     def named(self, name: str) -> Shape:
-        raw, holes = name.encode(), PLACEHOLDER.encode("utf-8", "surrogateescape") * len(name)
-
-        def fill(section: Section) -> Section:
-            return Section(section.count, section.body.replace(holes, raw))
-
-        init, counters, parked = map(fill, (self.init, self.counters, self.parked))
-        return Shape(init, counters, parked, fill(self.workload), fill(self.cleanup), self.trees, self.readback)
+        raw, holes = name.encode(), _PLACEHOLDER * len(name)
+        encoded = (self.init, self.counters, self.parked, self.workload, self.cleanup)
+        init, counters, parked, workload, cleanup = [Section(steps, body.replace(holes, raw)) for steps, body in encoded]
+        return Shape(init, counters, parked, workload, cleanup, self.trees, self.readback)
 
     def with_exec(self, exec_: bytes, *, parked: bool = False) -> Section:
         """The workload's section, or what is left of it for a container that was parked."""
-        rest = Section(self.workload.count + 1, self.workload.body + exec_)
+        rest = Section(self.workload.steps + 1, self.workload.body + exec_)
         return rest if parked else self.parked + rest

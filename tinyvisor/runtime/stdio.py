@@ -241,7 +241,6 @@ class Streams:
             self.close()
             raise
         self.given: tuple[int, int, int] = (given_in, given_out, given_err)
-        self.gives: bool = self.given != (null, null, null)
 
     def _open(self, stdio: Stdio, null: int, name: str, ours: int, stream: Callable[[int], Any]) -> int:
         if stdio is None or stdio == subprocess.DEVNULL:

@@ -100,22 +100,24 @@ def _read_at(directory: int, path: str) -> bytes:
 
 def read_usage(contents: Mapping[str, bytes]) -> Usage:
     """`Usage` from the contents of `readback_files`, by file name; files may be missing."""
-    cpu = _keyed(contents.get("cpu.stat"))
-    user, system = _seconds(cpu.get("user_usec"), 1e6), _seconds(cpu.get("system_usec"), 1e6)
-    if user is None:
-        user, system = _split(*(_single(contents.get(f"cpuacct.usage{part}")) for part in ("", "_user", "_sys")))
-    memory_peak = _single(contents.get("memory.peak"))
-    if memory_peak is None:
-        memory_peak = _single(contents.get("memory.max_usage_in_bytes"))
-    oom = _keyed(contents.get("memory.events")) or _keyed(contents.get("memory.oom_control"))
+    get = contents.get
+    user, system = _cpu_seconds(contents)
     return Usage(
-        pids_peak=_single(contents.get("pids.peak")),
-        pids_limit_hits=_keyed(contents.get("pids.events")).get("max", 0),
-        memory_peak=memory_peak,
-        oom_kills=oom.get("oom_kill", 0),
+        pids_peak=_single(get("pids.peak")),
+        pids_limit_hits=_keyed(get("pids.events")).get("max", 0),
+        memory_peak=_single(get("memory.peak", get("memory.max_usage_in_bytes"))),
+        oom_kills=_keyed(get("memory.events", get("memory.oom_control"))).get("oom_kill", 0),
         cpu_user=user,
         cpu_system=system,
     )
+
+
+def _cpu_seconds(contents: Mapping[str, bytes]) -> tuple[float | None, float | None]:
+    if "cpu.stat" in contents:
+        cpu = _keyed(contents["cpu.stat"])
+        if "user_usec" in cpu:
+            return cpu["user_usec"] / 1e6, _seconds(cpu.get("system_usec"), 1e6)
+    return _split(*map(_single, map(contents.get, _READBACK["cpuacct", 1])))
 
 
 def _split(total: int | None, user: int | None, system: int | None) -> tuple[float | None, float | None]:
@@ -128,7 +130,9 @@ def _split(total: int | None, user: int | None, system: int | None) -> tuple[flo
 
 
 def _single(content: bytes | None) -> int | None:
-    text = (content or b"").strip()
+    if content is None:
+        return None
+    text = content.strip()
     return int(text) if text.isdigit() and len(text) <= 20 else None
 
 
