@@ -283,7 +283,7 @@ BAD = [
     ),
     (
         "restart_prevent_exit_codes: [256]",
-        "2:1: restart_prevent_exit_codes: expected exit codes from 0 to 255 and names of signals",
+        "2:1: restart_prevent_exit_codes: expected exit codes from 0 to 255 and names of signals such as SIGTERM, got 256",
     ),
     (
         "restart_force_exit_codes: [1, TRM]",

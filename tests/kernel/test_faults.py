@@ -131,7 +131,7 @@ WRONG: dict[type[Step], dict[str, Any]] = {
     s.UserNamespace: {"flags": 1}, s.Enter: {"root": LONG}, s.CpuTime: {"path": "none"}, s.Rlimit: {"soft": 2, "hard": 1},
     s.OomScoreAdj: {"score": 5000},
     s.Affinity: {"cpus": frozenset({8191})}, s.SetIdentity: {"groups": (0,) * 1025},
-    s.Capabilities: {"mask": 1 << 21}, s.Seccomp: {"program": b"1234567"}, s.WorkingDir: {"path": LONG},
+    s.Capabilities: {"mask": 1 << 21, "ambient": 1 << 21}, s.Seccomp: {"program": b"1234567"}, s.WorkingDir: {"path": LONG},
     s.Exec: {"command": (LONG,)}, s.PassFd: {"number": 2}, s.Landlock: {"below": (LONG,)},
 }  # fmt: skip
 """What each step is told that can't be done."""

@@ -63,6 +63,7 @@ from tinyvisor.runtime.thread import in_thread
 from tinyvisor.runtime.tracer import (
     STRING_LIMIT,
     Events,
+    NoSuchTask,
     ReadingRules,
     TracerProcess,
     check_installed,
@@ -660,7 +661,11 @@ class Runtime:
                     calls, pids=[only_child(container.pid)], launching=True, filtered=watch.stops is not None, limit=string_limit,
                     counting=summary, interleaved=interleaved and not summary, rules=rules,
                 )  # fmt: skip
-            await tracer.wait_ready()
+            try:
+                await tracer.wait_ready()
+            except NoSuchTask:
+                await container.wait()  # its start has failed at the last moment: that says why
+                raise
             if not self._hand_over(container, spec, streams):
                 raise ContainerError(container.name, "was killed while it was starting")
             await container.wait_started()

@@ -8,6 +8,7 @@ ever half-traced.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -105,6 +106,10 @@ def stopping_filter(calls: Calls, machine: Machine) -> Filter:
     return compile_profile(Profile(Action("allow"), (rule,)), machine)
 
 
+class NoSuchTask(TinyvisorError):
+    """What was to be traced is gone."""
+
+
 class TracerProcess:
     """One tracer, started synchronously from this thread.
 
@@ -176,6 +181,7 @@ class TracerProcess:
         """Until all that was asked for is seized.
 
         Raises:
+            NoSuchTask: it is gone.
             TinyvisorError: it can't be, and why.
         """
         line = await self._line()
@@ -188,7 +194,8 @@ class TracerProcess:
             raise TinyvisorError("the tracer ended before it had begun")
         if "by" in word:
             raise TinyvisorError(f"it can't be traced: process {word['by']} traces it already")
-        raise TinyvisorError(f"it can't be traced: {os.strerror(word['errno'])}")
+        kind = NoSuchTask if word["errno"] == errno.ESRCH else TinyvisorError
+        raise kind(f"it can't be traced: {os.strerror(word['errno'])}")
 
     async def event(self) -> Event | None:
         """The next one; None at the end of all.
