@@ -26,12 +26,12 @@ def _words(text: str) -> frozenset[str]:
 
 
 CALLS = _words("""
-    _exit accept4 calloc chdir chroot clock_gettime close dup2 dup3 execve execvp fchdir fchown fchownat fcntl fork fprintf
-    fread free fstat fstatfs ftruncate geteuid getpgrp getpid getppid getrlimit getrusage getsockopt ioctl kill madvise
-    malloc memfd_create mkdir mkdirat mknod mknodat mmap mount nanosleep open openat perror pipe2 poll ppoll prctl pread
-    printf ptrace read realloc recv recvmsg sendmsg setfsgid setfsuid sethostname setns setpgid setrlimit setsid setsockopt
-    sigaction socket socketpair symlinkat syscall tcgetpgrp tcsetpgrp umask umount2 unlinkat unshare wait4 waitid waitpid
-    write
+    _exit accept4 calloc chdir chroot clock_gettime close dup2 dup3 execve execvp fchdir fchown fchownat fcntl fork
+    fprintf fread free fstat fstatat fstatfs ftruncate geteuid getpgrp getpid getppid getrlimit getrusage getsockopt
+    ioctl kill madvise malloc memfd_create mkdir mkdirat mknod mknodat mmap mount nanosleep open openat perror pipe2
+    poll ppoll prctl pread printf ptrace read realloc recv recvmsg sendmsg setfsgid setfsuid sethostname setns setpgid
+    setrlimit setsid setsockopt sigaction socket socketpair symlinkat syscall tcgetpgrp tcsetpgrp umask umount2 unlinkat
+    unshare wait4 waitid waitpid write
 """)
 """What the launcher asks the kernel for, by the functions of libc's that do it."""
 

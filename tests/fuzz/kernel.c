@@ -381,6 +381,16 @@ int openat(int directory, const char *path, int flags, ...)
 	return open_at(directory, path);
 }
 
+int fstatat(int directory, const char *path, struct stat *status, int flags)
+{
+	(void)flags;
+	memset(status, 0, sizeof *status);
+	if (at_path(directory, path) < 0)
+		return -1;
+	status->st_ino = strncmp(path, "self/", 5) && !(draw(1) & 1) ? 2 : 1;
+	return 0;
+}
+
 int fstat(int fd, struct stat *status)
 {
 	static const mode_t modes[] = {S_IFDIR, S_IFREG, S_IFCHR, S_IFLNK};

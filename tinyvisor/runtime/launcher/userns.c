@@ -13,6 +13,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #define HELPER_PID 300 /* in the container, for a moment; below every pid_max, and the workload's is 2 all the same */
@@ -86,6 +87,31 @@ static int found(void *owner)
 		(void)kill(getpid(), SIGSTOP);
 }
 
+/* Until it has stopped, in a user namespace of its own: whoever else may stop it before must not make us take that for it. Returns
+ * 0, or -errno with the helper gone. */
+static int wait_until_found(pid_t helper)
+{
+	struct stat ours, its;
+	char path[64];
+	int status, error = 0;
+
+	snprintf(path, sizeof path, "%d/ns/user", (int)helper);
+	while (!error) {
+		if (waitpid(helper, &status, WUNTRACED) < 0)
+			return -errno;
+		if (!WIFSTOPPED(status))
+			return WIFEXITED(status) ? -WEXITSTATUS(status) : -ECHILD;
+		if (fstatat(proc_fd, "self/ns/user", &ours, 0) < 0 || fstatat(proc_fd, path, &its, 0) < 0)
+			error = -errno;
+		else if (its.st_ino != ours.st_ino)
+			return 0;
+		else if (kill(helper, SIGCONT) < 0)
+			error = -errno;
+	}
+	end_helper(helper);
+	return error;
+}
+
 /* A user namespace that nobody is in: for idmapped mounts, and for the containers, one after another, that leave nothing in it.
  * Number: its maker's uid; strings: the maps; of projects, if any, for a map that there is not can be written, once, by whoever is
  * inside, with no capability, and the next one would find it. */
@@ -93,16 +119,17 @@ int step_id_map(struct context *context, const struct step *step)
 {
 	struct clone_arguments arguments = {.exit_signal = SIGCHLD};
 	uid_t owner = (uid_t)step->number[0];
-	int status, error = 0;
 	pid_t helper;
+	int error;
 
 	if (context->user_namespace >= 0) /* one answer has room for one */
 		return -EBUSY;
 	helper = clone3_vm(&arguments, found, &owner);
-	if (helper < 0 || waitpid(helper, &status, WUNTRACED) < 0)
+	if (helper < 0)
 		return -errno;
-	if (!WIFSTOPPED(status))
-		return WIFEXITED(status) ? -WEXITSTATUS(status) : -ECHILD;
+	error = wait_until_found(helper);
+	if (error)
+		return error;
 	if (step->size[2])
 		error = write_map(proc_fd, helper, "projid_map", step, 2);
 	if (!error)
