@@ -30,11 +30,17 @@
 #define FIRST_FD 210 /* of theirs: behind what comes with requests, so that they are together and nothing else is there */
 #define MAX_SEEN 16384 /* bytes; a host whose witnesses say more has none that are used again */
 
-static const char *const witnesses[] = {"dev", "snmp", "snmp6", "sockstat", "ip6_flowlabel", "rt6_stats"};
-static const char fast_open_key[] = "sys/net/ipv4/tcp_fastopen_key"; /* zeros until a server first asks for it (4.15) */
+static const char *const witnesses[] = { /* below /proc; each is of the network in which it was opened */
+	"self/net/dev", "self/net/snmp", "self/net/snmp6", "self/net/ip6_flowlabel", "self/net/rt6_stats",
+	"sys/net/ipv4/tcp_fastopen_key", /* zeros until a server first asks for it (4.15) */
+	"self/net/sockstat", /* its first line: the others are of the whole host */
+};
+#define WITNESSES (int)(sizeof witnesses / sizeof *witnesses)
+#define SOCKETS (WITNESSES - 1)
 
 static struct network { /* no child inherits the table, so no child pays for it */
-	int fd; /* 0: none */
+	bool there;
+	int fd, witness[WITNESSES]; /* open, for opening takes longer than reading; -1: this kernel has none of the name */
 	uint32_t size;
 	char seen[MAX_SEEN];
 } *networks;
@@ -72,44 +78,80 @@ int step_network(struct context *context, const struct step *step)
 /* In an init that stays a while with what it was cloned with: those that are closed meanwhile must end. */
 void close_networks(void)
 {
-	(void)syscall(NR_close_range, (unsigned)FIRST_FD, FIRST_FD + MAX_NETWORKS - 1u, 0);
+	(void)syscall(NR_close_range, (unsigned)FIRST_FD, FIRST_FD + MAX_NETWORKS * (1u + WITNESSES) - 1, 0);
 }
 
-/* One witness of the network that we are in, or nothing where this kernel has none of the name. */
-static ssize_t read_witness(int directory, const char *name, char *out, size_t space)
+static void forget_network(struct network *network)
+{
+	for (int i = 0; i < WITNESSES; i++)
+		if (network->witness[i] >= 0)
+			close(network->witness[i]);
+	if (network->fd >= 0)
+		close(network->fd);
+	network->there = false;
+}
+
+/* Returns an fd among the others of these, or -errno. */
+static int open_low(const char *path)
+{
+	int fd, low = openat(proc_fd, path, O_RDONLY | O_CLOEXEC);
+
+	if (low < 0)
+		return -errno;
+	fd = fcntl(low, F_DUPFD_CLOEXEC, FIRST_FD);
+	if (fd < 0)
+		fd = -errno;
+	close(low);
+	return fd;
+}
+
+/* Those of the network that we are in, and itself. */
+static int open_witnesses(struct network *network)
+{
+	int error = 0;
+
+	for (int i = 0; i < WITNESSES; i++)
+		network->witness[i] = -1;
+	network->fd = open_low("self/ns/net");
+	if (network->fd < 0)
+		return network->fd;
+	for (int i = 0; i < WITNESSES && !error; i++) {
+		int fd = open_low(witnesses[i]);
+		if (fd >= 0)
+			network->witness[i] = fd;
+		else if (fd != -ENOENT)
+			error = fd;
+	}
+	return error;
+}
+
+/* Returns the bytes or -errno. */
+static ssize_t hear_witness(int fd, char *out, size_t space)
 {
 	size_t size = 0;
 	ssize_t n;
-	int fd = openat(directory, name, O_RDONLY | O_CLOEXEC);
 
-	if (fd < 0)
-		return errno == ENOENT ? 0 : -errno;
-	while ((n = read(fd, out + size, space - size)) > 0)
+	while ((n = pread(fd, out + size, space - size, (off_t)size)) > 0)
 		size += (size_t)n;
-	if (n < 0 || size == space) /* full: there may be more */
-		n = n < 0 ? -errno : -E2BIG;
-	close(fd);
-	if (n == 0 && !strcmp(name, "sockstat")) { /* the other lines are of the whole host */
-		const char *line = memchr(out, '\n', size);
-		size = line ? (size_t)(line - out) : size;
-	}
-	return n < 0 ? n : (ssize_t)size;
+	if (n < 0)
+		return -errno;
+	return size < space ? (ssize_t)size : -E2BIG; /* full: there may be more */
 }
 
-/* Of the network that we are in. Returns the bytes or -errno. */
-static ssize_t hear_witnesses(char *out)
+/* As `hear_witness`, one after another. */
+static ssize_t hear_witnesses(const struct network *network, char *out)
 {
 	ssize_t size = 0, n = 0;
-	int directory = openat(proc_fd, "self/net", O_PATH | O_DIRECTORY | O_CLOEXEC);
 
-	if (directory < 0)
-		return -errno;
-	for (size_t i = 0; i < sizeof witnesses / sizeof *witnesses && n >= 0; i++, size += n)
-		n = read_witness(directory, witnesses[i], out + size, MAX_SEEN - (size_t)size);
-	if (n >= 0)
-		n = read_witness(proc_fd, fast_open_key, out + size, MAX_SEEN - (size_t)size);
-	close(directory);
-	return n < 0 ? n : size + n;
+	for (int i = 0; i < WITNESSES; i++, size += n) {
+		n = network->witness[i] < 0 ? 0 : hear_witness(network->witness[i], out + size, MAX_SEEN - (size_t)size);
+		if (n < 0)
+			return n;
+		const char *line = i == SOCKETS ? memchr(out + size, '\n', (size_t)n) : NULL;
+		if (line)
+			n = line - (out + size);
+	}
+	return size;
 }
 
 /* Those in which nothing is sent once a group is left. */
@@ -146,24 +188,13 @@ static void go_home(int own)
 
 static bool is_as_new(const struct network *network)
 {
-	int own = openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC);
-	ssize_t size = -1;
-
-	if (own < 0)
-		return false;
-	if (setns(network->fd, (int)NEW_NET) == 0) {
-		size = hear_witnesses(now_seen);
-		go_home(own);
-	} else {
-		close(own);
-	}
-	return size == (ssize_t)network->size && !memcmp(now_seen, network->seen, network->size);
+	return hear_witnesses(network, now_seen) == (ssize_t)network->size && !memcmp(now_seen, network->seen, network->size);
 }
 
 static bool fill(struct network *network)
 {
-	int fd, own = openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC);
-	ssize_t size;
+	int error, own = openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC);
+	ssize_t size = -1;
 
 	if (own < 0)
 		return false;
@@ -171,17 +202,19 @@ static bool fill(struct network *network)
 		close(own);
 		return false;
 	}
-	size = speak_first_versions() || bring_loopback_up() ? -1 : hear_witnesses(network->seen);
-	fd = size > 0 ? openat(proc_fd, "self/ns/net", O_RDONLY | O_CLOEXEC) : -1;
+	network->there = true;
+	error = open_witnesses(network);
+	if (!error)
+		error = speak_first_versions();
+	if (!error)
+		error = bring_loopback_up();
 	go_home(own);
-	if (fd >= 0) {
-		int low = fd;
-		fd = fcntl(low, F_DUPFD_CLOEXEC, FIRST_FD);
-		close(low);
-	}
-	if (fd < 0)
+	if (!error)
+		size = hear_witnesses(network, network->seen);
+	if (size <= 0) {
+		forget_network(network);
 		return false;
-	network->fd = fd;
+	}
 	network->size = (uint32_t)size;
 	return true;
 }
@@ -208,8 +241,7 @@ void return_network(int number, bool shared)
 		idle[idle_count++] = number;
 		return;
 	}
-	close(networks[number].fd);
-	networks[number].fd = 0;
+	forget_network(&networks[number]);
 	made--;
 	wanted++;
 }
@@ -236,7 +268,7 @@ void make_network(void)
 	int number = 0;
 
 	wanted--;
-	while (networks && networks[number].fd)
+	while (networks && networks[number].there)
 		number++;
 	if ((networks || make_table()) && fill(&networks[number])) {
 		made++;
