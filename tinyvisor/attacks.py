@@ -24,6 +24,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "host ids": {"userns_mode": "host"},
         "chroot, no filter": {"root_method": "chroot", "seccomp": "unconfined"},
         "no filter": {"seccomp": "unconfined"},
+        "service, no filter": {"root_capabilities": SERVICE_CAPABILITIES, "seccomp": "unconfined"},
         "all capabilities": {"capabilities": frozenset(CAPABILITIES)},
         "host network": {"network_mode": "host"},
         "nothing but namespaces": {
@@ -113,7 +114,7 @@ def scratch():
 
 
 def _in(*profiles: str) -> frozenset[str]:
-    return frozenset((*profiles, *(["chroot, no filter"] if "no filter" in profiles else []), NAKED))
+    return frozenset((*profiles, *(["chroot, no filter", "service, no filter"] if "no filter" in profiles else []), NAKED))
 
 
 ATTACKS: tuple[Attack, ...] = (
@@ -470,7 +471,7 @@ if quietly(lambda: (os.chroot(scratch()), True)):
     os.chroot(".")
     attack("from outside of the root")
 """,
-        open_in=_in("all capabilities"),
+        open_in=_in("all capabilities", "service, no filter"),
     ),
     Attack(
         "limits of its own",
