@@ -167,9 +167,9 @@ static void take_signals(const struct init *init)
 	struct { uint32_t number; char rest[124]; } info; /* struct signalfd_siginfo */
 
 	for (int i = 0; i < BATCH && read(init->signals, &info, sizeof info) == (ssize_t)sizeof info; i++)
-		if (init->exec && info.number != SIGCHLD)
-			kill_everything(init); /* the launcher's word; nobody else can signal us */
-		else if (info.number != SIGCHLD)
+		if (init->exec && info.number == SIGTERM)
+			kill_everything(init); /* the launcher's word */
+		else if (!init->exec && info.number != SIGCHLD)
 			forward(init, (int)info.number, SCOPE_WORKLOAD);
 }
 
