@@ -190,7 +190,9 @@ int step_identity(struct context *context, const struct step *step)
 	    syscall(SYS_setresuid, (uid_t)step->number[0], (uid_t)step->number[0], (uid_t)step->number[0]) < 0 ||
 	    prctl(PR_SET_KEEPCAPS, 0, 0, 0, 0) < 0)
 		return -errno;
-	return 0;
+	/* Other ids than before: where fs.suid_dumpable is 1, our memory, which is init's, too, would be open to all who have them
+	 * until the exec, for which a container made ahead waits. */
+	return result(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
 }
 
 /* Numbers: what is kept; what of that is ambient, too, which carries it over exec where the user is not root. Nothing else is
