@@ -17,7 +17,7 @@ from tinyvisor.runtime.steps import Step
 
 # Not Step.__subclasses__(): a dataclass with slots is a second class, and the first may still be there.
 CLASSES: list[type[Step]] = sorted(
-    (kind for _, kind in inspect.getmembers(steps, inspect.isclass) if issubclass(kind, Step) and kind is not Step),
+    (kind for _, kind in inspect.getmembers(steps, inspect.isclass) if issubclass(kind, Step) and hasattr(kind, "op")),
     key=lambda kind: kind.op,
 )
 

@@ -145,7 +145,7 @@ NEVER = {
 
 
 def test_every_step_can_be_made_to_fail_or_is_known_not_to() -> None:
-    steps = {value for value in vars(s).values() if isinstance(value, type) and issubclass(value, Step) and value is not Step}
+    steps = {value for value in vars(s).values() if isinstance(value, type) and issubclass(value, Step) and hasattr(value, "op")}
     of_the_launcher = {s.Node, s.IdMap, s.Unmount, s.Read, s.Remove}
     of_an_exec = {s.Join, s.Socket}
     ahead = {s.Counter}

@@ -221,8 +221,8 @@ def own_pipes(fds: Iterable[int], uid: int, gid: int) -> None:
 class Streams:
     """The three fds that a container gets, and our ends of those that are pipes.
 
-    `given` are to be sent to the launcher (`gives`: not all are the null device); `close_given` drops the copies that were
-    made for that. Our ends are closed by `close`.
+    `given` are to be sent to the launcher; `close_given` drops the copies that were made for that. Our ends are closed
+    by `close`.
     """
 
     def __init__(self, stdin: Stdio, stdout: Stdio, stderr: Stdio, null: int, *, staged: bool = False) -> None:

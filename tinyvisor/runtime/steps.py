@@ -363,8 +363,9 @@ class Network(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class CgroupMake(Step):
-    op = 20
+class _OfCgroup(Step):
+    """Steps about one path of a hierarchy: the kept fd of the project's directory, below that, and the hierarchy's label."""
+
     slot: int
     path: str
     where: str
@@ -374,6 +375,11 @@ class CgroupMake(Step):
 
     def strings(self) -> tuple[str | bytes, ...]:
         return (self.path,)
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupMake(_OfCgroup):
+    op = 20
 
     def describe(self) -> str:
         return f"make cgroup {self.where}/{self.path}"
@@ -399,19 +405,10 @@ class CgroupWrite(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class CgroupInto(Step):
+class CgroupInto(_OfCgroup):
     """cgroup v2: the workload is born there (CLONE_INTO_CGROUP)."""
 
     op = 22
-    slot: int
-    path: str
-    where: str
-
-    def numbers(self) -> tuple[int, ...]:
-        return (self.slot,)
-
-    def strings(self) -> tuple[str | bytes, ...]:
-        return (self.path,)
 
     def describe(self) -> str:
         return f"start the workload in cgroup {self.where}/{self.path}"
@@ -629,17 +626,8 @@ class Enter(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class CgroupJoin(Step):
+class CgroupJoin(_OfCgroup):
     op = 40
-    slot: int
-    path: str
-    where: str
-
-    def numbers(self) -> tuple[int, ...]:
-        return (self.slot,)
-
-    def strings(self) -> tuple[str | bytes, ...]:
-        return (self.path,)
 
     def describe(self) -> str:
         return f"join cgroup by {self.where}/{self.path}"
@@ -894,36 +882,18 @@ class Seccomp(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class Counter(Step):
+class Counter(_OfCgroup):
     """A file of the cgroups that init reads back itself, as `Read` does where it has not."""
 
     op = 37
-    slot: int
-    path: str
-    where: str
-
-    def numbers(self) -> tuple[int, ...]:
-        return (self.slot,)
-
-    def strings(self) -> tuple[str | bytes, ...]:
-        return (self.path,)
 
     def describe(self) -> str:
         return f"open {self.where}/{self.path}"
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Step):
+class Read(_OfCgroup):
     op = 60
-    slot: int
-    path: str
-    where: str
-
-    def numbers(self) -> tuple[int, ...]:
-        return (self.slot,)
-
-    def strings(self) -> tuple[str | bytes, ...]:
-        return (self.path,)
 
     def describe(self) -> str:
         return f"read {self.where}/{self.path}"

@@ -534,8 +534,8 @@ pid_t clone3_vm(struct clone_arguments *arguments, int (*main)(void *), void *da
 }
 #endif
 
-/* Sleeps until the child's exec or exit, unless that is traced or parked. Sharing memory is what makes it cheap; the first process of a time namespace
- * can't, and the sanitizers don't know how. */
+/* Sleeps until the child's exec or exit, unless that is traced or parked. Sharing memory is what makes it cheap; the first process
+ * of a time namespace can't, and the sanitizers don't know how. */
 static pid_t give_birth(struct birth *birth)
 {
 	struct clone_arguments arguments = {.flags = 0x4000 /* CLONE_VFORK */, .exit_signal = SIGCHLD};

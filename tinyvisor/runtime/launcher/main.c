@@ -16,7 +16,8 @@
  *   is killed, PDEATHSIG kills every init. In live mode (`keep`) all this is said of the keeper, which see.
  * Files
  *   wire.c requests and events   steps.c the table of steps   mounts.c root and mounts   workload.c before exec   init.c PID 1
- *   userns.c user namespaces   networks.c network namespaces that are used again   refusals.c what a filter hands to init   keeper.c live mode
+ *   userns.c user namespaces   networks.c network namespaces that are used again   refusals.c what a filter hands to init
+ *   keeper.c live mode
  * No fd is kept per container, so that a clone copies a handful of them however many containers run. */
 #define _GNU_SOURCE
 #include "launcher.h"
