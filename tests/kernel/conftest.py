@@ -22,8 +22,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 async def shared(anyio_backend: str) -> AsyncIterator[Runtime]:
-    """A runtime for tests that only look at their own container."""
-    async with open_runtime() as runtime:
+    """A runtime for tests that only look at their own container, and for nothing that is left between them."""
+    async with open_runtime(warm=0) as runtime:
         yield runtime
 
 

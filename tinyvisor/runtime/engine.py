@@ -19,7 +19,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 from anyio import TASK_STATUS_IGNORED
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from tinyvisor.errors import (
     ContainerError,
@@ -49,7 +49,7 @@ from tinyvisor.runtime.leases import Ids, Leases, read_mapped, read_ranges
 from tinyvisor.runtime.live import Live
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
 from tinyvisor.runtime.plan import made_fds
-from tinyvisor.runtime.pool import Pool, WarmRuns
+from tinyvisor.runtime.pool import Demand, Pool, WarmRuns
 from tinyvisor.runtime.projectlock import ProjectLock, unclaimed
 from tinyvisor.runtime.provisions import Provisions
 from tinyvisor.runtime.results import Results, open_results
@@ -74,6 +74,7 @@ from tinyvisor.runtime.tracer import (
 )
 from tinyvisor.runtime.unpack import unpack
 from tinyvisor.runtime.usage import Usage, read_stats, read_usage
+from tinyvisor.runtime.warm import Warm
 from tinyvisor.runtime.workspace import DEFAULT_DIRECTORY, Workspace
 from tinyvisor.spec import DEFAULT_NAME, Limits, Spec, check_fields, check_name
 from tinyvisor.state import Exit, Result, Stats
@@ -93,14 +94,16 @@ class _Parked:
 
 
 @contextlib.asynccontextmanager
-async def open_runtime(*, name: str | None = None, warm: int = 0, live: bool = False) -> AsyncIterator[Runtime]:
+async def open_runtime(*, name: str | None = None, warm: int | None = None, live: bool = False) -> AsyncIterator[Runtime]:
     """A runtime with a launcher of its own. Leaving it, in whatever way, kills every container in it.
 
     Args:
         name: the project's name, which its cgroups carry; only one runtime of a name can be open at a time. None makes
             one up.
         warm: so many containers are kept ready for `Runtime.run` and `Runtime.map`, once two runs in a row were alike but for
-            command, environment, input and output; each is used once. 0: none.
+            command, environment, input and output; each is used once. None: one, while such runs come one after the other and
+            have nothing of the host's in them (`rootfs`, `volumes`, `files`, a profile of their own); it is made beside a run,
+            on another CPU, and ended where the next does not come within a second. 0: none.
         live: containers that were `start`ed outlive this process, however it ends, and so they do an exception that leaves the
             runtime. The next live runtime of that name has them (`Runtime.adoptable`). Root only; needs a `name`.
 
@@ -114,7 +117,8 @@ async def open_runtime(*, name: str | None = None, warm: int = 0, live: bool = F
         raise SpecError("name", "a live runtime needs one, by which the next finds what it has left")
     name = f"run-{os.getpid()}-{next(_runs)}" if name is None else name
     check_name("name", name)
-    _check_count("warm", warm, 0)
+    if warm is not None:
+        _check_count("warm", warm, 0)
     runtime = Runtime(name, probe(), warm, live)
     error: BaseException | None = None
     try:
@@ -124,7 +128,7 @@ async def open_runtime(*, name: str | None = None, warm: int = 0, live: bool = F
             try:
                 await runtime._prepare_first()
                 async with beside() as tasks:
-                    runtime._tasks = tasks
+                    runtime._warm.open(tasks)
                     yield runtime
             except BaseException as exc:  # raised again below, where the task group can't wrap it
                 error = exc
@@ -157,7 +161,7 @@ class Runtime:
         live: what is kept for the next one; None where nothing is.
     """
 
-    def __init__(self, name: str, host: Host, warm: int = 0, live: bool = False) -> None:
+    def __init__(self, name: str, host: Host, warm: int | None = 0, live: bool = False) -> None:
         self.name = name
         self.host = host
         self.live: Live | None = None
@@ -176,11 +180,7 @@ class Runtime:
         self._working_directories: set[Workspace] = set()
         self._directories: list[int] = []  # their numbers that are free again
         self._directory_numbers = itertools.count()
-        self._warm = warm
-        self._warmed: Pool | None = None
-        self._warm_key: Any = None
-        self._next_key: Any = None
-        self._tasks: TaskGroup | None = None
+        self._warm = Warm(0 if warm is None and live else warm, self._pool)
         self._view: HostView | None = None
         self._leases: Leases | None = None
         self._mapped: Mapped | None = None
@@ -420,7 +420,12 @@ class Runtime:
         kept = invoking_user() if spec.userns == "keep-id" else None
         if self._mapped is not None and self._shares_ids(spec):
             return await self._shared_ids(self._mapped, kept, spec.name)
-        slot = self._leases.take()
+        try:
+            slot = self._leases.take()
+        except HostError:
+            if not await self._warm.give_way():
+                raise
+            slot = self._leases.take()
         try:
             # Where there are few, its user's are among them. Only the host view, whose names we know, has few.
             who = self._identity(spec, None) if self._leases.size < IDS else planning.ROOT_USER
@@ -900,32 +905,12 @@ class Runtime:
             yield WarmRuns(self._run, spec, pool)
 
     async def _run(self, run: Run, pool: Pool | None = None) -> Result:
-        if pool is None and self._warm:
-            pool = self._warm_pool(run)
-        return await run.carry_out(self, pool)
+        if pool is not None:
+            return await run.carry_out(self, pool)
+        with self._warm.run(run) as pool:
+            return await run.carry_out(self, pool)
 
-    def _warm_pool(self, run: Run) -> Pool | None:
-        """The pool of the run's shape; made when a shape comes twice in a row."""
-        spec = run.spec
-        if run.directory is not None or run.files or spec.name != DEFAULT_NAME or spec.network_mode != "none":
-            return None
-        if made_fds(spec):  # each container's own
-            return None
-        key = (run.needs_workspace, shape_of(spec), *spec.ulimits.items())
-        if key == self._warm_key:
-            if self._warmed is None and self._tasks is not None:
-                self._warmed = self._pool(spec, self._warm, workspace=run.needs_workspace)
-                self._tasks.start_soon(self._warmed.keep_full)
-            return self._warmed
-        if self._next_key == key:
-            if self._warmed is not None:
-                self._warmed.drain()
-            self._warm_key, self._warmed = key, None
-            return self._warm_pool(run)
-        self._next_key = key
-        return None
-
-    def _pool(self, spec: Spec, size: int, *, workspace: bool) -> Pool:
+    def _pool(self, spec: Spec, size: int, *, workspace: bool, demand: Demand | None = None) -> Pool:
         if workspace and spec.working_dir is None:
             spec = spec.with_(working_dir=DEFAULT_DIRECTORY)
 
@@ -950,7 +935,7 @@ class Runtime:
                     directory.close()
                 raise
 
-        return Pool(size, make, self._hand_over, self.end)
+        return Pool(size, make, self._hand_over, self.end, demand)
 
     def _hand_over(self, container: Container, spec: Spec, streams: Streams) -> bool:
         go = self._prepared_hand_over(container, spec, streams)
