@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from anyio.abc import TaskGroup
 from trio.testing import MockClock
 
 from tinyvisor.errors import HostError
@@ -50,11 +51,11 @@ class Parked:
 class World:
     """Counts what is made and what is ended unused."""
 
-    def __init__(self, size: int | None = None, cpus: int = 2) -> None:
+    def __init__(self, tasks: TaskGroup, size: int | None = None, cpus: int = 2) -> None:
         self.made: list[Parked] = []
         self.ended: list[Parked] = []
         self.error: Exception | None = None
-        self.warm = Warm(size, self._pool, cpus)
+        self.warm = Warm(size, self._pool, tasks, cpus)
 
     def _pool(self, spec: Spec, size: int, *, workspace: bool, demand: Demand | None = None) -> Pool:
         async def make() -> tuple[Container, None]:
@@ -81,10 +82,8 @@ class World:
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    world = World()
     async with beside() as tasks:
-        world.warm.open(tasks)
-        yield world
+        yield World(tasks)
 
 
 async def test_the_third_in_a_row_finds_one_and_so_do_all_after_it(world: World) -> None:
@@ -144,9 +143,8 @@ async def test_another_kind_of_run_takes_over_when_it_has_come_twice(world: Worl
 
 
 async def test_one_cpu_has_none_to_spare() -> None:
-    world = World(cpus=1)
     async with beside() as tasks:
-        world.warm.open(tasks)
+        world = World(tasks, cpus=1)
         assert not any([await world.run() for _ in range(5)])
     assert not world.made
 
@@ -192,9 +190,8 @@ async def test_it_gives_way(world: World) -> None:
 
 @pytest.mark.parametrize("size", [0, 2])
 async def test_a_size_is_a_size(size: int) -> None:
-    world = World(size, cpus=1)
     async with beside() as tasks:
-        world.warm.open(tasks)
+        world = World(tasks, size, cpus=1)
         for _ in range(3):
             await world.run()
             await trio.sleep(2 * IN_A_ROW)

@@ -193,7 +193,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 async def nothing_is_left(runtime: Runtime, before: dict[str, str]) -> None:
     assert runtime.containers == {}
-    assert runtime._names == {}
+    assert runtime._launches.names == {}
     assert cgroups(runtime) == []
     # A run is over when its container is empty; its PID 1 may be on its way out.
     while children(runtime._launcher.pid):  # noqa: ASYNC110 - the kernel has no event for it

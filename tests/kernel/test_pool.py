@@ -264,12 +264,12 @@ async def test_equal_runs_warm_up_and_a_new_shape_takes_over(anyio_backend: str)
                 await one()
             await parked(runtime, 2)
             await until(lambda: len(inits(runtime)) == 2)  # the last run's own may still take its namespaces down
-            first = runtime._warm._pool
+            first = runtime._warm.pool
             await one(pids_limit=7)  # once is no habit
-            assert runtime._warm._pool is first
+            assert runtime._warm.pool is first
             for _ in range(3):
                 await one(pids_limit=7)
-            assert runtime._warm._pool is not first
+            assert runtime._warm.pool is not first
             await parked(runtime, 2)
             await until(lambda: len(inits(runtime)) == 2)
             assert len((await runtime.run(["ls", "/tmp"], pids_limit=7, capture_stdout=True)).stdout or b"") == 0
