@@ -38,8 +38,14 @@ async def full(pool: WarmRuns, size: int) -> None:
 
 async def parked(runtime: Runtime, size: int) -> list[int]:
     """The inits of so many containers that wait, once they do: their children are before their exec."""
-    await until(lambda: len([pid for pid in inits(runtime) if has_child(pid)]) >= size)
-    return inits(runtime)
+    found: list[int] = []
+
+    def are_there() -> bool:
+        found[:] = [pid for pid in inits(runtime) if has_child(pid)]
+        return len(found) >= size
+
+    await until(are_there)
+    return found
 
 
 def has_child(pid: int) -> bool:
