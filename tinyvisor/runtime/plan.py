@@ -1,8 +1,8 @@
 """`Spec` + what the host offers → the list of launch steps. Pure: the same input gives the same plan, on any machine.
 
 The order is the security argument, so read it top down:
-  init      a mount namespace, cgroup with its limits, root, mounts, masks, then nothing but that root: all with full rights, none of
-            the container's code running yet. Then the user namespace and the others, which belong to it: the mount
+  init      a mount namespace, cgroup with its limits, root, mounts, masks, then nothing but that root: all with full rights,
+            none of the container's code running yet. Then the user namespace and the others, which belong to it: the mount
             namespace is made anew, as a copy whose mounts nobody inside can change any more
   workload  joins the cgroup, takes its limits, closes every fd, drops capabilities, becomes the user, execs
   cleanup   run by the launcher when the last process is gone: read the counters, remove the cgroup
