@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import pytest
 import trio
@@ -14,7 +15,9 @@ from tests.benchmarks.__main__ import compare, process_ratio
 from tests.benchmarks.cluster import Run, saturation, summarize
 from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, _in_turns
 from tests.benchmarks.counts import Activity, parse_cgroups, parse_descendants, parse_field, parse_objects
+from tests.benchmarks.ranges import entries
 from tests.benchmarks.scale import QUICK, Sizes, add_options, chosen_sizes, edge_rates, growth, json_line
+from tinyvisor.runtime.idmap import IDS, MAX_ID, find_ranges
 
 STATUS = "Name:\tinit\nVmHWM:\t     900 kB\nVmRSS:\t     268 kB\nvoluntary_ctxt_switches:\t17\nnonvoluntary_ctxt_switches:\t3\n"
 SLABINFO = """\
@@ -112,6 +115,15 @@ def test_sizes_that_say_nothing_are_refused(words: tuple[str, str]) -> None:
 
 
 # --- Ratios. ---
+
+
+@pytest.mark.parametrize("count", [1, 4094, 4095, 5064])
+def test_ranges_are_enough_for_so_many_and_apart(count: int) -> None:
+    ranges = find_ranges(entries(count), entries(count))
+    starts = sorted(ranges[slot][0] for slot in range(count))
+    assert len(ranges) == count
+    assert all(after - before >= IDS for before, after in pairwise(starts))
+    assert starts[-1] + IDS - 1 <= MAX_ID
 
 
 def test_process_ratio_is_to_its_own_turns_and_else_to_the_rounds() -> None:

@@ -128,7 +128,7 @@ init:
   24 mask /proc/kcore
   25 make /proc/sys read-only
   26 what is made from here on belongs to the host's root
-  27 pivot_root into a shell around the new root, detach the old one
+  27 detach the launcher's world; an empty, read-only shell around the new root is left
   28 enter the container's root (/container)
   29 set hostname web
   30 init as web

@@ -428,7 +428,8 @@ class Spec:
         group_add: supplementary groups, numbers or names.
         hostname: None takes `name`.
         rootfs: a directory or tarball; None is the host view.
-        root_method: pivot_root, or chroot on request.
+        root_method: ``pivot`` or ``chroot``: two words for the same. The launcher has pivoted, once for all containers, away from
+            the host's root.
         read_only: no writable layer: the root is read-only, /tmp, /run, /dev/shm stay writable tmpfs.
         storage_size, storage_inodes: bound of the writable layer, bytes and inodes.
         volumes, tmpfs: mounted in the order of their depth.

@@ -23,7 +23,8 @@ from tests.benchmarks.cluster import measure_cluster
 from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, open_contenders
 from tests.benchmarks.floor import EVERYTHING, PARTS, Floor, open_floor
 from tests.benchmarks.memory import idle_memory
-from tests.benchmarks.scale import add_options, chosen_sizes, measure_scale
+from tests.benchmarks.ranges import have_ranges
+from tests.benchmarks.scale import FDS, add_options, chosen_sizes, measure_scale
 from tests.benchmarks.supervision import measure_supervision
 from tests.benchmarks.tracing import measure_tracing
 
@@ -231,6 +232,7 @@ def main() -> int:
         return _write(options.json, found)
     with open_floor() as floor, tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
         if options.scale:
+            have_ranges(options.sizes.idle + FDS)
             measure = functools.partial(measure_scale, floor=floor, rounds=options.rounds, scratch=Path(scratch))
             found["scale"] = trio.run(measure, options.sizes)
         elif options.breakdown:

@@ -4,7 +4,7 @@
  *   floor ITERATIONS CONCURRENCY -- COMMAND...
  *
  * The first form makes containers: a small process in a nearly empty mount namespace clones an init (new pid namespace),
- * which makes the other namespaces, two cgroups (v1; one on v2), a root, its mounts and masks, pivots, and vforks a workload that
+ * which makes the other namespaces, two cgroups (v1; one on v2), a root, its mounts and masks, detaches the rest, and vforks a workload that
  * joins the cgroups, enters the user namespace that is kept for its ids, drops its rights and runs /bin/true. The parent reaps
  * init, reads the counters, removes the cgroups.
  * The second form runs any command instead, "{}" in its words being the iteration: other programs, started as cheaply.
@@ -55,9 +55,9 @@
 #define MAX_VARIANTS 64
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum part { PIDNS, USER, NET, NEWNET, LOOPBACK, IPC, UTS, CGROUP, CGROUPNS, READBACK, FILES, ETC, DEV, DEVPTS, SHM, PROC, MASKS, READONLY, PIVOT, CAPS, EXEC };
+enum part { PIDNS, USER, NET, NEWNET, LOOPBACK, IPC, UTS, CGROUP, CGROUPNS, READBACK, FILES, ETC, DEV, DEVPTS, SHM, PROC, MASKS, READONLY, DETACH, CAPS, EXEC };
 static const char *const part_names[] = {"pidns", "user", "net", "newnet", "loopback", "ipc", "uts", "cgroup", "cgroupns", "readback", "files", "etc", "dev",
-					 "devpts", "shm", "proc", "masks", "readonly", "pivot", "caps", "exec"};
+					 "devpts", "shm", "proc", "masks", "readonly", "detach", "caps", "exec"};
 static unsigned parts = ~0u, variants[MAX_VARIANTS] = {~0u}, variant_count = 1;
 
 static const char *const masked[] = {"/proc/acpi", "/proc/asound", "/proc/dynamic_debug", "/proc/interrupts", "/proc/kcore",
@@ -161,10 +161,14 @@ static void make_node(const char *path, unsigned minor)
 static void make_templates(const char *cache, size_t cache_size)
 {
 	static const char *const names[] = {"passwd", "group", "hosts", "hostname", "nsswitch.conf", "resolv.conf"};
-	static const char *const directories[] = {"/new", "/t", "/t/empty", "/t/usr", "/t/etc", "/t/dev"};
+	static const char *const directories[] = {"/t/empty", "/t/usr", "/t/etc", "/t/dev"};
 	static const char *const sized[] = {"mode", "755", "size", "64k", "nr_inodes", "64", NULL};
+	static const char *const larger[] = {"mode", "755", "size", "16m", "nr_inodes", "4096", NULL};
 	char path[64];
 
+	check(mkdir("/new", 0755), "/new");
+	check(mkdir("/t", 0755), "/t");
+	attach(new_mount("tmpfs", larger, NOSUID), "/t"); /* of its own: one umount takes it all away */
 	for (size_t i = 0; i < COUNT(directories); i++)
 		check(mkdir(directories[i], 0755), directories[i]);
 	make_node("/t/null", 3);
@@ -193,7 +197,7 @@ static void make_templates(const char *cache, size_t cache_size)
 static void enter_own_world(void)
 {
 	static char cache[1 << 20];
-	static const char *const sized[] = {"mode", "755", "size", "16m", "nr_inodes", "4096", NULL};
+	static const char *const sized[] = {"mode", "755", "size", "64k", "nr_inodes", "16", NULL};
 	int trees[COUNT(top)], usr, root, fd = open("/etc/ld.so.cache", O_RDONLY | O_CLOEXEC);
 	ssize_t cache_size = fd < 0 ? 0 : read(fd, cache, sizeof cache);
 	char path[64];
@@ -374,14 +378,10 @@ static void mount_all(void)
 
 static void change_root(void)
 {
+	if (has(DETACH)) /* the world has been pivoted: pivot_root(2) asks every process of the host (chroot_fs_refs) */
+		check(umount2("/t", MNT_DETACH), "umount");
 	check(chdir("/new"), "/new");
-	if (!has(PIVOT)) {
-		check(chroot("."), "chroot");
-		return;
-	}
-	check(syscall(SYS_pivot_root, ".", "."), "pivot_root");
-	check(umount2(".", MNT_DETACH), "umount");
-	check(chdir("/"), "chdir");
+	check(chroot("."), "chroot");
 }
 
 static void join_cgroup(int parent, const char *name)

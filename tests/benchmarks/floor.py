@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "/proc": (("proc", "masks", "readonly"), ("masks", "readonly")),
     "masked paths": (("masks",), ()),
     "read-only paths": (("readonly",), ()),
-    "pivot_root instead of chroot": (("pivot",), ()),
+    "what is around the root detached": (("detach",), ()),
     "capabilities, no_new_privs": (("caps",), ()),
     "exec": (("exec",), ()),
 }

@@ -47,7 +47,7 @@ LINE = "0123456789" * 9 + "012345678"  # and its newline: 100 bytes
 CHUNK = 256 << 10
 LIMIT = 3600.0  # seconds for one measure
 FLOOR_COUNT = 400
-FDS = 64  # besides one for each container
+FDS = 64  # besides one for each container; and ranges of ids for others than those that idle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

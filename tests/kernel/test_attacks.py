@@ -426,6 +426,9 @@ print("pid 1", attempt(os.kill, 1, 9), attempt(os.kill, 1, 0))
     ]  # fmt: skip
 
 
+WORLD = ["container", "t"]
+"""The places in the root of a container's mount namespace; what the launcher has on the second is gone."""
+
 ESCAPE = """
 os.makedirs("/tmp/jail", exist_ok=True)
 here = os.open("/", os.O_RDONLY)
@@ -436,23 +439,21 @@ for _ in range(64):
 os.chroot(".")
 print(sorted(os.listdir("/")))
 found = list(os.walk("/"))
-around = [path for path, _, _ in found if "container" not in path and not path.startswith("/new")]
+around = [path for path, _, _ in found if "container" not in path]
 print({attempt(os.mkdir, f"{path}/x") for path in around})
 print(sorted({name for path, names, _ in found for name in names if path == "/t" or path.startswith("/t/")}))
 print([path for path, _, files in found if "of-the-host" in files or "vmlinuz" in files])
 """
 
 
-@pytest.mark.parametrize("method, world", [("pivot", ["container"]), ("chroot", ["lower", "new", "shell", "t", "upper"])])
-async def test_a_chroot_escape_ends_in_an_empty_world(shared: Runtime, tmp_path: Path, method: str, world: list[str]) -> None:
+@pytest.mark.parametrize("method", ["pivot", "chroot"])
+async def test_a_chroot_escape_ends_in_an_empty_world(shared: Runtime, tmp_path: Path, method: str) -> None:
     """With CAP_SYS_CHROOT, as root of a service has it, the root can be left: what is around it is empty, read-only and nobody
     else's."""
     marker(tmp_path)
     out = await inside(shared, ESCAPE, root_method=method, **SERVICE)
     around, written, templates, host = out.splitlines()
-    if method == "chroot" and shared.host.nested:
-        world = sorted([*world, "proc"])  # where the launcher has the host's; there is nothing on it
-    assert around == str(world)
+    assert around == str(WORLD)
     assert written == "{'EROFS'}"
     assert templates == "[]", "what all containers share is out of reach"
     assert host == "[]"
@@ -491,7 +492,7 @@ def in_a_child(function):
     os.wait()
 def enter():
     fd = os.open("/proc/self/ns/mnt", os.O_RDONLY)
-    print("setns", libc.setns(fd, 0), sorted(set(os.listdir("/")) - {"proc"}), look(), flush=True)
+    print("setns", libc.setns(fd, 0), sorted(os.listdir("/")), look(), flush=True)
 def move():
     os.mkdir("/tmp/new")
     mount(b"none", b"/tmp/new", b"tmpfs")
@@ -507,15 +508,13 @@ in_a_child(move)
 """
 
 
-@pytest.mark.parametrize("method, world", [("pivot", ["container"]), ("chroot", ["lower", "new", "shell", "t", "upper"])])
-async def test_moved_mounts_and_its_own_namespace_anew_show_no_host(
-    shared: Runtime, tmp_path: Path, method: str, world: list[str]
-) -> None:
+@pytest.mark.parametrize("method", ["pivot", "chroot"])
+async def test_moved_mounts_and_its_own_namespace_anew_show_no_host(shared: Runtime, tmp_path: Path, method: str) -> None:
     """MS_MOVE over the root, and setns into the mount namespace that it is in, which makes that one's root its own: with the
     rights to both they lead into the empty world around."""
     marker(tmp_path)
     out = await inside(shared, ROUND_ABOUT, root_method=method, capabilities={"SYS_ADMIN", "SYS_CHROOT"}, userns_mode="host")
-    assert out.splitlines() == [f"setns 0 {world} []", "move ok []"]
+    assert out.splitlines() == [f"setns 0 {WORLD} []", "move ok []"]
 
 
 @pytest.mark.parametrize("mode", ["auto", "host"])

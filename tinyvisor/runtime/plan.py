@@ -1,8 +1,8 @@
 """`Spec` + what the host offers → the list of launch steps. Pure: the same input gives the same plan, on any machine.
 
 The order is the security argument, so read it top down:
-  init      a mount namespace, cgroup with its limits, root, mounts, masks, then pivot_root: all with full rights, none of
-            the container's code running yet. Then the user namespace and the others, which belong to it: the mount
+  init      a mount namespace, cgroup with its limits, root, mounts, masks, then nothing but that root: all with full rights,
+            none of the container's code running yet. Then the user namespace and the others, which belong to it: the mount
             namespace is made anew, as a copy whose mounts nobody inside can change any more
   workload  joins the cgroup, takes its limits, closes every fd, drops capabilities, becomes the user, execs
   cleanup   run by the launcher when the last process is gone: read the counters, remove the cgroup
@@ -221,7 +221,7 @@ def plan(
         *([s.Owner(root=False)] if ids else []),
         s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
         *_user_namespace(spec, around),
-        s.Enter(CONTAINER_ROOT[spec.root_method]),
+        s.Enter(CONTAINER_ROOT),
         # In the mount namespace that it is used in: its name is looked for there.
         *([s.Pty(*_owner(spec, identity), *terminal)] if spec.tty else []),
         *_identity_of_host(spec, name, keeps_network(spec, around, workspace)),
@@ -544,8 +544,8 @@ def parked_steps(spec: Spec, plan: Plan, watch: Watch | None, *, under_filter: b
     return len(plan.workload) - 1
 
 
-CONTAINER_ROOT = {"pivot": "/container", "chroot": "/new"}
-"""Where a container's root is in its mount namespace, by ``root_method`` (launcher/mounts.c, step_pivot_root, step_chroot)."""
+CONTAINER_ROOT = "/container"
+"""Where a container's root is in its mount namespace (launcher/mounts.c)."""
 
 
 def exec_plan(
@@ -576,7 +576,7 @@ def exec_plan(
     init = [
         *_born_in(limits, name),
         s.Join(_flags(joined), name, _flags(owned)),
-        s.Enter(CONTAINER_ROOT[spec.root_method]),
+        s.Enter(CONTAINER_ROOT),
         *([s.Pty(*owner, *terminal, console=False)] if spec.tty else []),
         s.Init(
             (s.INIT_SIGNAL_GROUP if spec.signal_group else 0) | (s.INIT_REFUSALS if seccomp and seccomp.notifies else 0),

@@ -315,20 +315,22 @@ class Remount(Step):
 
 @dataclass(frozen=True, slots=True)
 class PivotRoot(Step):
+    """The launcher has pivoted, for all of them: launcher/mounts.c, step_detach_world."""
+
     op = 16
 
     def describe(self) -> str:
-        return "pivot_root into a shell around the new root, detach the old one"
+        return "detach the launcher's world; an empty, read-only shell around the new root is left"
 
 
 @dataclass(frozen=True, slots=True)
 class Chroot(Step):
-    """What the container's root is to be entered from, without leaving a mount namespace's own root."""
+    """As `PivotRoot`."""
 
     op = 17
 
     def describe(self) -> str:
-        return "make the launcher's world an empty, read-only one around the new root"
+        return PivotRoot.describe(PivotRoot())
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,7 +291,7 @@ extern int launcher_pidfd, supervisor_pidfd, reports_fd, ended_fd, proc_fd;
 
 /* mounts.c */
 step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory, step_link, step_file, step_node,
-	step_mount, step_unmount, step_enter, step_devpts, step_owner, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_pivot_root, step_chroot, step_pty;
+	step_mount, step_unmount, step_enter, step_devpts, step_owner, step_bind, step_bind_template, step_mask, step_read_only, step_remount, step_detach_world, step_pty;
 int enter_own_world(bool nested);
 int open_proc(bool nested);
 int open_below(int root, const char *path, int flags);

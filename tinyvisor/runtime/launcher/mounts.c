@@ -1,12 +1,13 @@
 /* Mounts, the root and what is put into it.
  *
- * The launcher lives in a mount namespace of its own (enter_own_world) that holds one small tmpfs:
- *   /new    where a container's root is put     /lower, /upper   layers of an overlay while it is mounted
- *   /t/...  templates: trees that all containers share, bound into them
- *   /shell  where a copy of /t/shell, an empty directory around the container's root, goes
- *   /proc   the host's, where we are in a user namespace: it gives a new one only to who sees one already
- * A container's init has a copy of that namespace until pivot_root. Every path below /new may be controlled by an image:
- * it is resolved by open_in_root (never leaves the root, no magic links), and mounted on by fd, never by path
+ * The launcher lives in a mount namespace of its own (enter_own_world): an empty, read-only root with two places in it.
+ *   /container   where a container's root is put
+ *   /t           a tmpfs, and everything else below it:
+ *   /t/...       templates: trees that all containers share, bound into them
+ *   /t/lower, /t/upper   layers of an overlay while it is mounted
+ *   /t/proc      the host's, where we are in a user namespace: it gives a new one only to who sees one already
+ * A container's init has a copy of that namespace, from which it takes /t away when it has made the root (step_detach_world).
+ * Every path below /container may be controlled by an image: it is resolved by open_in_root (never leaves the root, no magic links), and mounted on by fd, never by path
  * (CVE-2021-30465, CVE-2019-19921, CVE-2023-27561). All mounting is by the mount API of Linux 5.2, mount_setattr of 5.12. */
 #define _GNU_SOURCE
 #include "launcher.h"
@@ -34,6 +35,9 @@ enum { RESOLVE_MAGICLINKS_REFUSED = 0x02, RESOLVE_ROOT = 0x10 }; /* linux/openat
 #define DEVPTS_MAGIC 0x1cd1
 #define PROC_MAGIC 0x9fa0
 #define NO_SETUID_FIXUP 4 /* linux/securebits.h SECBIT_NO_SETUID_FIXUP */
+
+/* The namespace's root, which is nobody's to use. */
+#define SEALED ((unsigned)ATTR_RDONLY | (unsigned)ATTR_NOSUID | (unsigned)ATTR_NODEV | (unsigned)ATTR_NOEXEC)
 
 struct mount_attr_ { /* linux/mount.h struct mount_attr */
 	uint64_t set, clear, propagation, userns_fd;
@@ -157,28 +161,30 @@ static int make_null(bool nested, int tree)
  * nothing of value. */
 int enter_own_world(bool nested)
 {
-	static const char *const places[] = {"/new", "/lower", "/upper", "/shell", "/t", NULL};
-	static const char *const templates[] = {"/t/empty", "/t/shell", "/t/shell/container", NULL};
+	static const char *const places[] = {"/container", "/t", NULL};
+	static const char *const templates[] = {"/t/empty", "/t/lower", "/t/upper", NULL};
 	int root, error, null = -1, proc = -1;
 
 	if (unshare((int)NEW_MOUNT) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
 		return -errno;
 	if (nested && ((null = null_device()) < 0 || (proc = tree_of(AT_FDCWD, "/proc", RECURSIVE)) < 0))
 		return null < 0 ? null : proc;
-	root = new_mount("tmpfs", "mode=755,size=16m,nr_inodes=8192", ATTR_NOSUID);
+	root = new_mount("tmpfs", "mode=755,size=64k,nr_inodes=16", SEALED & ~(unsigned)ATTR_RDONLY);
 	if (root < 0)
 		return root;
 	if (syscall(NR_move_mount, root, "", AT_FDCWD, "/", MOVE_F_EMPTY) < 0 || fchdir(root) < 0 ||
 	    syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
 		return -errno;
-	close(root);
 	error = make_directories(places);
+	if (!error)
+		error = set_attributes(root, SEALED, -1, 0);
+	close(root);
 	if (!error) /* a file system of its own: one umount takes it all away */
 		error = attach_and_close(new_mount("tmpfs", "mode=755,size=16m,nr_inodes=8192", ATTR_NOSUID), open_own("/t"));
 	if (!error)
 		error = make_directories(templates);
 	if (!error && nested)
-		error = mkdir("/proc", 0755) < 0 ? -errno : attach_and_close(proc, open_own("/proc"));
+		error = mkdir("/t/proc", 0755) < 0 ? -errno : attach_and_close(proc, open_own("/t/proc"));
 	return error ? error : make_null(nested, null);
 }
 
@@ -190,7 +196,7 @@ int open_proc(bool nested)
 
 	if (!nested)
 		return new_mount("proc", "", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
-	fd = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	fd = open("/t/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd >= 0 && (fstatfs(fd, &fs) < 0 || fs.f_type != PROC_MAGIC)) {
 		close(fd);
 		return -ENODEV;
@@ -325,11 +331,11 @@ static int is_directory(int fd)
 
 static int put_root(struct context *context, int tree)
 {
-	int error = attach_and_close(tree, open_own("/new"));
+	int error = attach_and_close(tree, open_own("/container"));
 
 	if (error)
 		return error;
-	return open_root(context, "/new", O_DIRECTORY);
+	return open_root(context, "/container", O_DIRECTORY);
 }
 
 static int sized_tmpfs(const struct step *step, int size, unsigned attributes)
@@ -353,61 +359,33 @@ int step_root_tree(struct context *context, const struct step *step)
 	return error ? error : put_root(context, duplicate(tree));
 }
 
-#define OVERLAY "lowerdir=/lower,upperdir=/upper/u,workdir=/upper/w,index=off,xino=off"
+#define OVERLAY "lowerdir=/t/lower,upperdir=/t/upper/u,workdir=/t/upper/w,index=off,xino=off"
 
 int step_root_overlay(struct context *context, const struct step *step)
 {
-	int error = attach_and_close(duplicate(slot_fd(context, step->number[0])), open_own("/lower"));
+	int error = attach_and_close(duplicate(slot_fd(context, step->number[0])), open_own("/t/lower"));
 
 	if (!error)
-		error = attach_and_close(sized_tmpfs(step, 1, 0), open_own("/upper"));
+		error = attach_and_close(sized_tmpfs(step, 1, 0), open_own("/t/upper"));
 	if (error)
 		return error;
-	if (mkdir("/upper/u", 0755) < 0 || mkdir("/upper/w", 0700) < 0)
+	if (mkdir("/t/upper/u", 0755) < 0 || mkdir("/t/upper/w", 0700) < 0)
 		return -errno;
 	/* index and xino are of no use here, and fill the kernel's log (bubblewrap#783). */
 	/* trusted.* attributes are for who is root of the host. */
 	return put_root(context, new_mount("overlay", step->number[4] ? OVERLAY ",userxattr" : OVERLAY, (unsigned)step->number[3]));
 }
 
-/* The namespace's root becomes an empty, read-only shell, and the container's root a mount in it: to a process whose root is
- * not its namespace's the kernel gives no user namespace (kernel/user_namespace.c, current_chrooted), in which root could
- * mount cgroup hierarchies and lift its own limits. */
-int step_pivot_root(struct context *context, const struct step *step)
+/* Nothing of the launcher's world stays but its empty, read-only root, in which the container's root is a mount: to a process
+ * whose root is not its namespace's the kernel gives no user namespace (kernel/user_namespace.c, current_chrooted), in which
+ * root could mount cgroup hierarchies and lift its own limits. Who comes out of the chroot finds that shell.
+ * The launcher has called pivot_root(2), for all of them: each call looks at every process of the host (fs/fs_struct.c,
+ * chroot_fs_refs), and keeps all others from being made meanwhile. */
+int step_detach_world(struct context *context, const struct step *step)
 {
-	const unsigned sealed = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
-	int place, error = attach_and_close(with_attributes(tree_of(AT_FDCWD, "/t/shell", 0), sealed, -1), open_own("/shell"));
-
-	(void)step;
-	if (error)
-		return error;
-	place = openat(AT_FDCWD, "/shell/container", O_PATH | O_CLOEXEC);
-	error = place < 0 ? -errno : attach(context->root, place);
-	if (place >= 0)
-		close(place);
-	if (error)
-		return error;
-	/* pivot_root(2) NOTES: old root on top of the new one, then detached; nothing of the launcher's world stays. */
-	return chdir("/shell") < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ? -errno : 0;
-}
-
-/* What is to be chrooted from stays as it is. Who may chroot can come back out: so nothing is left there that is shared with
- * other containers, nothing that can be written. */
-int step_chroot(struct context *context, const struct step *step)
-{
-	int error, world = open("/", O_PATH | O_CLOEXEC);
-
 	(void)context;
 	(void)step;
-	if (world < 0 || umount2("/t", MNT_DETACH) < 0)
-		return -errno;
-	if (((umount2("/lower", MNT_DETACH) < 0 || umount2("/upper", MNT_DETACH) < 0) && errno != EINVAL) || /* no overlay */
-	    (umount2("/proc", MNT_DETACH) < 0 && errno != ENOENT)) /* that: not nested */
-		error = -errno;
-	else
-		error = set_attributes(world, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC, -1, 0);
-	close(world);
-	return error;
+	return umount2("/t", MNT_DETACH) < 0 ? -errno : 0;
 }
 
 /* ---- what is put into the root ---- */
@@ -532,7 +510,7 @@ int step_unmount(struct context *context, const struct step *step)
 	return umount2(step->string[0], MNT_DETACH | UMOUNT_NOFOLLOW) < 0 ? -errno : 0;
 }
 
-/* The container's root in its mount namespace: see step_pivot_root and step_chroot. */
+/* The container's root in its mount namespace: see step_detach_world. */
 int step_enter(struct context *context, const struct step *step)
 {
 	int error;
