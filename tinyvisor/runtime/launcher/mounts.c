@@ -196,7 +196,7 @@ int open_proc(bool nested)
 
 	if (!nested)
 		return new_mount("proc", "", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC);
-	fd = open("/t/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	fd = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	if (fd >= 0 && (fstatfs(fd, &fs) < 0 || fs.f_type != PROC_MAGIC)) {
 		close(fd);
 		return -ENODEV;
