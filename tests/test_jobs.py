@@ -20,7 +20,7 @@ from tinyvisor.errors import SpecError
 from tinyvisor.jobs import OUTPUT_LIMIT, Draft, Invalid, NumberedJob, Reader, Template, describe
 from tinyvisor.jsonlines import locate, parse_line
 from tinyvisor.spec import Spec, Tmpfs, Ulimit, Volume
-from tinyvisor.yamlfile import Mark, TextError
+from tinyvisor.yamlnode import Mark, TextError
 
 NOTHING = Draft()
 

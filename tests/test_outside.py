@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.command import environment
-from tinyvisor import places
+from tinyvisor import client, places
 from tinyvisor.cli import outside
 from tinyvisor.client import find_project, known_projects
 from tinyvisor.errors import HostError, TinyvisorError
@@ -57,6 +57,33 @@ def test_members_find_projects_where_root_has_put_them(tmp_path: Path, monkeypat
     outside.write_record(shared / "web.json", {"name": "web", "paths": [str(tmp_path / "configs")]})
     assert known_projects() == ["web"]
     assert find_project(None, tmp_path) == "web"
+
+
+def test_a_project_is_found_from_where_it_was_started_and_from_above_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "SYSTEM", tmp_path / "tinyvisor")
+    monkeypatch.setattr(places, "privileged", lambda: True)
+    run = places.run_directory()
+    run.mkdir()
+    home, files = tmp_path / "home", tmp_path / "files"
+
+    def record(name: str, path: Path, directory: Path) -> None:
+        outside.write_record(run / f"{name}.json", {"name": name, "paths": [str(path)], "directory": str(directory)})
+
+    record("web", files / "web" / "c", home)
+    assert [find_project(None, place) for place in (home, files, files / "web", files / "web" / "c")] == ["web"] * 4
+    for elsewhere in (files / "web" / "c" / "deeper", files / "we"):
+        with pytest.raises(TinyvisorError, match="no project runs from this directory"):
+            find_project(None, elsewhere)
+    monkeypatch.setattr(client, "is_running", lambda name: True)
+    record("db", files / "db" / "tinyvisor.yaml", home)
+    for both in (home, files):
+        with pytest.raises(TinyvisorError, match="several projects run from here: db, web; choose one with -p NAME"):
+            find_project(None, both)
+    assert find_project(None, files / "db") == "db"
+    record("own", home / "configs", files)
+    assert find_project(None, home) == "own"  # what is configured here goes before what is only near
 
 
 def test_what_a_killed_supervisor_has_left_for_groups_goes_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

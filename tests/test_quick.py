@@ -18,7 +18,7 @@ from tinyvisor.errors import TinyvisorError
 from tinyvisor.state import Exit, ServiceSummary
 
 FOUND = [
-    asdict(ServiceSummary(name="web", state="running", health="healthy")) | {"pid": 42},
+    asdict(ServiceSummary(name="web", state="running", health="healthy", uptime=130.0)) | {"pid": 42},
     asdict(ServiceSummary(name="job", state="failed", exit=Exit(status="signaled", signal=9), reason="killed\x1b[2J"))
     | {"pid": None},
 ]
@@ -64,3 +64,20 @@ def test_it_imports_next_to_nothing() -> None:
     code += "print({'click', 'dataclasses', 'inspect', 'decimal', 'subprocess', 'tinyvisor.state', 'rich'} & sys.modules.keys())"
     run = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout == "1\nset()\n"
+
+
+def test_ps_says_how_it_is_now(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+    backing_off = ServiceSummary(
+        name="flaky", state="backoff", restarts=3, due=2.5, exit=Exit(status="nonzero_exit", exit_code=1)
+    )
+    FOUND.append(asdict(backing_off) | {"pid": None})
+    try:
+        assert quick.ps(["-p", "x"]) == 0
+    finally:
+        FOUND.pop()
+    assert capsys.readouterr().out.splitlines() == [
+        "service  status                  uptime  pid  restarts  exit     reason",
+        "web      running (healthy)        2m10s   42         0  -",
+        "job      failed                       -    -         0  SIGKILL  killed",
+        "flaky    backoff (next in 2.5s)       -    -         3  1",
+    ]

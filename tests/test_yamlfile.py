@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyvisor.yamlfile import MAX_FILE, TextError, Variables, parse_env, parse_yaml, read_text
+from tinyvisor.yamlfile import MAX_FILE, Variables, parse_env, parse_yaml, read_text
+from tinyvisor.yamlnode import TextError
 
 
 def parsed(text: str) -> tuple[Any, list[str]]:

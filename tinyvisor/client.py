@@ -40,7 +40,8 @@ class Refusal(TinyvisorError):
 
 
 def find_project(name: str | None, here: Path) -> str:
-    """The project called `name`, or the one that runs from the files in the directory `here`.
+    """The project called `name`, or the one that runs from the files in the directory `here`; where there is none, the one that
+    was started from `here` or has its files anywhere below.
 
     Raises:
         TinyvisorError: none or several run from there.
@@ -48,14 +49,18 @@ def find_project(name: str | None, here: Path) -> str:
     if name is not None:
         return name
     wanted = {os.path.normpath(here / part) for part in HERE}
-    found = []
+    exact: dict[str, None] = {}
+    near: dict[str, None] = {}
     for file in _records():
         try:
             record = json.loads(file.read_text())
         except (OSError, ValueError):
             continue
-        if wanted & set(record["paths"]) and file.stem not in found:
-            found.append(file.stem)
+        if wanted & set(record["paths"]):
+            exact[file.stem] = None
+        elif record.get("directory") == os.fspath(here) or any(Path(path).is_relative_to(here) for path in record["paths"]):
+            near[file.stem] = None
+    found = list(exact or near)
     if len(found) > 1:
         found = [project for project in found if is_running(project)] or found[:1]
     if len(found) == 1:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import graphlib
-import io
 import json
 import math
 import os
@@ -27,8 +26,6 @@ from typing import Annotated, Any, ClassVar, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import core_schema
-from ruamel.yaml import YAML
-from ruamel.yaml.representer import SafeRepresenter
 
 from tinyvisor import spec as words
 from tinyvisor.errors import ConfigError, ConfigProblem, SpecError
@@ -56,7 +53,8 @@ from tinyvisor.spec import (
     instances,
 )
 from tinyvisor.units import parse_duration, parse_size, signal_name
-from tinyvisor.yamlfile import Mark, Node, TextError, Variables, parse_env, parse_yaml, read_text
+from tinyvisor.yamlfile import Variables, parse_env, parse_yaml, read_text
+from tinyvisor.yamlnode import Mark, Node, TextError
 
 Step = str | int
 Path_ = tuple[Step, ...]
@@ -1840,26 +1838,11 @@ def to_json(project: Project) -> str:
     return json.dumps(normalised(project), indent=2).replace("\x7f", "\\u007f")
 
 
-class _Representer(SafeRepresenter):
-    def represent_str(self, data: Any) -> Any:
-        """Quoted so that it is escaped, where it holds a line break that the emitter would fold away."""
-        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Representer.add_representer(str, _Representer.represent_str)
-
-
 def to_yaml(project: Project) -> str:
     """`normalised` as YAML."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Representer = _Representer
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.width = 1 << 20
-    out = io.StringIO()
-    yaml.dump(normalised(project), out)
-    return out.getvalue()
+    from tinyvisor.yamlwriter import write_yaml  # which few ask for, and takes its time to be imported
+
+    return write_yaml(normalised(project))
 
 
 def _escaped(value: Any) -> Any:

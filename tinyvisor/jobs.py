@@ -46,8 +46,9 @@ from tinyvisor.job import Job, check_relative
 from tinyvisor.jsonlines import locate, parse_line
 from tinyvisor.spec import Spec
 from tinyvisor.units import format_size
-from tinyvisor.yamlfile import Entry as YamlEntry
-from tinyvisor.yamlfile import Mark, Node, TextError, Variables, parse_yaml, read_text
+from tinyvisor.yamlfile import Variables, parse_yaml, read_text
+from tinyvisor.yamlnode import Entry as YamlEntry
+from tinyvisor.yamlnode import Mark, Node, TextError
 
 DOCUMENTS = (".yaml", ".yml", ".json")
 """Suffixes of files that are one document; all others are JSON Lines."""

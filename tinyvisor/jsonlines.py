@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from tinyvisor.yamlfile import MAX_DEPTH, Entry, Mark, Node, TextError
+from tinyvisor.yamlnode import MAX_DEPTH, Entry, Mark, Node, TextError
 
 _BLANK = re.compile(r"[ \t\r\n]*")
 _ATOM = re.compile(r"[^\s,\]}]+")

@@ -565,7 +565,7 @@ class Runner:
     # ---- what there is to tell ----
 
     def summary(self) -> ServiceSummary:
-        totals, last = self._totals, self._totals.last
+        totals, last, now = self._totals, self._totals.last, trio.current_time()
         return ServiceSummary(
             name=self.name,
             state=self.state.phase,
@@ -579,6 +579,8 @@ class Runner:
             reason=self.state.reason if self.state.phase == "failed" else "",
             service=self.group if self.group != self.name else "",
             status=self._listener.status if self._listener is not None else "",
+            uptime=now - self.state.started_at if self.is_up else None,
+            due=max(0.0, self.state.due - now) if self.state.phase == "backoff" else None,
         )
 
     def _act(self, action: Action) -> None:

@@ -342,6 +342,8 @@ class ServiceSummary:
         health: of what runs: ``starting``, ``healthy`` or ``unhealthy``; empty where it does not say.
         reason: why it failed, one line; empty otherwise.
         status: what it last said of itself (sd_notify's STATUS=), one line.
+        uptime: seconds that its container has run for; None where none runs.
+        due: seconds until it is started again, where it backs off; None otherwise.
     """
 
     name: str
@@ -356,6 +358,8 @@ class ServiceSummary:
     reason: str = ""
     service: str = ""
     status: str = ""
+    uptime: float | None = None
+    due: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

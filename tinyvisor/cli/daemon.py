@@ -255,7 +255,13 @@ class _Daemon:
                 )
                 with listening(run_directory() / f"{name}.sock") as listener:
                     record = run_directory() / f"{name}.json"
-                    content = {"name": name, "pid": os.getpid(), "paths": self._paths, "log_dir": str(self._log_dir)}
+                    content = {
+                        "name": name,
+                        "pid": os.getpid(),
+                        "paths": self._paths,
+                        "directory": os.getcwd(),
+                        "log_dir": str(self._log_dir),
+                    }
                     write_record(record, content)
                     try:
                         async with trio.open_nursery() as nursery:

@@ -85,7 +85,7 @@ def run_project(
                     about={"paths": files, "log_dir": str(log_dir)},
                     on_problem=view.say,
                 )
-                content = {"name": project.name, "pid": os.getpid(), "paths": files}
+                content = {"name": project.name, "pid": os.getpid(), "paths": files, "directory": os.getcwd()}
                 async with _served(control, supervisor, feed, outside, content):
                     summaries = await _supervise(supervisor, view, signals)
                     control.finish(summaries)

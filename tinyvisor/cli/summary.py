@@ -13,7 +13,8 @@ from tinyvisor.units import format_duration, format_size, signal_name
 Summary = Mapping[str, Any]
 
 HEADINGS = ("service", "status", "exit", "restarts", "wall", "cpu", "memory peak", "reason")
-_NUMBERS = frozenset({"restarts", "wall", "cpu", "memory peak"})
+PS_HEADINGS = ("service", "status", "uptime", "pid", "restarts", "exit", "reason")
+_NUMBERS = frozenset({"uptime", "pid", "restarts", "wall", "cpu", "memory peak"})
 _STYLES = {"failed": "red", "exited": "green"}
 
 
@@ -33,9 +34,9 @@ def summary_rows(summaries: Sequence[Summary]) -> list[tuple[str, ...]]:
 
 
 def ps_rows(found: Sequence[Summary]) -> list[tuple[str, ...]]:
-    """`summary_rows`, with a pid for what runs."""
-    pids = ["pid", *("-" if item["pid"] is None else str(item["pid"]) for item in found)]
-    return [(*row[:2], pid, *row[2:]) for row, pid in zip(summary_rows(found), pids, strict=True)]
+    """The headings and a row per service: how it is now. What ended containers have used is for `summary_rows`."""
+    rows = [PS_HEADINGS, *map(_ps_row, found)]
+    return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
 
 
 def format_plain(rows: Sequence[Sequence[str]]) -> str:
@@ -64,6 +65,24 @@ def _row(summary: Summary) -> tuple[str, ...]:
         format_size(memory) if memory is not None else "-",
         _reason(summary),
     )
+    return _cleaned(cells)
+
+
+def _ps_row(item: Summary) -> tuple[str, ...]:
+    uptime, pid = item.get("uptime"), item["pid"]  # of a daemon from before an upgrade of this program there is no uptime
+    cells = (
+        item["name"],
+        _status(item),
+        "-" if uptime is None else format_duration(uptime),
+        "-" if pid is None else str(pid),
+        str(item["restarts"]),
+        _exit(item["exit"]),
+        _reason(item) or item["status"],
+    )
+    return _cleaned(cells)
+
+
+def _cleaned(cells: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(clean(cell.encode("utf-8", "replace"), colour=False) for cell in cells)
 
 
@@ -72,6 +91,8 @@ def _status(summary: Summary) -> str:
     last = summary["exit"]
     if summary["state"] == "running" and summary["health"]:
         return f"running ({summary['health']})"
+    if summary.get("due") is not None:
+        return f"{summary['state']} (next in {format_duration(summary['due'])})"
     if summary["state"] != "failed" or last is None or last["status"] in ("ok", "nonzero_exit", "signaled", "stopped"):
         return str(summary["state"])
     return f"{summary['state']} ({last['status']})"
