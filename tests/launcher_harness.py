@@ -590,7 +590,7 @@ class Launcher:
         environment: tuple[tuple[str, str], ...] = (), stdin: int | None = None, how: Step | None = None,
     ) -> Running:  # fmt: skip
         """A container with a view of the host's programs; `init` and `workload` are more steps, `how` the Init step."""
-        first = [*root_steps(probe=self._programs is not None), *init, s.PivotRoot(), s.Enter("/container"), how or init_step()]
+        first = [*root_steps(probe=self._programs is not None), *init, s.DetachWorld(), s.Enter("/container"), how or init_step()]
         second = [*workload_steps(*workload), s.Exec(command, (("PATH", "/usr/bin:/bin"), *environment))]
         return self.launch_sections(first, second, cleanup=cleanup, stdin=stdin)
 

@@ -182,7 +182,7 @@ EVERYTHING: dict[str, Any] = {
 def test_order(layout: Layout, root_method: str) -> None:
     made = planned(layout, root_method=root_method, **EVERYTHING)
     init, workload = made.init, made.workload
-    entered = position(init, s.PivotRoot if root_method == "pivot" else s.Chroot)
+    entered = position(init, s.DetachWorld)
     last_mount = max(index for index, step in enumerate(init) if isinstance(step, s.Mount | s.Bind | s.BindTemplate))
     masked = [index for index, step in enumerate(init) if isinstance(step, s.Mask | s.ReadOnly)]
     assert isinstance(init[0], s.Ids)
@@ -656,7 +656,7 @@ def test_what_is_made_for_a_container_comes_behind_the_trees_and_before_the_ids(
     ]
     # Over what the user mounts there, and before any right is given up.
     kinds = [type(step) for step in found.init]
-    assert kinds.index(s.Mount, kinds.index(s.Bind)) < found.init.index(steps[1]) < kinds.index(s.PivotRoot)
+    assert kinds.index(s.Mount, kinds.index(s.Bind)) < found.init.index(steps[1]) < kinds.index(s.DetachWorld)
     dev = next(step for step in found.init if isinstance(step, s.BindTemplate))
     assert dev.ids == first + 3
     at = found.workload.index(s.PassFd(first + 2, 3))

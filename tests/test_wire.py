@@ -170,7 +170,7 @@ def sample() -> bytes:
         s.BindTemplate("/t/g", "/g", 0), s.Mask("/h"), s.ReadOnly("/i"), s.Remount("/", 1), s.Hostname("j"), s.LoopbackUp(),
         s.Network(),
         s.CgroupMake(KEPT, "k", ""), s.CgroupWrite(KEPT | 31, "l", "m", True, ""), s.CgroupInto(KEPT, "n", ""),
-        s.Pty(0, 0, 24, 80), s.UserNamespace(0x20000), s.PivotRoot(), s.Init(1, 2, 15, 3, "o"),
+        s.Pty(0, 0, 24, 80), s.UserNamespace(0x20000), s.DetachWorld(), s.Init(1, 2, 15, 3, "o"),
         s.CpuTime(KEPT, "w", 1, 2, ""), s.Enter("/x"), s.Ids((1, 2), (3, 4), 5, "0 0 1", "0 0 1"), s.Owner(True), s.Devpts(5),
         s.Socket(2, 1), s.Counter(KEPT, "y", ""),
     ]  # fmt: skip
@@ -214,7 +214,7 @@ def test_steps_survive_encoding(steps: list[Step]) -> None:
 
 
 def test_sections_add_up() -> None:
-    first, second = [s.PivotRoot(), s.Hostname("a")], [s.LoopbackUp()]
+    first, second = [s.DetachWorld(), s.Hostname("a")], [s.LoopbackUp()]
     assert wire.encode(first) + wire.encode(second) == wire.encode([*first, *second])
 
 
@@ -222,7 +222,7 @@ def test_the_sample_has_every_step(sanitized: Path) -> None:
     request = sample()
     assert check_all(sanitized, [request]) == [(0, len(request))]
     ops = {op for op, _, _ in decode_steps(request[wire._REQUEST.size :])}
-    assert ops == {kind.op for kind in CLASSES} - {s.Node.op, s.Join.op, s.Chroot.op, s.Unmount.op, s.IdMap.op}
+    assert ops == {kind.op for kind in CLASSES} - {s.Node.op, s.Join.op, s.Unmount.op, s.IdMap.op}
 
 
 def test_kill_is_accepted_and_is_small(check: Checker) -> None:
@@ -233,7 +233,7 @@ def test_kill_is_accepted_and_is_small(check: Checker) -> None:
 
 
 def test_as_many_steps_as_there_may_be(check: Checker) -> None:
-    one = wire.encode([s.PivotRoot()])
+    one = wire.encode([s.DetachWorld()])
     assert check(launch_of(EMPTY, Section(MAX_STEPS, one.body * MAX_STEPS)))[0] == 0
     assert check(launch_of(EMPTY, Section(MAX_STEPS + 1, one.body * (MAX_STEPS + 1))))[0] == errno.E2BIG
     session = wire.encode([s.Session()])
@@ -262,7 +262,7 @@ def test_long_requests_say_that_they_come_by_memfd() -> None:
 
 # ---- not well-formed ----
 
-STEP = raw_step(s.PivotRoot.op)
+STEP = raw_step(s.DetachWorld.op)
 WORKING_DIR = raw_step(s.WorkingDir.op, (), (b"/",))
 LONG_STEP = WORKING_DIR[:4] + (len(WORKING_DIR) + 1).to_bytes(4, "little") + WORKING_DIR[8:] + b"\0"
 
@@ -352,7 +352,7 @@ def test_a_run_needs_its_stdio(sanitized: Path) -> None:
 
 
 def test_the_refusal_says_where(check: Checker) -> None:
-    good = wire.encode([s.PivotRoot(), s.Hostname("here")]).body
+    good = wire.encode([s.DetachWorld(), s.Hostname("here")]).body
     assert check(with_body(good + raw_step(99), init=3)) == (errno.ENOSYS, wire._REQUEST.size + len(good))
 
 

@@ -137,7 +137,7 @@ WRONG: dict[type[Step], dict[str, Any]] = {
 """What each step is told that can't be done."""
 
 NEVER = {
-    s.Ids, s.Owner, s.Devpts, s.PivotRoot, s.Chroot, s.LoopbackUp, s.Network, s.Init, s.Session, s.Keyring, s.EnterUser, s.Umask,
+    s.Ids, s.Owner, s.Devpts, s.DetachWorld, s.LoopbackUp, s.Network, s.Init, s.Session, s.Keyring, s.EnterUser, s.Umask,
     s.BoundingSet,
     s.CloseFds, s.NoNewPrivs, s.Pty,
 }  # fmt: skip

@@ -90,7 +90,7 @@ def padded(message: bytes) -> bytes:
     return message[:8] + len(message).to_bytes(4, "little") + message[12:]
 
 
-PIVOT, LINK = raw_step(s.PivotRoot.op), raw_step(s.Link.op, (), (b"a", b"b"))
+PIVOT, LINK = raw_step(s.DetachWorld.op), raw_step(s.Link.op, (), (b"a", b"b"))
 BAD_MESSAGES: dict[str, tuple[bytes, int]] = {
     "empty": (b"", errno.EBADMSG),
     "one byte": (b"x", errno.EBADMSG),
@@ -343,7 +343,7 @@ RETURN_ALLOW = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
 def test_what_is_no_filter_is_refused(either: Launcher, program: bytes, flags: int) -> None:
     """By size and by flags, which could start threads of listeners; the program itself is the kernel's to check."""
     steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(program, flags, ""), s.Exec(("true",), (("PATH", "/usr/bin"),))]
-    gone = failure(either, [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
+    gone = failure(either, [*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()], steps)
     assert (gone.section, gone.step, gone.error) == (2, len(steps) - 2, errno.EINVAL)
 
 
@@ -352,7 +352,7 @@ def test_what_is_no_filter_is_refused(either: Launcher, program: bytes, flags: i
 def test_a_filter_is_the_workloads_alone(either: Launcher, count: int, flags: int) -> None:
     steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(RETURN_ALLOW * count, flags, "")]
     steps.append(s.Exec(("sh", "-c", "grep -h Seccomp: /proc/1/status /proc/self/status"), (("PATH", "/usr/bin:/bin"),)))
-    container = either.launch_sections([*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps).wait_started()
+    container = either.launch_sections([*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()], steps).wait_started()
     assert container.read_output().split() == [b"Seccomp:", b"0", b"Seccomp:", b"2"]
     assert exit_code(container.wait_gone()) == 0
     assert status_of(either.process.pid)["Seccomp"] == status_of(os.getpid())["Seccomp"]
@@ -360,7 +360,7 @@ def test_a_filter_is_the_workloads_alone(either: Launcher, count: int, flags: in
 
 def test_a_filter_needs_a_right_or_no_new_privs(either: Launcher) -> None:
     steps = [*workload_steps(), *DROP_ALL, s.Seccomp(RETURN_ALLOW, 0, ""), s.Exec(("true",), (("PATH", "/usr/bin"),))]
-    gone = failure(either, [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
+    gone = failure(either, [*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()], steps)
     assert gone.error == errno.EACCES
 
 
@@ -369,7 +369,7 @@ def test_a_filter_that_lets_nothing_through_ends_the_start(either: Launcher, act
     """Neither exec nor exit: the child must not try for ever, with its init asleep until it is gone."""
     steps = [*workload_steps(), s.NoNewPrivs(), s.Seccomp(struct.pack("=HBBI", 0x06, 0, 0, action), 0, "")]
     steps.append(s.Exec(("true",), (("PATH", "/usr/bin"),)))
-    container = either.launch_sections([*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
+    container = either.launch_sections([*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()], steps)
     assert container.wait_gone().exited is (action == 0x30000)
 
 
@@ -388,7 +388,7 @@ def test_a_filter_that_lets_nothing_through_ends_the_start(either: Launcher, act
 def test_walls_of_landlocks(either: Launcher, step: s.Landlock, error: int) -> None:
     """Every path is found below the root, and is no magic link; what the kernel does not know it refuses itself."""
     steps = [*workload_steps(), s.CloseFds(), step, s.NoNewPrivs(), s.Exec(("sh", "-c", "exit 5"), (("PATH", "/usr/bin:/bin"),))]
-    before = [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()]
+    before = [*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()]
     if error:
         gone = failure(either, before, steps)
         assert (gone.section, gone.step, gone.error) == (2, steps.index(step), error)
@@ -398,7 +398,7 @@ def test_walls_of_landlocks(either: Launcher, step: s.Landlock, error: int) -> N
 
 @pytest.mark.skipif(landlock_abi() < 2, reason="this kernel's Landlock is not used")
 def test_walls_need_a_right_or_no_new_privs(either: Launcher) -> None:
-    before = [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()]
+    before = [*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()]
     steps = [*workload_steps(), *DROP_ALL, s.Landlock(2, 0, (), ()), s.Exec(("true",), (("PATH", "/usr/bin"),))]
     assert failure(either, before, steps).error == errno.EPERM
 
@@ -417,14 +417,14 @@ def test_walls_need_a_right_or_no_new_privs(either: Launcher) -> None:
 )
 def test_exec_fails_with_step_errno_and_code(either: Launcher, command: str, error: int, code: int) -> None:
     steps = workload(command)
-    gone = failure(either, [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], steps)
+    gone = failure(either, [*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()], steps)
     assert (gone.section, gone.step, gone.error) == (2, len(steps) - 1, error)
     assert os.waitstatus_to_exitcode(gone.init_status) == code
     assert either.run("true") == b""
 
 
 def test_no_exec_at_all(either: Launcher) -> None:
-    gone = failure(either, [*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()], [s.Session()])
+    gone = failure(either, [*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()], [s.Session()])
     assert (gone.section, gone.step, gone.error) == (2, 1, errno.ENOEXEC)
 
 
@@ -433,7 +433,13 @@ def test_bind_of_what_is_no_tree(either: Launcher, tmp_path: Path) -> None:
     mounts = Path("/proc/self/mountinfo").read_text()
     pipe = os.pipe()
     for fd in (pipe[0], os.open("/usr", os.O_PATH), os.open("/", os.O_PATH | os.O_DIRECTORY), memfd(b"x")):
-        init = [*root_steps(), s.Bind(s.FIRST_TREE, "/mnt", NODEV, "nothing"), s.PivotRoot(), s.Enter("/container"), init_step()]
+        init = [
+            *root_steps(),
+            s.Bind(s.FIRST_TREE, "/mnt", NODEV, "nothing"),
+            s.DetachWorld(),
+            s.Enter("/container"),
+            init_step(),
+        ]
         gone = failure(either, init, workload("true"), [fd])
         assert (gone.section, gone.step) == (1, len(root_steps()))
         assert gone.error in (errno.EINVAL, errno.EBADF)
@@ -469,7 +475,7 @@ def test_bind_of_what_is_no_tree(either: Launcher, tmp_path: Path) -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, s.Step) else errno.errorcode[value],
 )
 def test_init_steps_fail_with_step_and_errno(launcher: Launcher, step: s.Step, error: int) -> None:
-    gone = failure(launcher, [*root_steps(), step, s.PivotRoot(), s.Enter("/container"), init_step()], workload("true"))
+    gone = failure(launcher, [*root_steps(), step, s.DetachWorld(), s.Enter("/container"), init_step()], workload("true"))
     assert (gone.section, gone.step, errno.errorcode[gone.error]) == (1, len(root_steps()), errno.errorcode[error])
 
 
@@ -492,7 +498,7 @@ def test_an_event_socket_that_is_none(either: Launcher) -> None:
     with devnulls(1) as (null,):
         sections = [
             wire.EMPTY,
-            wire.encode([*root_steps(), s.PivotRoot(), s.Enter("/container"), init_step()]),
+            wire.encode([*root_steps(), s.DetachWorld(), s.Enter("/container"), init_step()]),
             wire.encode(workload("true")),
         ]
         either.request(wire.encode_request(wire.LAUNCH, 7, sections, fds=4), [read, null, null, null])
@@ -506,7 +512,7 @@ NEW_NET = NAMESPACE_FLAGS["net"]
 
 def join(launcher: Launcher, other: Running) -> Running:
     """A container in the other's network, which prints which that is."""
-    init = [*root_steps(), s.Join(NEW_NET, "other"), s.PivotRoot(), s.Enter("/container"), init_step()]
+    init = [*root_steps(), s.Join(NEW_NET, "other"), s.DetachWorld(), s.Enter("/container"), init_step()]
     return launcher.launch_sections(init, workload("readlink", "/proc/self/ns/net"), other=other)
 
 
@@ -904,7 +910,7 @@ def test_shell_in_a_container_has_job_control(either: Launcher) -> None:
     init = [
         *root_steps(), s.Directory("/dev/pts"), s.File("/dev/console", b"", 0o600),
         s.Mount("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=0620", NOSUID | NOEXEC),
-        s.Pty(0, 0, 33, 77), s.PivotRoot(), s.Enter("/container"), init_step(),
+        s.Pty(0, 0, 33, 77), s.DetachWorld(), s.Enter("/container"), init_step(),
     ]  # fmt: skip
     command = ("bash", "--norc", "--noprofile", "--noediting", "-i")
     exec_ = s.Exec(command, (("PATH", "/usr/bin:/bin"), ("TERM", "dumb"), ("PS1", "")))

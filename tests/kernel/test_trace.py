@@ -398,8 +398,9 @@ PROGRAMS: dict[str, tuple[str, ...]] = {
     ),
     "gcc": ("sh", "-c", "cd /tmp && echo 'int main(void) { return 7; }' > a.c && gcc -O2 -c a.c; rm -f a.o a.c"),
 }  # fmt: skip
-NOISE = frozenset(("futex", "restart_syscall", "rt_sigreturn")) | CLASSES["memory"]
-"""How often depends on who is faster: the stack of a thread that is gone is taken for the next one."""
+NOISE = frozenset(("futex", "restart_syscall", "rt_sigreturn", "getrandom")) | CLASSES["memory"]
+"""How often depends on who is faster: the stack of a thread that is gone is taken for the next one. glibc makes the name of a
+temporary file from the clock, and asks for a random number where that would make some letters likelier: one name in 22."""
 
 
 NUMBERS = frozenset(("clone", "clone3", "fork", "getpid", "getppid", "gettid", "set_tid_address", "vfork", "wait4"))
@@ -413,10 +414,7 @@ def _sequences(lines: Iterable[tuple[int, str, str]]) -> list[list[tuple[str, st
         if name not in NOISE:
             if not result.startswith("-1 ") and (result == "?" or name in NUMBERS or not -1 <= int(result, 0) < 1 << 16):
                 result = "N"
-            one = (name, result if result.startswith("-1 ") or result == "N" else str(int(result, 0)))
-            # glibc's name for a temporary file: a number that would make some letters likelier is drawn again, one in 22.
-            if name != "getrandom" or threads[tid][-1:] != [one]:
-                threads[tid].append(one)
+            threads[tid].append((name, result if result.startswith("-1 ") or result == "N" else str(int(result, 0))))
     return [threads[tid] for tid in sorted(threads)]
 
 

@@ -25,7 +25,7 @@ from tinyvisor.errors import HostError, InternalError, LauncherDied
 from tinyvisor.runtime.steps import Step
 
 MAGIC = 0x4C565954
-VERSION = 11
+VERSION = 12
 MAX_REQUEST = 4 << 20
 MAX_INLINE = 48 << 10
 """Bytes of a request that go into the message itself; more goes into a memfd (the launcher's own bound is 64 KiB)."""

@@ -219,7 +219,7 @@ def plan(
         *(_working_directory(spec, identity) if workspace is None else ()),
         *_seal(spec),
         *([s.Owner(root=False)] if ids else []),
-        s.PivotRoot() if spec.root_method == "pivot" else s.Chroot(),
+        s.DetachWorld(),
         *_user_namespace(spec, around),
         s.Enter(CONTAINER_ROOT),
         # In the mount namespace that it is used in: its name is looked for there.

@@ -314,23 +314,13 @@ class Remount(Step):
 
 
 @dataclass(frozen=True, slots=True)
-class PivotRoot(Step):
-    """The launcher has pivoted, for all of them: launcher/mounts.c, step_detach_world."""
+class DetachWorld(Step):
+    """The launcher has pivoted, once for all containers: launcher/mounts.c."""
 
     op = 16
 
     def describe(self) -> str:
         return "detach the launcher's world; an empty, read-only shell around the new root is left"
-
-
-@dataclass(frozen=True, slots=True)
-class Chroot(Step):
-    """As `PivotRoot`."""
-
-    op = 17
-
-    def describe(self) -> str:
-        return PivotRoot.describe(PivotRoot())
 
 
 @dataclass(frozen=True, slots=True)

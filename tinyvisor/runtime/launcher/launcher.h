@@ -43,7 +43,7 @@
 /* ---- the wire: one request is one SOCK_SEQPACKET message; tinyvisor/runtime/launcher.py is the other side ---- */
 
 #define MAGIC 0x4c565954u /* "TYVL" */
-#define VERSION 11
+#define VERSION 12
 #define MAX_REQUEST (4u << 20) /* bytes */
 #define MAX_INLINE (64u << 10) /* bytes; larger bodies come in a memfd */
 #define MAX_STEPS 1024
