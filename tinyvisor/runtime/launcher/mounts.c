@@ -8,7 +8,8 @@
  *   /t/proc      the host's, where we are in a user namespace: it gives a new one only to who sees one already
  * A container's init has a copy of that namespace, from which it takes /t away when it has made the root (step_detach_world).
  * Every path below /container may be controlled by an image: it is resolved by open_in_root (never leaves the root, no magic
- * links), and mounted on by fd, never by path (CVE-2021-30465, CVE-2019-19921, CVE-2023-27561). All mounting is by the mount API of Linux 5.2, mount_setattr of 5.12. */
+ * links), and mounted on by fd, never by path (CVE-2021-30465, CVE-2019-19921, CVE-2023-27561). All mounting is by the mount API
+ * of Linux 5.2, mount_setattr of 5.12. */
 #define _GNU_SOURCE
 #include "launcher.h"
 
