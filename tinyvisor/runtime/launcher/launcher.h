@@ -72,6 +72,7 @@ enum {
 	FLAG_PARK = 4,          /* launch: behind the workload's steps the child waits for REQUEST_RUN, which has the rest */
 	FLAG_EXEC = 8,          /* launch: one more process in the other's container, not a new one */
 	FLAG_ASK = 16,          /* kill: nobody; EVENT_REFUSED says that there is no such container */
+	FLAG_TELL = 32,         /* run: somebody waits on the container's socket for EVENT_ENDED; there is no EVENT_STARTED then */
 };
 enum section { SECTION_LAUNCHER, SECTION_INIT, SECTION_WORKLOAD, SECTION_CLEANUP, SECTIONS };
 
@@ -102,6 +103,7 @@ enum event_type {
 	EVENT_PREPARED,    /* a: 0 or errno, b: the step that failed */
 	EVENT_PARKED,      /* a: host pid of init, whose only child waits for REQUEST_RUN; on the container's socket */
 	EVENT_SOCKET,      /* carries a new socket's fd; on the process's socket */
+	EVENT_ENDED,       /* as EVENT_GONE, which follows: all of a container but its init; on the container's socket */
 };
 
 struct event {
