@@ -527,7 +527,7 @@ class Container:
             self._conclude(gone, usage)
 
     def _conclude(self, gone: wire.Gone, usage: Usage) -> None:
-        if gone.exited and self._unparked and self._before_event is None:
+        if gone.started or (gone.exited and self._unparked and self._before_event is None):
             self._started = True  # all that its socket could still say
         else:
             self._read_events()  # whether it had started, where nobody waited for that

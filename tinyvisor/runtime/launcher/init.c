@@ -809,6 +809,7 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 		started.a = report->pid;
 		init.id = context->id;
 		init.tells = birth.tell;
+		report->flags |= init.tells ? GONE_STARTED : 0; /* init may be killed */
 		error = init.event < 0 || init.tells ? 0 : send_event(init.event, &started, NULL, 0, -1);
 	}
 	if (error) {

@@ -115,6 +115,7 @@ struct event {
 };
 
 enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4, GONE_EMPTY = 8, GONE_REFUSED = 16,
+       GONE_STARTED = 64 /* of who does not say so by EVENT_STARTED */,
        GONE_CONNECTED = 32 /* a standard stream of the workload's could carry fds out: the launcher's own business */ };
 
 /* What is done with a call that a seccomp filter hands to init (refusals.c): the low 16 bits of the filter's answer, which the
