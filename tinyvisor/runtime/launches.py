@@ -231,6 +231,7 @@ class Launches:
         """Behind all that has ended so far; whether there was any. Cancellation: shielded; it is on its way."""
         ended = tuple(self._cleaned_up_later.values())
         for container in ended:
+            self.kill(container)  # were its init's word not true, it would be now
             await shielded(container.wait_gone)
         return bool(ended)
 
