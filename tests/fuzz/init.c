@@ -21,6 +21,7 @@ static void run_init(void)
 	world.self = init.exec ? 900 : 1;
 	init.group = flags & 2;
 	init.report = flags & 4 ? page : NULL;
+	init.tells = flags & 2;
 	init.signals = open_fd(FD_SIGNALS, 3);
 	init.event = flags & 8 ? -1 : open_fd(FD_OPEN, 3);
 	init.ended = flags & 16 && init.report ? open_fd(FD_OPEN, 3) : -1;

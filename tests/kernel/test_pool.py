@@ -6,16 +6,18 @@ import contextlib
 import functools
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
-from tests.kernel.helpers import BOUND, cgroups, status, until, wait_for_the_end_of
+from tests.kernel.helpers import BOUND, ON_TRIO, cgroups, status, until, wait_for_the_end_of
 from tests.kernel.test_capture import no_fd_is_left
 from tinyvisor.errors import LauncherDied, LaunchError, RunFailed, SpecError
 from tinyvisor.runtime import Runtime, open_runtime
+from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.idmap import IDS, Ranges
 from tinyvisor.runtime.leases import read_ranges
 from tinyvisor.runtime.pool import WarmRuns
@@ -379,3 +381,99 @@ async def test_a_parked_one_is_confined_as_one_that_runs(anyio_backend: str, tmp
                     assert same == {part: lines[part].strip() for part in same}
                     assert waiting["Seccomp"] == "2"
                     assert all(link.endswith("/dev/null") or link.startswith("socket:") for link in links), links
+
+
+@ON_TRIO
+async def test_a_run_by_itself_does_not_wait_for_the_launcher(shared: Runtime) -> None:
+    """Its init has all to say; the cgroups go and the slot is filled anew when the launcher comes to it."""
+    launcher = shared._launcher.pid
+    runs: list[tuple[list[str], dict[str, Any]]] = [
+        (["true"], {}),
+        (["sh", "-c", "echo out; exit 3"], {"capture_stdout": True}),
+        (["sh", "-c", "kill -9 $$"], {}),
+        (["sh", "-c", "x=$(head -c 99m /dev/zero | tail -c 90m); echo $x"], {}),
+        (["sleep", "60"], {}),
+    ]
+    limits = Limits(pids=4, memory="30m", wall=0.5)
+
+    def facts(result: Result) -> list[Any]:
+        names = "status exit_code signal reason oom_killed pids_peak limits_enforced stdout"
+        return [getattr(result, name) for name in names.split()] + [(result.memory_peak or 0) > 0]
+
+    cold = [facts(await shared.run(command, limits=limits, **how)) for command, how in runs]
+    async with shared.pool(["true"], size=1, limits=limits) as pool:
+        for (command, how), expected in zip(runs, cold, strict=True):
+            await parked(shared, 1)
+            (name,) = [container.name for container in shared.containers.values()]
+            os.kill(launcher, signal.SIGSTOP)
+            timer = threading.Timer(3, os.kill, (launcher, signal.SIGCONT))  # an end that waits for it is seen below
+            timer.start()
+            try:
+                found = facts(await pool.run(command, **how))
+                assert (found, shared.containers, pool.ready) == (expected, {}, 0)
+                assert any(name in str(path) for path in cgroups(shared))
+                assert name in shared._launches.names, "not to be given to another yet"
+            finally:
+                timer.cancel()
+                os.kill(launcher, signal.SIGCONT)
+            await full(pool, 1)
+            assert not any(name in str(path) for path in cgroups(shared))
+    assert (shared.containers, cgroups(shared)) == ({}, [])
+
+
+FORGE = """
+import ctypes, os, socket, sys
+syscall = ctypes.CDLL(None, use_errno=True).syscall
+init, said = os.pidfd_open(1), 0
+for number in range(64):
+    fd = syscall(438, init, number, 0)  # pidfd_getfd
+    if fd >= 0:
+        try:
+            said += socket.socket(fileno=fd).send(bytes.fromhex(sys.argv[1])) > 0
+        except OSError:
+            pass
+print(said, [fd for fd in os.listdir("/proc/self/fd") if fd > "2" and os.path.exists(f"/proc/self/fd/{fd}")
+             and os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")], flush=True)
+sys.stdin.read()
+sys.exit(7)
+"""
+
+
+@ON_TRIO
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, 0),
+        ({"capabilities": {"SYS_PTRACE"}}, 0),
+        ({"userns_mode": "host"}, 0),
+        ({"userns_mode": "host", "capabilities": {"SYS_PTRACE"}}, 1),  # it has power over its init: nobody listens to that
+    ],
+)
+async def test_a_workload_can_not_say_that_it_has_ended(shared: Runtime, fields: dict[str, Any], said: int) -> None:
+    """In its init's name, on a socket that only that one has."""
+    gone = wire._GONE.pack(1, 0, 0, 0, 1 | 8, 0, 1, 1, 0, 0, b"", 0, 0, 0, 0)
+    word = wire._EVENT.pack(wire.MAGIC, wire.VERSION, wire.ENDED, 0, 0, 0, len(gone), 0) + gone
+    assert wire.decode_gone(wire.decode_event(word).data).exited, "else it would not be taken for one"
+    (stdin, release), (heard, stdout) = os.pipe(), os.pipe()
+    results: list[Result] = []
+
+    async def run(pool: WarmRuns) -> None:
+        results.append(await pool.run(["/usr/bin/python3", "-c", FORGE, word.hex()], stdin=stdin, stdout=stdout))
+
+    try:
+        async with shared.pool(["true"], size=1, seccomp="unconfined", **fields) as pool:
+            await parked(shared, 1)
+            async with anyio.create_task_group() as group:
+                group.start_soon(run, pool)
+                with anyio.fail_after(BOUND):
+                    await anyio.wait_readable(heard)
+                assert os.read(heard, 100) == b"%d []\n" % said
+                await shared.run(["true"])  # what it has said is heard by now
+                assert not results
+                os.close(release)
+                release = -1
+        assert [(result.status, result.exit_code) for result in results] == [("nonzero_exit", 7)]
+    finally:
+        for fd in (stdin, release, heard, stdout):
+            if fd >= 0:
+                os.close(fd)

@@ -120,7 +120,7 @@ async def communicate(container: Container, captures: Iterable[Capture], feed: F
             container.call_when_gone(group.cancel_scope.cancel)
             for job in jobs:
                 group.start_soon(job)
-    await container.wait_gone()
+    await container.wait_ended()
     for capture in captures:
         capture.read_rest()
         if capture.exceeded:  # it may have ended before we saw that

@@ -64,6 +64,8 @@ class Host(Protocol):
 
     def stats(self, container: Container, /) -> Stats: ...
 
+    def heard_end(self, container: Container, event: wire.Event, /) -> None: ...
+
     async def open_socket(self, container: Container, domain: int, /) -> socket.socket: ...
 
 
@@ -89,8 +91,8 @@ class Container:
     __slots__ = (
         "_before_event", "_describe", "_ended_at", "_error", "_events", "_exit", "_gone", "_held_up_by", "_host", "_init_end",
         "_limits_enforced", "_outcome", "_output_exceeded", "_provisions", "_sent_sigsys", "_started", "_started_at",
-        "_stopped", "_streams", "_unparked", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification", "notify",
-        "pid", "readback", "socket", "spec", "terminal", "terminal_stage", "workspace",
+        "_stopped", "_streams", "_tells", "_unparked", "_waited", "_when_gone", "execs", "id", "ids", "name", "notification",
+        "notify", "pid", "readback", "socket", "spec", "terminal", "terminal_stage", "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -123,7 +125,7 @@ class Container:
         self._exit: Exit | None = None
         self._outcome: Outcome | None = None
         self._error: Exception | None = None
-        self._started = self._unparked = False
+        self._started = self._unparked = self._tells = False
         self._started_at = time.monotonic()
         self._ended_at = 0.0
         self._stopped = False
@@ -388,8 +390,12 @@ class Container:
             raise InternalError(f"{self.name}: gone without an exit")
         return self._exit
 
-    def unpark(self, spec: Spec, request: bytes, streams: Streams) -> bool:
-        """Gives a parked container its command and streams; False where it is gone, or as good as."""
+    def unpark(self, spec: Spec, request: bytes, streams: Streams, *, tells: bool = False) -> bool:
+        """Gives a parked container its command and streams; False where it is gone, or as good as.
+
+        Args:
+            tells: its init was asked for its word to `wait_ended`.
+        """
         if self._events is None or self._gone.is_set():
             return False
         try:
@@ -397,6 +403,7 @@ class Container:
         except OSError:
             return False
         self._unparked = True
+        self._tells = tells
         self.spec = spec
         self._streams = streams
         self._started_at = time.monotonic()
@@ -511,7 +518,16 @@ class Container:
 
     def finish(self, gone: wire.Gone, usage: Usage) -> None:
         """The launcher has reaped init, or is about to: nothing of the container is left."""
-        if gone.exited and self._unparked and self._before_event is None:
+        self._conclude(gone, usage)
+        self._set_gone()
+
+    def conclude(self, gone: wire.Gone, usage: Usage) -> None:
+        """By its init's word: nothing but that is left, and the launcher has yet to clean up."""
+        if self._exit is None:
+            self._conclude(gone, usage)
+
+    def _conclude(self, gone: wire.Gone, usage: Usage) -> None:
+        if gone.started or (gone.exited and self._unparked and self._before_event is None):
             self._started = True  # all that its socket could still say
         else:
             self._read_events()  # whether it had started, where nobody waited for that
@@ -541,11 +557,35 @@ class Container:
         )
         self._exit = judge(self.spec, self._outcome)
         self._ended_at = gone.ended if gone.exited else 0.0
-        self._set_gone()
 
     async def wait_gone(self) -> None:
         """As `wait`, without an opinion on how it went."""
         await self._gone.wait()
+
+    async def wait_ended(self) -> None:
+        """As `wait_gone`, but where its init was asked to say so, not for its end and the launcher's clean-up."""
+        while self._tells and not self._gone.is_set() and not self._take_word():
+            assert self._waited is not None
+            with contextlib.suppress(anyio.ClosedResourceError):  # the launcher was quicker
+                await self._waited.readable()
+        if self._exit is None:
+            await self._gone.wait()
+
+    def _take_word(self) -> bool:
+        """Its init's, or that none will come."""
+        assert self._events is not None
+        try:
+            while (received := wire.receive_event(self._events)) is not None:
+                if received[0].type == wire.ENDED and not self.execs:  # who was exec'ed is no child of init's
+                    self._host.heard_end(self, received[0])
+                    return True
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        """The launcher has cleaned up behind `conclude`."""
+        self._set_gone()
 
     def refuse(self, error: Exception) -> None:
         """It never started, or its launcher is gone."""

@@ -20,6 +20,7 @@ from anyio.abc import TaskStatus
 from tinyvisor.errors import ContainerError, HostError, LauncherDied, RunFailed, SpecError
 from tinyvisor.job import Job
 from tinyvisor.places import run_directory
+from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.adoption import Adoption
 from tinyvisor.runtime.ahead import launch_ahead, open_traced, watch_for
 from tinyvisor.runtime.asked import check_count, check_made_ahead, spec_of
@@ -554,14 +555,21 @@ class Runtime:
             raise SpecError("network_mode", "a container made ahead can't join another's network")
         check_made_ahead(spec)
         pool = make_pool(self._launches, spec, size)
-        async with beside(pool.keep_full):
-            yield WarmRuns(self._run, spec, pool)
+        try:
+            async with beside(pool.keep_full):
+                yield WarmRuns(self._run, spec, pool)
+        finally:
+            await self._launches.wait_cleaned_up()
 
     async def _run(self, run: Run, pool: Pool | None = None) -> Result:
-        if pool is not None:
-            return await run.carry_out(self._launches, pool)
-        with self._warm.run(run) as pool:
-            return await run.carry_out(self._launches, pool)
+        self._launches.runs += 1
+        try:
+            if pool is not None:
+                return await run.carry_out(self._launches, pool)
+            with self._warm.run(run) as pool:
+                return await run.carry_out(self._launches, pool)
+        finally:
+            self._launches.runs -= 1
 
     # ---- what a container asks for ----
 
@@ -572,6 +580,10 @@ class Runtime:
     def stats(self, container: Container) -> Stats:
         """What its cgroups count."""
         return read_stats(self._tree.layout, self._tree.fds, container.name)
+
+    def heard_end(self, container: Container, event: wire.Event) -> None:
+        """Its init says that it has ended."""
+        self._launches.heard_end(container, event)
 
     def exec(
         self, container: Container, spec: Spec, stdin: Stdio, stdout: Stdio, stderr: Stdio, terminal: tuple[int, int]

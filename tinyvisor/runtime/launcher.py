@@ -32,9 +32,9 @@ MAX_INLINE = 48 << 10
 MAX_FDS = 64
 
 PREPARE, LAUNCH, KILL, RUN = 1, 2, 3, 4
-BODY_IN_MEMFD, KEEP_FDS, PARK, EXEC, ASK = 1, 2, 4, 8, 16
+BODY_IN_MEMFD, KEEP_FDS, PARK, EXEC, ASK, TELL = 1, 2, 4, 8, 16, 32
 SECTIONS = ("launcher", "init", "workload", "cleanup")
-STARTED, PTY, GONE, REFUSED, PREPARED, PARKED, SOCKET = range(1, 8)
+STARTED, PTY, GONE, REFUSED, PREPARED, PARKED, SOCKET, ENDED = range(1, 9)
 SCOPE_WORKLOAD, SCOPE_GROUP, SCOPE_ALL = 0, 1, 2
 
 _REQUEST = struct.Struct("=IHHIIQQI4HHH")
@@ -43,7 +43,7 @@ _LENGTH = struct.Struct("=I")
 _EVENT = struct.Struct("=IHHQiiII")
 _GONE = struct.Struct("=6i2q16x2I128s2i2q")  # passed over: CPU time so far, as init told the launcher
 _REFUSED = struct.Struct("=HHI")
-_EXITED, _TIMED_OUT, _CPU_TIMED_OUT, _KILLED_FOR_REFUSED = 1, 2, 4, 16
+_EXITED, _TIMED_OUT, _CPU_TIMED_OUT, _KILLED_FOR_REFUSED, _STARTED = 1, 2, 4, 16, 64
 _COMMAND = struct.Struct("=IHHii")
 _MAX_EVENT = _EVENT.size + _GONE.size + (32 << 10)
 _CLOEXEC, _PEEK, _NOSIGNAL = int(socket.MSG_CMSG_CLOEXEC), int(socket.MSG_PEEK), int(socket.MSG_NOSIGNAL)  # enums are slow
@@ -90,6 +90,7 @@ class Gone(NamedTuple):
         refused_in_all: calls that the workload's filter handed to init.
         refused: the first kinds of them: (number, answer, how often); an answer is an errno or one of `seccomp.ANSWERS`.
         killed_for_refused: init killed the workload for one.
+        started: the workload was exec'ed, of which its init was asked to say nothing (`TELL`).
     """
 
     section: int
@@ -109,6 +110,7 @@ class Gone(NamedTuple):
     refused_in_all: int = 0
     refused: tuple[tuple[int, int, int], ...] = ()
     killed_for_refused: bool = False
+    started: bool = False
 
 
 def encode(steps: Iterable[Step]) -> Section:
@@ -174,7 +176,7 @@ def decode_gone(data: bytes) -> Gone:
     return Gone(
         section, step, error, *ended, status, wall / 1e9, ended_at / 1e9, init_status, cleanup_error, user / 1e6, system / 1e6,
         data[_GONE.size :], refused_in_all, tuple(_REFUSED.iter_unpack(refused[: kinds * _REFUSED.size])) if kinds else (),
-        bool(flags & _KILLED_FOR_REFUSED),
+        bool(flags & _KILLED_FOR_REFUSED), bool(flags & _STARTED),
     )  # fmt: skip
 
 

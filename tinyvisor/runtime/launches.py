@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -41,6 +42,8 @@ from tinyvisor.runtime.workspace import Workspace
 from tinyvisor.runtime.workspaces import Workspaces
 from tinyvisor.spec import DEFAULT_NAME, Spec
 
+_log = logging.getLogger(__name__)
+
 
 class Launches:
     """Launches containers, and knows those that there are.
@@ -48,8 +51,10 @@ class Launches:
     Attributes:
         live: what is kept for the next runtime; None where nothing is.
         null: an fd of /dev/null.
-        containers: those that the launcher has, exec'ed processes included, by its number for them.
-        names: the containers among them.
+        containers: those that the launcher has, exec'ed processes included, by its number for them; not those that have ended
+            by their init's word, behind which it still cleans up.
+        names: the containers among them, and of those.
+        runs: how many runs are under way.
         world, trees, userns, shapes, workspaces: what launches are made of.
         give_way: ends what was made unasked, for its ids; false where there is nothing.
     """
@@ -74,6 +79,8 @@ class Launches:
         self.workspaces = Workspaces(world)
         self.containers: dict[int, Container] = {}
         self.names: dict[str, Container] = {}
+        self.runs = 0
+        self._cleaned_up_later: dict[int, Container] = {}
         self.give_way: Callable[[], Awaitable[bool]] = _nobody
         self._host = host
         self._parked: dict[int, tuple[Shape, Draft]] = {}  # what those made ahead are given their command with
@@ -82,12 +89,13 @@ class Launches:
 
     async def lease(self, spec: Spec) -> Ids | None:
         """As `UserNamespaces.lease`."""
-        try:
-            return await self.userns.lease(spec)
-        except HostError:
-            if not await self.give_way():
-                raise
-            return await self.userns.lease(spec)
+        for make_room in (self.wait_cleaned_up, self.give_way):
+            try:
+                return await self.userns.lease(spec)
+            except HostError:
+                if not await make_room() and make_room == self.give_way:
+                    raise
+        return await self.userns.lease(spec)
 
     def give_back(self, ids: Ids | None) -> None:
         """As `UserNamespaces.give_back`."""
@@ -189,6 +197,9 @@ class Launches:
             os.close(fd)
         if event.type == wire.PREPARED:
             return
+        if event.id in self._cleaned_up_later:
+            self._clean_up_is_over(self._cleaned_up_later.pop(event.id), wire.decode_gone(event.data).cleanup_error)
+            return
         container = self.containers.get(event.id)
         if event.type == wire.REFUSED and self.world.heard(event, []):
             return
@@ -204,10 +215,33 @@ class Launches:
             if self.live is not None:
                 self.live.note_end(container)
 
+    def heard_end(self, container: Container, event: wire.Event) -> None:
+        """Its init says that nothing else of it is left. Its name and ids are its own until the launcher has cleaned up."""
+        gone = wire.decode_gone(event.data)
+        container.conclude(gone, read_counters(gone.counters, container.readback))
+        self._cleaned_up_later[container.id] = self.containers.pop(container.id)
+
+    def _clean_up_is_over(self, container: Container, error: int) -> None:
+        if error:  # its run is over
+            _log.warning("%s: its cgroup could not be removed: %s", container.name, os.strerror(error))
+        self._free_name(container)
+        container.release()
+
+    async def wait_cleaned_up(self) -> bool:
+        """Behind all that has ended so far; whether there was any. Cancellation: shielded; it is on its way."""
+        ended = tuple(self._cleaned_up_later.values())
+        for container in ended:
+            self.kill(container)  # were its init's word not true, it would be now
+            await shielded(container.wait_gone)
+        return bool(ended)
+
     def forget(self, container: Container) -> None:
         """The launcher has it no more."""
         del self.containers[container.id]
         self._parked.pop(container.id, None)
+        self._free_name(container)
+
+    def _free_name(self, container: Container) -> None:
         if self.names.get(container.name) is container:  # not an exec in it
             del self.names[container.name]
 
@@ -216,6 +250,8 @@ class Launches:
         for container in tuple(self.containers.values()):
             self.forget(container)
             container.lose()
+        while self._cleaned_up_later:
+            self._clean_up_is_over(self._cleaned_up_later.popitem()[1], 0)
 
     # ---- made ahead ----
 
@@ -224,8 +260,21 @@ class Launches:
         go = self.prepared_hand_over(container, spec, streams)
         return go is not None and go()
 
-    def prepared_hand_over(self, container: Container, spec: Spec, streams: Streams) -> Callable[[], bool] | None:
-        """What gives it its command; False then, or None now: it is gone."""
+    def hand_over_run(self, container: Container, spec: Spec, streams: Streams) -> bool:
+        """As `hand_over`, for a run, of which nobody has to know that it has started.
+
+        Its init's word for its end is quicker than the launcher's, and one more wait for Python: that is worth it for a run by
+        itself. From who may trace its init it would be the workload's word.
+        """
+        tells = self.runs == 1 and "SYS_PTRACE" not in spec.capabilities
+        go = self.prepared_hand_over(container, spec, streams, tells=tells)
+        return go is not None and go()
+
+    def prepared_hand_over(
+        self, container: Container, spec: Spec, streams: Streams, *, tells: bool = False
+    ) -> Callable[[], bool] | None:
+        """What gives it its command; False then, or None now: it is gone. `tells`: its init says that it has ended, and not that
+        it has started."""
         parked = self._parked.pop(container.id, None)
         if parked is None:
             return None
@@ -234,7 +283,8 @@ class Launches:
         exec_ = wire.encode_step(planning.exec_step(spec, draft.identity, container.name))
         sections = (wire.EMPTY, wire.EMPTY, shape.with_exec(exec_, parked=True))
         self.own_pipes(streams, container.ids, draft.identity)
-        return functools.partial(container.unpark, spec, wire.encode_request(wire.RUN, container.id, sections, fds=3), streams)
+        request = wire.encode_request(wire.RUN, container.id, sections, fds=3, flags=wire.TELL if tells else 0)
+        return functools.partial(container.unpark, spec, request, streams, tells=tells)
 
     # ---- the request ----
 

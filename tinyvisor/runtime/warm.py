@@ -170,4 +170,4 @@ def make_pool(launches: Launches, spec: Spec, size: int, *, workspace: bool = Fa
                 directory.close()
             raise
 
-    return Pool(size, make, launches.hand_over, launches.end, demand)
+    return Pool(size, make, launches.hand_over_run, launches.end, demand)

@@ -41,6 +41,8 @@ struct init { /* what stays of a container's set-up */
 	int ended, slot;  /* where to say that all has ended, or -1, and what */
 	int counters[MAX_COUNTERS], counter_count;
 	bool settled;
+	bool tells; /* the supervisor waits for our word that all has ended */
+	uint64_t id;
 	bool exec; /* not PID 1: the workload is one process among others of a container */
 	int tty; /* stand-alone: our controlling terminal, or -1 */
 };
@@ -350,6 +352,21 @@ static void read_counters(const struct init *init)
 	page->size = sizeof page->data - size < sizeof size ? 0 : size;
 }
 
+/* Before the launcher does, which first has to be woken and to remove the cgroups. It is our word alone that nothing is left, so who
+ * could be made to lie by the workload is not asked for it: Launches.hand_over_run. */
+static void tell_supervisor(const struct init *init)
+{
+	const struct page *page = (const struct page *)init->report;
+	struct event event = {.type = EVENT_ENDED, .id = init->id};
+	struct { struct gone gone; char counters[sizeof page->data]; } told = {
+		.gone = {.report = *init->report, .user = init->report->user, .system = init->report->system}};
+
+	if (!init->tells || init->event < 0 || (init->counter_count && !page->size))
+		return;
+	memcpy(told.counters, page->data, page->size);
+	(void)send_event(init->event, &event, &told, (uint32_t)(offsetof(__typeof__(told), counters) + page->size), -1);
+}
+
 /* The end of PID 1 takes its time (its mounts, an RCU grace period). Where nothing else is left to end, the launcher may clean
  * up and report first: it removes the cgroups, which fails unless they are empty indeed. It then kills us: an end of ours meanwhile
  * would take the CPU from those who wait for the report. */
@@ -358,12 +375,13 @@ static void tell_early(const struct init *init)
 	struct rusage usage;
 	const uint32_t slot = (uint32_t)init->slot;
 
-	if (init->ended < 0 || waitpid(-1, NULL, WNOHANG) != -1 || errno != ECHILD || getrusage(RUSAGE_CHILDREN, &usage) < 0)
+	if (init->ended < 0 || waitpid(-1, NULL, WNOHANG | __WALL) != -1 || errno != ECHILD || getrusage(RUSAGE_CHILDREN, &usage) < 0)
 		return;
 	init->report->user = usage.ru_utime.tv_sec * 1000000LL + usage.ru_utime.tv_usec;
 	init->report->system = usage.ru_stime.tv_sec * 1000000LL + usage.ru_stime.tv_usec;
 	read_counters(init);
 	init->report->flags |= GONE_EMPTY;
+	tell_supervisor(init);
 	if (write(init->ended, &slot, sizeof slot) < 0) /* EAGAIN: then it is told when we are reaped, as ever */
 		return;
 	for (;;)
@@ -398,6 +416,7 @@ struct birth {
 	struct plan *plan;
 	struct report *report;
 	int64_t started; /* ns, written by the child */
+	bool tell; /* FLAG_TELL, where it shares our memory */
 	int32_t before_exec; /* 1: it shares our memory, and we don't sleep till its exec or end; then 0 */
 };
 
@@ -418,9 +437,9 @@ static int own_null(struct context *context, int fd)
 
 /* All is ready but for the command. The end of the stream: nobody wants it any more. Nothing of this container's runs yet, and
  * init sleeps until our exec, so what is received can go where the launch was. */
-static int wait_for_run(struct context *context, const struct report *report, struct plan *plan, int *fds)
+static int wait_for_run(struct birth *birth, struct context *context, struct plan *plan, int *fds)
 {
-	struct event parked = {.type = EVENT_PARKED, .id = context->id, .a = report->pid};
+	struct event parked = {.type = EVENT_PARKED, .id = context->id, .a = birth->report->pid};
 	struct request request;
 	uint32_t offset;
 	int count, error;
@@ -439,6 +458,7 @@ static int wait_for_run(struct context *context, const struct report *report, st
 	memcpy(&request, scratch->request, sizeof request);
 	if (request.type != REQUEST_RUN)
 		return -EINVAL;
+	birth->tell = request.flags & FLAG_TELL;
 	memcpy(context->stdio, fds, sizeof context->stdio);
 	context->fds = fds;
 	context->fd_count = count;
@@ -490,7 +510,7 @@ static int workload_main(void *argument)
 		error = run_steps(context, plan->section[SECTION_WORKLOAD], done, &failed);
 		if (!error) {
 			failed = done;
-			error = wait_for_run(context, birth->report, plan, fds);
+			error = wait_for_run(birth, context, plan, fds);
 			context->park = false;
 		}
 	}
@@ -787,7 +807,10 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 			(void)ptrace(PTRACE_DETACH, init.workload, NULL, NULL);
 		}
 		started.a = report->pid;
-		error = init.event < 0 ? 0 : send_event(init.event, &started, NULL, 0, -1);
+		init.id = context->id;
+		init.tells = birth.tell;
+		report->flags |= init.tells ? GONE_STARTED : 0; /* init may be killed */
+		error = init.event < 0 || init.tells ? 0 : send_event(init.event, &started, NULL, 0, -1);
 	}
 	if (error) {
 		forward(&init, SIGKILL, SCOPE_GROUP); /* in another's container it would live on */

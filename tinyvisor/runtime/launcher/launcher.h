@@ -72,6 +72,7 @@ enum {
 	FLAG_PARK = 4,          /* launch: behind the workload's steps the child waits for REQUEST_RUN, which has the rest */
 	FLAG_EXEC = 8,          /* launch: one more process in the other's container, not a new one */
 	FLAG_ASK = 16,          /* kill: nobody; EVENT_REFUSED says that there is no such container */
+	FLAG_TELL = 32,         /* run: somebody waits on the container's socket for EVENT_ENDED; there is no EVENT_STARTED then */
 };
 enum section { SECTION_LAUNCHER, SECTION_INIT, SECTION_WORKLOAD, SECTION_CLEANUP, SECTIONS };
 
@@ -102,6 +103,7 @@ enum event_type {
 	EVENT_PREPARED,    /* a: 0 or errno, b: the step that failed */
 	EVENT_PARKED,      /* a: host pid of init, whose only child waits for REQUEST_RUN; on the container's socket */
 	EVENT_SOCKET,      /* carries a new socket's fd; on the process's socket */
+	EVENT_ENDED,       /* as EVENT_GONE, which follows: all of a container but its init; on the container's socket */
 };
 
 struct event {
@@ -113,6 +115,7 @@ struct event {
 };
 
 enum { GONE_EXITED = 1, GONE_TIMED_OUT = 2, GONE_CPU_TIMED_OUT = 4, GONE_EMPTY = 8, GONE_REFUSED = 16,
+       GONE_STARTED = 64 /* of who does not say so by EVENT_STARTED */,
        GONE_CONNECTED = 32 /* a standard stream of the workload's could carry fds out: the launcher's own business */ };
 
 /* What is done with a call that a seccomp filter hands to init (refusals.c): the low 16 bits of the filter's answer, which the

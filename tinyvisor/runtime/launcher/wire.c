@@ -83,7 +83,7 @@ int decode_request(const char *buffer, uint32_t size, int fds, struct plan *plan
 		[REQUEST_PREPARE] = FLAG_BODY_IN_MEMFD | FLAG_KEEP_FDS,
 		[REQUEST_LAUNCH] = FLAG_BODY_IN_MEMFD | FLAG_PARK | FLAG_EXEC,
 		[REQUEST_KILL] = FLAG_BODY_IN_MEMFD | FLAG_ASK,
-		[REQUEST_RUN] = FLAG_BODY_IN_MEMFD,
+		[REQUEST_RUN] = FLAG_BODY_IN_MEMFD | FLAG_TELL,
 	};
 	static const int least_fds[] = {[REQUEST_LAUNCH] = 4, [REQUEST_RUN] = 3};
 	struct request request;
