@@ -114,8 +114,8 @@ async def test_a_launch_can_be_stopped_and_restarted() -> None:
 
 
 async def test_who_waits_says_for_what_and_who_backs_off_says_why() -> None:
-    conditions = {"db": Dependency("service_healthy"), "job": Dependency("service_completed_successfully")}
-    more = {name: Dependency("service_started") for name in ("x", "y")}
+    conditions = {"db": Dependency(condition="service_healthy"), "job": Dependency(condition="service_completed_successfully")}
+    more = {name: Dependency(condition="service_started") for name in ("x", "y")}
     b = bench(
         service("app", depends_on=conditions), service("wide", depends_on=conditions | more), service("a", SLOW_BACKOFF),
         service("db", healthcheck=Healthcheck(test=("no",), interval=1e6, start_period=1e6)), service("job"),
