@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -156,6 +157,15 @@ def raises(exc: BaseException) -> Callable[[], object]:
         raise exc
 
     return callback
+
+
+@pytest.mark.parametrize("words", ["completion bash", "ls", "ls --json", "man up", "--help"])
+def test_output_that_can_not_be_written(words: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m tinyvisor {words}"
+    full = subprocess.run(["sh", "-c", f"{command} > /dev/full"], env=environment(), capture_output=True, text=True, cwd=ROOT)
+    assert (full.returncode, full.stderr) == (1, "tinyvisor: standard output: No space left on device\n")
+    closed = subprocess.run(["sh", "-c", f"{command} >&- <&-"], env=environment(), capture_output=True, text=True, cwd=ROOT)
+    assert (closed.returncode, closed.stderr) == (0, "")
 
 
 def test_outcomes_are_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

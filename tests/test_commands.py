@@ -113,6 +113,44 @@ async def test_a_launch_can_be_stopped_and_restarted() -> None:
         assert b.states() == {"a": "running"}
 
 
+async def test_who_waits_says_for_what_and_who_backs_off_says_why() -> None:
+    conditions = {"db": Dependency(condition="service_healthy"), "job": Dependency(condition="service_completed_successfully")}
+    more = {name: Dependency(condition="service_started") for name in ("x", "y")}
+    b = bench(
+        service("app", depends_on=conditions), service("wide", depends_on=conditions | more), service("a", SLOW_BACKOFF),
+        service("db", healthcheck=Healthcheck(test=("no",), interval=1e6, start_period=1e6)), service("job"),
+        service("x"), service("y"),
+        scripts={
+            "a": [Script(seconds=0, exit=failure(3))], "job": [Script(seconds=60)],
+            "x": [Script(launch_seconds=60)], "y": [Script(launch_seconds=60)],
+        },
+    )  # fmt: skip
+    async with b.live() as supervisor:
+        await settle()
+        reasons = {summary.name: summary.reason for summary in supervisor.summaries()}
+        assert reasons["app"] == "waits for db to be healthy, job to complete"
+        assert reasons["wide"] == "waits for db to be healthy, job to complete, x to start, 1 more"
+        assert "3" in reasons["a"]
+        assert (reasons["db"], reasons["job"]) == ("", "")
+        await trio.sleep(61)
+        assert supervisor.summaries(["app"])[0].reason == "waits for db to be healthy"
+
+
+@pytest.mark.parametrize(
+    "result, text",
+    [
+        (CommandResult("a", "wait", "stopped", "waiting"), "a: start (stopped → waiting)"),
+        (CommandResult("a", "wait", "stopping", "stopping"), "a: start once it is down (stopping)"),
+        (CommandResult("a", "later", "running", "running"), "a: stop once what needs it is down (running)"),
+        (CommandResult("a", "nothing", "exited", "exited"), "a: nothing to do (exited)"),
+        (CommandResult("a", "nothing", "exited", "exited", "nothing runs"), "a: nothing runs (exited)"),
+        (CommandResult("a", "stop", "running", "stopping"), "a: stop (running → stopping)"),
+    ],
+)
+def test_results_for_people(result: CommandResult, text: str) -> None:
+    assert result.describe() == text
+
+
 async def test_a_slow_stop_blocks_nobody_and_a_start_meanwhile_comes_after_it() -> None:
     b = bench(service("slow"), service("b"), scripts={"slow": [Script(stop_seconds=5), Script()]})
     async with b.live() as supervisor:

@@ -23,14 +23,38 @@ READER_GONE = 1
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
+    _open_standard_fds()
     try:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except OSError as exc:
         if exc.errno != errno.EPIPE:
-            raise
+            if not _is_of_stdout(exc):
+                raise
+            print(f"tinyvisor: standard output: {exc.strerror}", file=sys.stderr)
         code = _let_go_of_stdout()
     sys.exit(code)
+
+
+def _open_standard_fds() -> None:
+    """Those that are closed (``>&-``): else a socket of ours would be there, and would get what is printed."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free: `fd`
+            file = open(fd, "r" if fd == 0 else "w", closefd=False)  # noqa: SIM115
+            setattr(sys, name, file)
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Whether stdout can't be written to (a full disk): then nor can one byte more. What is no fault of its is a bug, beside
+    whose traceback that does no harm."""
+    try:
+        os.write(1, b"\n")
+    except OSError as exc:
+        return exc.errno == error.errno
+    return False
 
 
 def _run(arguments: Sequence[str]) -> int:

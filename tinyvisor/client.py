@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,12 @@ from tinyvisor.processes import is_alive
 
 HERE: Final = ("configs", "tinyvisor.yaml", "")
 """What of the current directory a project may have been started with."""
+
+
+ANEW: Final = "anew"
+"""In NAME.json: the process, as `processes.identify` describes it, while it starts anew."""
+ANEW_PATIENCE: Final = 30.0
+ANEW_LOOK: Final = 0.05
 
 
 class Refusal(TinyvisorError):
@@ -102,7 +109,16 @@ def is_abandoned(project: str) -> bool:
         launcher = json.loads((run_directory() / f"{project}.live" / "_runtime.json").read_text())["launcher"]
     except (OSError, ValueError, KeyError):
         return False
-    return is_alive(launcher) and not _listens(project)
+    return is_alive(launcher) and not _listens(project) and not starts_anew(project)
+
+
+def starts_anew(project: str) -> bool:
+    """Whether its daemon is just starting again, in place (`upgrade`): it is there, and will take connections."""
+    try:
+        daemon = json.loads((run_directory() / f"{project}.json").read_text())[ANEW]
+    except (OSError, ValueError, KeyError):
+        return False
+    return is_alive(daemon) and not _listens(project)
 
 
 def abandoned(project: str) -> str:
@@ -119,6 +135,19 @@ def _listens(project: str) -> bool:
 
 
 def _connect(project: str) -> socket.socket:
+    deadline = time.monotonic() + ANEW_PATIENCE
+    while True:
+        try:
+            return _connect_now(project)
+        except TinyvisorError:
+            if not starts_anew(project):
+                raise
+            if time.monotonic() > deadline:
+                raise TinyvisorError(f'the daemon of "{project}" is starting anew, and takes long; try again') from None
+        time.sleep(ANEW_LOOK)
+
+
+def _connect_now(project: str) -> socket.socket:
     own, *shared = control_directories()
     closed = []
     for directory in (own, *shared):

@@ -56,7 +56,7 @@ from tinyvisor.runtime.logfile import Block, Lines, Lost, Stream
 from tinyvisor.runtime.records import Records
 from tinyvisor.runtime.stage import Place, Stage
 from tinyvisor.runtime.stdio import ReceivePipe
-from tinyvisor.spec import Dependency, Healthcheck, Hook, Service, Spec
+from tinyvisor.spec import Condition, Dependency, Healthcheck, Hook, Service, Spec
 from tinyvisor.state import (
     DependencyMissing,
     Event,
@@ -250,6 +250,15 @@ class Surroundings:
     wall: Callable[[], float]
     on_change: Callable[[Runner], None]
     live: Live | None = None
+
+
+MAX_AWAITED: Final = 3
+"""Dependencies that are named where a service waits for more."""
+_AWAITED: Final[Mapping[Condition, str]] = {
+    "service_started": "start",
+    "service_healthy": "be healthy",
+    "service_completed_successfully": "complete",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -576,12 +585,29 @@ class Runner:
             memory_peak=totals.memory_peak,
             held_up_by=last.held_up_by if last is not None else (),
             health=self.health.status,
-            reason=self.state.reason if self.state.phase == "failed" else "",
+            reason=self._reason(),
             service=self.group if self.group != self.name else "",
             status=self._listener.status if self._listener is not None else "",
             uptime=now - self.state.started_at if self.is_up else None,
             due=max(0.0, self.state.due - now) if self.state.phase == "backoff" else None,
         )
+
+    def _reason(self) -> str:
+        """Why it does not run, where there is more to say of it than its phase."""
+        match self.state.phase:
+            case "failed" | "backoff" | "scheduled":
+                return self.state.reason
+            case "waiting":
+                awaited = [
+                    f"{other.name} to {_AWAITED[need.terms.condition]}"
+                    for need in self.needs
+                    for other in need.runners
+                    if not is_met(need.terms.condition, other.state, other.is_well)
+                ]
+                more = len(awaited) - MAX_AWAITED
+                shown = awaited[:MAX_AWAITED] + ([f"{more} more"] if more > 0 else [])
+                return f"waits for {', '.join(shown)}" if shown else ""
+        return ""
 
     def _act(self, action: Action) -> None:
         match action:

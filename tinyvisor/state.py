@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from tinyvisor.units import signal_name as signal_name
 
@@ -340,7 +340,7 @@ class ServiceSummary:
         memory_peak: bytes, the highest of all its containers; None where it was not measured.
         held_up_by: what outlived the grace period of its last stop, as ``"comm[pid]"``.
         health: of what runs: ``starting``, ``healthy`` or ``unhealthy``; empty where it does not say.
-        reason: why it failed, one line; empty otherwise.
+        reason: why it failed or backs off, why its last scheduled run failed, or what it waits for, one line; else empty.
         status: what it last said of itself (sd_notify's STATUS=), one line.
         uptime: seconds that its container has run for; None where none runs.
         due: seconds until it is started again, where it backs off; None otherwise.
@@ -379,6 +379,18 @@ class Probe:
     output: bytes
 
 
+_DONE: Final = {
+    "nothing": "nothing to do",
+    "wait": "start",
+    "schedule": "wait for its time",
+    "cancel": "cancel its launch",
+    "later": "stop once what needs it is down",
+    "finish": "stop",
+    "forget": "forget failures",
+}
+"""`CommandResult.did` for people, where its word is not theirs."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommandResult:
     """What a command did to one service, at once; what it set in motion goes on.
@@ -401,4 +413,5 @@ class CommandResult:
     def describe(self) -> str:
         """One line for people."""
         how = self.before if self.before == self.after else f"{self.before} → {self.after}"
-        return f"{self.name}: {self.reason or self.did} ({how})"
+        done = "start once it is down" if (self.did, self.after) == ("wait", "stopping") else _DONE.get(self.did, self.did)
+        return f"{self.name}: {self.reason or done} ({how})"

@@ -178,6 +178,19 @@ class _Word:
                 pipe.write(json.dumps({"code": code, "pid": os.getpid(), "lines": list(lines)}).encode())
 
 
+class _Started:
+    """A task status of trio's that others can wait for."""
+
+    def __init__(self) -> None:
+        import trio
+
+        self._event = trio.Event()
+        self.wait = self._event.wait
+
+    def started(self, value: object = None) -> None:
+        self._event.set()
+
+
 class _Daemon:
     def __init__(
         self,
@@ -205,7 +218,7 @@ class _Daemon:
         import trio
 
         from tinyvisor.cli.outside import write_record
-        from tinyvisor.client import is_abandoned
+        from tinyvisor.client import is_abandoned, starts_anew
         from tinyvisor.control import Control, Feed, listening
         from tinyvisor.metrics import Tally
         from tinyvisor.places import run_directory
@@ -223,7 +236,8 @@ class _Daemon:
 
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            if is_abandoned(name):  # whose fds all come at once
+            anew = starts_anew(name)  # we are who does
+            if anew or is_abandoned(name):  # whose fds all come at once
                 _allow_many_files()
             async with open_runtime(name=name, live=self._live) as runtime:  # holds the project's lock
                 _allow_many_files()  # us; the launcher is there by now, whose limit is the containers'
@@ -269,8 +283,9 @@ class _Daemon:
                             await nursery.start(self._outside.serve, control, supervisor, feed, content)
                             nursery.start_soon(control.serve, listener)
                             nursery.start_soon(self._upgrade_when_asked, asked, control)
-                            nursery.start_soon(self._report, supervisor)
-                            control.finish(await supervisor.run())
+                            started = _Started()
+                            nursery.start_soon(self._report, supervisor, started if anew else None)
+                            control.finish(await supervisor.run(task_status=started))
                             await control.drained(DRAIN_PATIENCE)
                             nursery.cancel_scope.cancel()
                     except BaseException:
@@ -285,16 +300,26 @@ class _Daemon:
         """Starts anew, in place: the same process, and for the containers as if we had been killed."""
         import trio
 
+        from tinyvisor.cli.outside import write_record
+        from tinyvisor.client import ANEW
+        from tinyvisor.places import run_directory
+        from tinyvisor.processes import identify
+
         fd = await asked.receive()
         with trio.move_on_after(UPGRADE_PATIENCE):
             await control.drained(UPGRADE_PATIENCE)
         self._say("starting anew")
+        record = run_directory() / f"{self._project.name}.json"
+        with suppress(OSError, ValueError):  # without it we are taken for dead until we listen again
+            write_record(record, json.loads(record.read_text()) | {ANEW: identify(os.getpid())})
         os.set_inheritable(fd, True)
         command = interpreter.command("tinyvisor", *words_anew(sys.argv[1:], fd))
         os.execv(command[0], command)
 
-    async def _report(self, supervisor: Any) -> None:
-        summaries = await supervisor.wait(until="running")
+    async def _report(self, supervisor: Any, taken_up: _Started | None) -> None:
+        if taken_up is not None:  # who waits for an upgrade waits for no service
+            await taken_up.wait()
+        summaries = supervisor.summaries() if taken_up is not None else await supervisor.wait(until="running")
         failed = [summary for summary in summaries if summary.state == "failed"]
         self._word.say(int(bool(failed)), [f"tinyvisor: {it.name} failed: {it.reason}" for it in failed])
 

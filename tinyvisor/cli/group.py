@@ -15,6 +15,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "up": ("tinyvisor.cli.up:up", "Start the services of a project and watch them until they end."),
     "down": ("tinyvisor.cli.services:down", "Stop a project and its daemon; returns when everything is gone."),
     "upgrade": ("tinyvisor.cli.services:upgrade", "Restart a project's daemon in place; its containers go on."),
+    "ls": ("tinyvisor.cli.services:ls", "List the projects that run on this host, ours to command."),
     "ps": ("tinyvisor.cli.services:ps", "List the services of a running project."),
     "logs": ("tinyvisor.cli.watch:logs", "Show what services have written."),
     "start": ("tinyvisor.cli.services:start", "Start services that are down, and what they depend on."),

@@ -6,6 +6,7 @@ import contextlib
 import json
 import select
 import socket
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import click
 from tinyvisor.cli.completion import complete_count, complete_project, complete_service, complete_signal
 from tinyvisor.cli.failures import ExitCodes
 from tinyvisor.cli.summary import format_plain, ps_rows, summary_rows
-from tinyvisor.client import Client, Refusal, abandoned, find_project, is_abandoned, log_directory_of
+from tinyvisor.client import Client, Refusal, abandoned, find_project, is_abandoned, known_projects, log_directory_of
 from tinyvisor.errors import TinyvisorError
 
 UNPROCESSABLE = 422
@@ -54,8 +55,35 @@ def show_json(values: Any) -> None:
 
 
 @click.command()
+@json_option
+def ls(as_json: bool) -> None:
+    """List the projects that run on this host, ours to command.
+
+    Also those whose daemon is dead, and whose containers run on: tinyvisor up -d takes them over.
+    """
+    found = [project for name in known_projects() if (project := _project(name)) is not None]
+    if as_json:
+        return show_json(found)
+    rows = [(it["name"], it["status"], str(it["pid"] or "-"), ", ".join(it["paths"])) for it in found]
+    return show([("project", "status", "pid", "files"), *rows])
+
+
+def _project(name: str) -> dict[str, Any] | None:
+    """None where nothing of it is left but a record."""
+    client = Client(name)
+    try:
+        about = client.get("/v1/project")
+        states = Counter(item["state"] for item in client.get("/v1/services"))
+    except TinyvisorError:
+        return {"name": name, "status": "daemon dead", "pid": None, "paths": []} if is_abandoned(name) else None
+    status = ", ".join(f"{state}({count})" for state, count in sorted(states.items()))
+    return {"name": name, "status": status, "pid": about["pid"], "paths": about.get("paths") or []}
+
+
+@click.command()
 @project_option
 @json_option
+@click.option("-a", "--all", is_flag=True, expose_value=False, help="As it does anyway.")
 @services_argument
 def ps(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
     """List the services of a running project."""

@@ -17,6 +17,8 @@ from tinyvisor.cli.summary import format_plain
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.units import format_duration, format_size, parse_duration
 
+A_TIME = "2026-01-02T03:04:05Z"
+MAX_TAIL = 10_000
 STATS = ("service", "cpu", "memory", "memory peak", "pids", "oom kills")
 
 
@@ -24,22 +26,24 @@ STATS = ("service", "cpu", "memory", "memory peak", "pids", "oom kills")
 @project_option
 @json_option
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("-n", "--tail", type=click.IntRange(0, 10_000), metavar="N", help="Only the last N lines.")
-@click.option("--since", metavar="TIME", help="2026-01-02T03:04:05Z, or how long ago: 10m.")
-@click.option("--timestamps", is_flag=True, help="Lines with the time.")
+@click.option("-n", "--tail", metavar="N", help="Only the last N lines, up to 10000, or all. Default: all.")
+@click.option("--since", metavar="TIME", help="2026-01-02T03:04:05Z, also in parts, or how long ago: 10m.")
+@click.option("-t", "--timestamps", is_flag=True, help="Lines with the time.")
+@click.option("--no-log-prefix", is_flag=True, help="Lines without their service's name.")
 @services_argument
 def logs(
     project_name: str | None,
     as_json: bool,
     follow: bool,
-    tail: int | None,
+    tail: str | None,
     since: str | None,
     timestamps: bool,
+    no_log_prefix: bool,
     services: Sequence[str],
 ) -> None:
     """Show what services have written."""
     query: dict[str, Any] = {"service": list(services)}
-    query |= {"tail": tail} if tail is not None else {}
+    query |= last_lines(tail) if tail is not None else {}
     query |= {"since": point_in_time(since, time.time())} if since else {}
     query |= {"follow": 1} if follow else {}
     client = client_for(project_name)
@@ -48,18 +52,33 @@ def logs(
             line = json.dumps(record)
         else:
             text = clean(record["text"].encode(), colour=False)
-            line = f"{record['time']} " * timestamps + f"{record['name']} | {text}"
+            line = f"{record['time']} " * timestamps + f"{record['name']} | " * (not no_log_prefix) + text
         click.echo(line)  # flushes
 
 
 def point_in_time(text: str, now: float) -> str:
-    """RFC 3339 in UTC, as it is or from so long before `now`."""
-    if text[:4].isdecimal() and "T" in text:
-        return text
+    """RFC 3339 in UTC, of a time, whole or in parts (in the local zone where it names none), or so long before `now`."""
+    if text[:4].isdecimal() and text[4:5] == "-":
+        from datetime import UTC, datetime
+
+        try:
+            return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        except (ValueError, OverflowError):
+            raise click.BadParameter(f'"{text}" is not a time; expected one such as {A_TIME}', param_hint="--since") from None
     try:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - parse_duration(text)))
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--since") from None
+    except ValueError:
+        problem = f'"{text}" is neither a time such as {A_TIME} nor a duration such as 90s or 1m30s'
+        raise click.BadParameter(problem, param_hint="--since") from None
+
+
+def last_lines(text: str) -> dict[str, int]:
+    """What is asked of the daemon for ``--tail``."""
+    if text == "all":
+        return {}
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= MAX_TAIL):
+        raise click.BadParameter(f'"{text}": expected 0 to {MAX_TAIL}, or all', param_hint="--tail")
+    return {"tail": int(text)}
 
 
 @click.command()
