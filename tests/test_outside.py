@@ -16,7 +16,7 @@ from tinyvisor import places
 from tinyvisor.cli import outside
 from tinyvisor.client import find_project, known_projects
 from tinyvisor.errors import HostError, TinyvisorError
-from tinyvisor.runtime import engine
+from tinyvisor.runtime import remains
 from tinyvisor.runtime.projectlock import ProjectLock, unclaimed
 
 
@@ -61,7 +61,7 @@ def test_members_find_projects_where_root_has_put_them(tmp_path: Path, monkeypat
 
 def test_what_a_killed_supervisor_has_left_for_groups_goes_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "SYSTEM", tmp_path / "tinyvisor")
-    monkeypatch.setattr(engine, "privileged", lambda: True)
+    monkeypatch.setattr(remains, "privileged", lambda: True)
     (tmp_path / "tinyvisor.file").touch()
     for group in ("staff", "100"):
         places.shared_directory(group).mkdir()
@@ -69,11 +69,11 @@ def test_what_a_killed_supervisor_has_left_for_groups_goes_with_the_rest(tmp_pat
             outside.write_record(places.shared_directory(group) / f"{project}.json", {"name": project})
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(str(places.shared_directory(group) / f"{project}.sock"))
-    engine._forget_remains(tmp_path / "tinyvisor", "web")
+    remains.forget_remains(tmp_path / "tinyvisor", "web")
     for group in ("staff", "100"):
         assert sorted(path.name for path in places.shared_directory(group).iterdir()) == ["other.json", "other.sock"]
-    monkeypatch.setattr(engine, "privileged", lambda: False)
-    engine._forget_remains(tmp_path / "tinyvisor", "other")
+    monkeypatch.setattr(remains, "privileged", lambda: False)
+    remains.forget_remains(tmp_path / "tinyvisor", "other")
     assert len(list(places.shared_directory("staff").iterdir())) == 2, "root's alone"
 
 
@@ -99,14 +99,14 @@ def test_who_is_no_member_is_told_where_it_was_not_looked(tmp_path: Path) -> Non
 def test_what_the_gone_have_left_for_groups_is_removed_by_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But what runs, has yet to be swept, or is nobody's of ours stays."""
     monkeypatch.setattr(places, "SYSTEM", tmp_path / "tinyvisor")
-    monkeypatch.setattr(engine, "privileged", lambda: True)
+    monkeypatch.setattr(remains, "privileged", lambda: True)
     locks, staff = tmp_path / "tinyvisor", tmp_path / "tinyvisor.staff"
     staff.mkdir()
     for name in ("gone.sock", "gone.json", "torn.json.new", "runs.sock", "unswept.json", "note.txt", "-x.sock"):
         (staff / name).touch()
     with ProjectLock(locks, "runs"):
         (locks / "unswept.lock").touch()
-        engine._close_the_gone_to_groups(locks)
+        remains.close_the_gone_to_groups(locks)
         assert sorted(path.name for path in locks.iterdir()) == ["runs.lock", "unswept.lock"]
     assert sorted(path.name for path in staff.iterdir()) == ["-x.sock", "note.txt", "runs.sock", "unswept.json"]
 

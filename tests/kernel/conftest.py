@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.helpers import busybox_root
-from tinyvisor.runtime import Runtime, engine, open_runtime
+from tinyvisor.runtime import Runtime, open_runtime, trees
 from tinyvisor.runtime import plan as planning
 from tinyvisor.runtime import steps as s
 from tinyvisor.runtime.plan import Plan
+from tinyvisor.runtime.trees import Trees
 
 
 @pytest.fixture(scope="module", params=["trio", "asyncio"])
@@ -22,8 +23,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 async def shared(anyio_backend: str) -> AsyncIterator[Runtime]:
-    """A runtime for tests that only look at their own container."""
-    async with open_runtime() as runtime:
+    """A runtime for tests that only look at their own container, and for nothing that is left between them."""
+    async with open_runtime(warm=0) as runtime:
         yield runtime
 
 
@@ -37,7 +38,7 @@ def busybox(tmp_path: Path) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where tarballs are unpacked to, instead of the machine's cache."""
     directory = tmp_path / "cache"
-    monkeypatch.setattr(engine, "cache_directory", lambda: directory)
+    monkeypatch.setattr(trees, "cache_directory", lambda: directory)
     return directory
 
 
@@ -53,8 +54,8 @@ def without_read_only_mounts(plan: Plan) -> Plan:
 @pytest.fixture
 async def unsealed(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Runtime]:
     """A runtime whose containers have no read-only mounts of their own: what holds them is Landlock alone."""
-    whole, trees = planning.plan, Runtime._trees
-    monkeypatch.setattr(Runtime, "_trees", lambda self, spec: [replace(tree, read_only=False) for tree in trees(self, spec)])
+    whole, wanted = planning.plan, Trees.of
+    monkeypatch.setattr(Trees, "of", lambda self, spec: [replace(tree, read_only=False) for tree in wanted(self, spec)])
     monkeypatch.setattr(planning, "plan", lambda *args, **words: without_read_only_mounts(whole(*args, **words)))
     async with open_runtime() as runtime:
         yield runtime

@@ -150,10 +150,10 @@ async def killed_with(project: str, how: Any) -> AsyncIterator[Runtime]:  # noqa
     with pytest.raises(ZeroDivisionError):
         async with open_runtime(name=project, live=True) as runtime:
             with contextlib.ExitStack() as stack:
-                streams = Streams(None, PIPE, PIPE, runtime.null, staged=True)
+                streams = Streams(None, PIPE, PIPE, runtime._launches.null, staged=True)
                 stack.callback(streams.close)
-                one, waiting = spec("a", "echo up; exec sleep 1000"), Streams(None, None, None, runtime.null)
-                container = await runtime.launch(one, waiting, events=True, park=True, live=runtime.live, later=streams)
+                one, waiting = spec("a", "echo up; exec sleep 1000"), Streams(None, None, None, runtime._launches.null)
+                container = await runtime._launches.launch(one, waiting, events=True, park=True, live=runtime.live, later=streams)
                 stack.callback(container.close)
                 await container.wait_parked()
                 await how(runtime, container, one, streams)
@@ -175,7 +175,7 @@ async def end(runtime: Runtime, container: Container, one: Spec, streams: Stream
 
 async def begin(runtime: Runtime, container: Container, one: Spec, streams: Streams) -> None:
     """And all that it said was heard by nobody."""
-    assert runtime._hand_over(container, one, streams)
+    assert runtime._launches.hand_over(container, one, streams)
     assert streams.stdout is not None
     await anyio.wait_readable(streams.stdout.fileno())
 

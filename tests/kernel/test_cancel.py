@@ -27,6 +27,7 @@ from tinyvisor.errors import LaunchError
 from tinyvisor.places import run_directory
 from tinyvisor.runtime import PIPE, STDOUT, Runtime, open_runtime
 from tinyvisor.runtime.cgroup import project_path, read_layout
+from tinyvisor.runtime.warm import Warm
 from tinyvisor.spec import Spec, Tmpfs, Volume
 
 pytestmark = pytest.mark.kernel
@@ -192,7 +193,7 @@ OPERATIONS: tuple[Operation, ...] = (
 
 async def nothing_is_left(runtime: Runtime, before: dict[str, str]) -> None:
     assert runtime.containers == {}
-    assert runtime._names == {}
+    assert runtime._launches.names == {}
     assert cgroups(runtime) == []
     # A run is over when its container is empty; its PID 1 may be on its way out.
     while children(runtime._launcher.pid):  # noqa: ASYNC110 - the kernel has no event for it
@@ -244,7 +245,7 @@ async def _cancel_at(step: int, operation: Callable[[], Awaitable[Any]]) -> bool
 def test_every_step_of_an_operation(operation: Operation) -> None:
     async def main() -> int:
         with trio.fail_after(BOUND):
-            async with open_runtime() as runtime:
+            async with open_runtime(warm=0) as runtime:
                 before = await _warm_up(runtime)
                 for step in range(1, MOST_STEPS):
                     going_on = await _cancel_at(step, partial(operation, runtime))
@@ -257,11 +258,32 @@ def test_every_step_of_an_operation(operation: Operation) -> None:
     assert steps > 1, "it was cancelled nowhere"
 
 
+def test_every_step_of_a_run_beside_which_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Warm, "patience", 0.01)
+
+    async def main() -> int:
+        with trio.fail_after(BOUND):
+            async with open_runtime() as runtime:
+                before = await _warm_up(runtime)
+                for step in range(1, MOST_STEPS):
+                    for _ in range(3):
+                        await runtime.run(TRUE)
+                    going_on = await _cancel_at(step, partial(runtime.run, TRUE))
+                    while children(runtime._launcher.pid):  # noqa: ASYNC110 - see above
+                        await anyio.sleep(0.001)
+                    await nothing_is_left(runtime, before)
+                    if not going_on:
+                        return step
+        raise AssertionError("no end in sight")
+
+    assert trio.run(main) > 1
+
+
 def test_every_step_of_the_first_start() -> None:
     """It prepares the host view, which later ones only use."""
 
     async def first(step: int) -> bool:
-        async with open_runtime() as runtime:
+        async with open_runtime(warm=0) as runtime:
             before = fds()
             going_on = await _cancel_at(step, partial(start, runtime))
             assert fds() == before
@@ -281,7 +303,7 @@ def test_two_first_starts_and_one_is_cancelled() -> None:
     """The other gets the host view all the same."""
 
     async def main(step: int) -> bool:
-        async with open_runtime() as runtime, trio.open_nursery() as nursery:
+        async with open_runtime(warm=0) as runtime, trio.open_nursery() as nursery:
             nursery.start_soon(runtime.run, TRUE)
             return await _cancel_at(step, partial(start, runtime))
 
@@ -357,7 +379,7 @@ def test_rounds_of_asyncio(operation: Operation, cancel: Callable[[int, Callable
 
     async def main() -> None:
         with anyio.fail_after(BOUND):
-            async with open_runtime() as runtime:
+            async with open_runtime(warm=0) as runtime:
                 before = await _warm_up(runtime)
                 # Each of the first rounds, then ever longer leaps: the later ones only wait for the kernel.
                 rounds = 0
@@ -376,7 +398,7 @@ def test_rounds_of_asyncio(operation: Operation, cancel: Callable[[int, Callable
 @pytest.mark.parametrize("cancel", [_cancel_by_scope, _cancel_by_task], ids=["scope", "task"])
 def test_rounds_of_a_whole_runtime(cancel: Callable[[int, Callable[[], Awaitable[Any]]], Awaitable[bool]]) -> None:
     async def whole() -> None:
-        async with open_runtime() as runtime, runtime.start(SLEEP, stdout=PIPE) as container:
+        async with open_runtime(warm=0) as runtime, runtime.start(SLEEP, stdout=PIPE) as container:
             await read_until(container.stdout, "ready\n")
 
     async def main() -> None:
@@ -410,7 +432,7 @@ async def test_an_exception_in_the_body_of_a_start_comes_out_as_itself(shared: R
 @pytest.mark.parametrize("error", [BodyError, KeyboardInterrupt, SystemExit])
 async def test_an_exception_in_the_body_of_a_runtime_comes_out_as_itself(anyio_backend: str, error: type[BaseException]) -> None:
     with pytest.raises(error):
-        async with open_runtime() as runtime, runtime.start(SLEEP):
+        async with open_runtime(warm=0) as runtime, runtime.start(SLEEP):
             raise error
 
 
@@ -418,11 +440,11 @@ async def test_an_exception_in_the_body_of_a_runtime_comes_out_as_itself(anyio_b
 async def test_an_exception_is_not_lost_when_the_program_is_cancelled_too(anyio_backend: str) -> None:
     with anyio.CancelScope() as scope:
         with pytest.raises(BodyError):
-            async with open_runtime() as runtime, runtime.start(SLEEP):
+            async with open_runtime(warm=0) as runtime, runtime.start(SLEEP):
                 scope.cancel()
                 raise BodyError
         with anyio.CancelScope(shield=True), pytest.raises(BodyError):
-            async with open_runtime():
+            async with open_runtime(warm=0):
                 try:
                     await anyio.lowlevel.checkpoint()
                 finally:
@@ -432,7 +454,7 @@ async def test_an_exception_is_not_lost_when_the_program_is_cancelled_too(anyio_
 @pytest.mark.anyio
 async def test_groups_of_the_body_stay_what_they_are(anyio_backend: str) -> None:
     with pytest.raises(ExceptionGroup) as caught:
-        async with open_runtime() as runtime, anyio.create_task_group() as group:
+        async with open_runtime(warm=0) as runtime, anyio.create_task_group() as group:
             await runtime.run(TRUE)
             group.start_soon(_raise, BodyError())
             await anyio.sleep_forever()
@@ -471,7 +493,7 @@ async def test_a_cancelled_program_waits_for_its_containers(anyio_backend: str) 
 
     with anyio.fail_after(BOUND):
         with anyio.CancelScope() as scope:
-            async with open_runtime() as runtime, anyio.create_task_group() as group:
+            async with open_runtime(warm=0) as runtime, anyio.create_task_group() as group:
                 for number in range(20):
                     group.start_soon(sleep_in, runtime, f"sleeper{number}")
                 await all_started.wait()
@@ -519,7 +541,7 @@ async def test_a_cancelled_receive_has_read_nothing(shared: Runtime) -> None:
 async def test_a_scope_that_outlives_its_runtime(anyio_backend: str) -> None:
     """The wrong way round; it ends all the same."""
     async with contextlib.AsyncExitStack() as stack:
-        async with open_runtime() as runtime:
+        async with open_runtime(warm=0) as runtime:
             container = await stack.enter_async_context(runtime.start(SLEEP, stdout=PIPE))
         with anyio.fail_after(BOUND), pytest.raises(Exception, match="launcher"):
             await container.wait()

@@ -80,7 +80,7 @@ async def test_no_more_processes(anyio_backend: str, fields: dict[str, Any], roo
     async with open_runtime() as runtime:
         spec = TRUE.with_(**fields)
         assert (await runtime.run(spec)).status == "ok"
-        if any(hierarchy.version == 2 for _, hierarchy in runtime._limits(TRUE.with_(pids_limit=1)).used()):
+        if any(hierarchy.version == 2 for _, hierarchy in runtime._launches.shapes.limits(TRUE.with_(pids_limit=1)).used()):
             pytest.skip("a process can't be put beside cgroups that have controllers")
         group = cgroup_of(runtime, "pids", "").parent / f"tinyvisor-faults-{os.getpid()}"
         home = group.parent

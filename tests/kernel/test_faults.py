@@ -176,7 +176,7 @@ async def test_every_step_fails_by_what_it_is_told(kind: str, tmp_path: Path, mo
         monkeypatch.setattr(planning, "plan", wrong_plan)
         with contextlib.suppress(EOFError):
             while True:
-                runtime._shapes.clear()
+                runtime._launches.shapes.clear()
                 failed = await failed_step(runtime, spec)
                 if broken is not None and not isinstance(broken, s.Exec):  # that one is made for each run
                     assert failed == broken.describe()

@@ -337,12 +337,12 @@ async def test_a_terminal_that_cannot_be_kept_is_that_container_s_failure(projec
         async with open_runtime(name=project, live=True) as runtime:
             assert runtime.live is not None
             assert runtime.live.keeper is not None
-            streams = Streams(None, None, None, runtime.null)
-            container = await runtime.launch(spec("a", "true", tty=True), streams, events=True, live=runtime.live)
+            streams = Streams(None, None, None, runtime._launches.null)
+            container = await runtime._launches.launch(spec("a", "true", tty=True), streams, events=True, live=runtime.live)
             monkeypatch.setattr(runtime.live.keeper, "_room", 0)
             with pytest.raises(HostError, match="no more than 0 open files can be kept"):
                 await container.wait()
-            await runtime.end(container)
+            await runtime._launches.end(container)
             assert (await runtime.run(["true"])).status == "ok"
 
 
@@ -353,7 +353,7 @@ async def test_the_keeper_s_death_is_told(project: str) -> None:
         async with open_runtime(name=project, live=True) as runtime, runtime.start(spec("a", "sleep 1000")) as container:
             os.kill(_keeper_of(runtime), signal.SIGKILL)
             assert (await container.wait()).signal == signal.SIGKILL
-            await until(lambda: runtime._dead is not None)
+            await until(lambda: runtime._launches.world.dead is not None)
             with pytest.raises(LauncherDied):
                 await runtime.run(["true"])
 

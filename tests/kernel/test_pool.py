@@ -16,6 +16,8 @@ from tests.kernel.helpers import BOUND, cgroups, status, until, wait_for_the_end
 from tests.kernel.test_capture import no_fd_is_left
 from tinyvisor.errors import LauncherDied, LaunchError, RunFailed, SpecError
 from tinyvisor.runtime import Runtime, open_runtime
+from tinyvisor.runtime.idmap import IDS, Ranges
+from tinyvisor.runtime.leases import read_ranges
 from tinyvisor.runtime.pool import WarmRuns
 from tinyvisor.spec import Limits, Spec
 from tinyvisor.state import Result
@@ -36,8 +38,14 @@ async def full(pool: WarmRuns, size: int) -> None:
 
 async def parked(runtime: Runtime, size: int) -> list[int]:
     """The inits of so many containers that wait, once they do: their children are before their exec."""
-    await until(lambda: len([pid for pid in inits(runtime) if has_child(pid)]) >= size)
-    return inits(runtime)
+    found: list[int] = []
+
+    def are_there() -> bool:
+        found[:] = [pid for pid in inits(runtime) if has_child(pid)]
+        return len(found) >= size
+
+    await until(are_there)
+    return found
 
 
 def has_child(pid: int) -> bool:
@@ -262,12 +270,12 @@ async def test_equal_runs_warm_up_and_a_new_shape_takes_over(anyio_backend: str)
                 await one()
             await parked(runtime, 2)
             await until(lambda: len(inits(runtime)) == 2)  # the last run's own may still take its namespaces down
-            first = runtime._warmed
+            first = runtime._warm.pool
             await one(pids_limit=7)  # once is no habit
-            assert runtime._warmed is first
+            assert runtime._warm.pool is first
             for _ in range(3):
                 await one(pids_limit=7)
-            assert runtime._warmed is not first
+            assert runtime._warm.pool is not first
             await parked(runtime, 2)
             await until(lambda: len(inits(runtime)) == 2)
             assert len((await runtime.run(["ls", "/tmp"], pids_limit=7, capture_stdout=True)).stdout or b"") == 0
@@ -276,10 +284,38 @@ async def test_equal_runs_warm_up_and_a_new_shape_takes_over(anyio_backend: str)
                 assert (result.stdout, result.files) == (b"", {"f": b"%d\n" % n})
 
 
+async def test_runs_one_after_the_other_have_the_next_made_beside_them(anyio_backend: str) -> None:
+    with anyio.fail_after(BOUND), no_fd_is_left():
+        async with open_runtime() as runtime:
+            found = [(await runtime.run(["sh", "-c", WHO], capture_stdout=True)).stdout for _ in range(4)]
+            assert len(set(found)) == len(found)
+            await until(lambda: [has_child(pid) for pid in inits(runtime)] == [True])
+            assert (await runtime.run(["sh", "-c", WHO], capture_stdout=True)).stdout not in found
+            await until(lambda: not inits(runtime) and not cgroups(runtime))
+
+
+async def test_what_was_made_unasked_gives_its_ids_to_who_asks(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = read_ranges()
+    uids, gids = (tuple((pairs[number][which], IDS) for number in (4000, 4001)) for which in (0, 1))
+    few = Ranges(uids, gids, "a test")
+    monkeypatch.setattr("tinyvisor.runtime.engine.read_ranges", lambda: few)
+    with anyio.fail_after(BOUND), no_fd_is_left():
+        async with open_runtime() as runtime, runtime.start(["sleep", "1000"]):
+            for _ in range(3):
+                assert (await runtime.run(["true"])).status == "ok"
+        async with open_runtime() as runtime:
+            for _ in range(3):
+                assert (await runtime.run(["true"])).status == "ok"
+            await until(lambda: [has_child(pid) for pid in inits(runtime)] == [True])
+            async with runtime.start(["sleep", "1000"]), runtime.start(["sleep", "1000"]):
+                assert len(inits(runtime)) == 2
+            assert (await runtime.run(["true"])).status == "ok"
+
+
 async def test_it_is_left_in_whatever_way(anyio_backend: str) -> None:
     for number in range(12):
         with anyio.fail_after(BOUND), no_fd_is_left(), anyio.move_on_after(BOUND if number % 3 else number / 500):
-            async with open_runtime(warm=3) as runtime:
+            async with open_runtime(warm=3 if number < 8 else None) as runtime:
                 for _ in range(number % 5):
                     await runtime.run(["true"])
                 if number % 2:

@@ -268,16 +268,16 @@ async def test_what_a_running_job_mounts_is_not_looked_into_either(shared: Runti
     """As long as it runs its mounts are there: by a job of which we have the directory that it has."""
     directory = Workspace(size=1 << 20, inodes=100)
     code = "mkdir m && mount -t tmpfs none m && echo x > m/f && echo ready && cat"
-    streams = Streams(PIPE, PIPE, None, shared.null)
+    streams = Streams(PIPE, PIPE, None, shared._launches.null)
     spec = Spec(command=("sh", "-c", code), working_dir="/work", capabilities=frozenset({"SYS_ADMIN"}), userns_mode="host")
-    container = await shared.launch(spec, streams, workspace=directory)
+    container = await shared._launches.launch(spec, streams, workspace=directory)
     try:
         await read_until(container.stdout, "ready\n")
         files, missing = directory.collect(("m/f", "**"), 100)
         assert files == {}
         assert missing["m"] == "on another file system"
     finally:
-        await shared.end(container)
+        await shared._launches.end(container)
         directory.close()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
@@ -23,12 +23,29 @@ from tinyvisor.state import Result
 Member = tuple[Container, Workspace | None]
 
 
+class Demand(Protocol):
+    """Who knows what runs there will be.
+
+    Attributes:
+        patience: seconds in which nothing was taken, after which it is asked again.
+    """
+
+    patience: float
+
+    def another(self) -> bool:
+        """Whether one more is to be made now that one was taken."""
+
+    def lasts(self) -> bool:
+        """Whether what is ready is still of use."""
+
+
 class Pool:
     """Parked containers of one shape: all of a spec but its command and environment.
 
     Attributes:
         size: how many are kept ready.
         error: why no more are made; a run then starts cold, and says for itself what is wrong.
+        over: no more are made, and none is ready.
     """
 
     def __init__(
@@ -37,9 +54,14 @@ class Pool:
         make: Callable[[], Awaitable[Member]],
         hand_over: Callable[[Container, Spec, Streams], bool],
         end: Callable[[Container], Awaitable[None]],
+        demand: Demand | None = None,
     ) -> None:
+        """`demand`: says what is to be made; None: what is taken is replaced when it has ended."""
         self.size = size
         self.error: Exception | None = None
+        self.over = False
+        self._demand = demand
+        self._ended = anyio.Event()
         self._make = make
         self._hand_over = hand_over
         self._end = end
@@ -51,39 +73,62 @@ class Pool:
         return sum(not container.gone for container, _ in self._ready)
 
     def take(self, spec: Spec, streams: Streams) -> Member | None:
-        """One of them, that runs `spec` now; None where none is ready. It is replaced when it has ended, not in its way."""
+        """One of them, that runs `spec` now; None where none is ready."""
         while self._ready:
             container, workspace = self._ready.popleft()
             if self._hand_over(container, spec, streams):
-                container.call_when_gone(self._refill)
+                if self._demand is None:
+                    container.call_when_gone(self._refill)
+                elif self._demand.another():
+                    self._refill()
                 return container, workspace
             if workspace is not None:
                 workspace.close()
             container.kill()  # it was killed from outside, or is about to end
-        self._refill()
+        if self._demand is None or self._demand.another():
+            self._refill()
         return None
 
     def _refill(self) -> None:
         self._wanted.set()
 
     async def keep_full(self) -> None:
-        """Makes what is missing, until `drain`; then ends those that are left."""
+        """Makes what is missing, until `stop`; then ends those that are left."""
         try:
             with self._scope:
-                while self.error is None:
+                while True:
                     while len(self._ready) < self.size:
                         self._ready.append(await self._make())
                     self._wanted = anyio.Event()
-                    await self._wanted.wait()
+                    await self._wait()
+                    if not self._wanted.is_set():
+                        break
                     await anyio.lowlevel.checkpoint()  # whose run has ended comes first
         except (TinyvisorError, OSError) as exc:
             self.error = exc
         finally:
-            await self._end_all()
+            self.over = True
+            try:
+                await self._end_all()
+            finally:
+                self._ended.set()
 
-    def drain(self) -> None:
+    async def _wait(self) -> None:
+        """Until one is missing, or none is needed any more."""
+        lasts = True
+        while lasts and not self._wanted.is_set():
+            with anyio.move_on_after(self._demand.patience if self._demand else None):
+                await self._wanted.wait()
+            lasts = self._demand is None or self._demand.lasts()
+
+    def stop(self) -> None:
         """No more of them: `keep_full` ends."""
         self._scope.cancel()
+
+    async def drain(self) -> None:
+        """Stops it, and waits until nothing of it is left."""
+        self.stop()
+        await self._ended.wait()
 
     async def _end_all(self) -> None:
         ready, self._ready = tuple(self._ready), deque()

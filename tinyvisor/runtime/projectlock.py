@@ -114,6 +114,15 @@ def private_directory(path: Path) -> None:
         raise HostError(f"{path} must be a directory that only its owner, uid {os.geteuid()}, can write", "remove it")
 
 
+@contextmanager
+def state_in(directory: Path) -> Iterator[None]:
+    """What can't be written there is this host's fault, with the cure."""
+    try:
+        yield
+    except OSError as exc:
+        raise HostError(f"{exc.filename or directory}: {os.strerror(exc.errno or 0)}", f"make {directory} writable") from exc
+
+
 def _holder(path: Path) -> str:
     with suppress(FileNotFoundError):
         return path.read_text(errors="surrogateescape")

@@ -98,6 +98,19 @@ def _read_at(directory: int, path: str) -> bytes:
         os.close(fd)
 
 
+def read_counters(data: bytes, readback: Sequence[tuple[int, str]]) -> Usage:
+    """`Usage` out of what the launcher read: a 32-bit size and the bytes, for each file; size ~0 for a missing one."""
+    contents: dict[str, bytes] = {}
+    at = 0
+    for _, file in readback:
+        size = int.from_bytes(data[at : at + 4], "little")
+        at += 4
+        if size != 0xFFFFFFFF:
+            contents[file] = data[at : at + size]
+            at += size
+    return read_usage(contents)
+
+
 def read_usage(contents: Mapping[str, bytes]) -> Usage:
     """`Usage` from the contents of `readback_files`, by file name; files may be missing."""
     get = contents.get

@@ -51,6 +51,15 @@ class Outcome:
     sent_sigsys: bool = False
 
 
+def limits_enforced(spec: Spec) -> tuple[str, ...]:
+    """Names of the limits in force."""
+    wanted = (
+        ("pids_limit", spec.pids_limit), ("mem_limit", spec.mem_limit), ("cpus", spec.cpus), ("cpuset", spec.cpuset or None),
+        ("blkio_config", spec.blkio), ("timeout", spec.timeout), ("cpu_time", spec.cpu_time), ("output_limit", spec.output_limit),
+    )  # fmt: skip
+    return tuple(name for name, value in wanted if value is not None)
+
+
 def judge(spec: Spec, outcome: Outcome) -> Exit:
     """The verdict. An OOM kill of some child does not fail a workload that then exits with 0; `oom_killed` still says so."""
     status_word = outcome.wait_status if outcome.wait_status is not None else 9

@@ -18,6 +18,8 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#define TIDY_MS 20         /* an init whose container lives that long gives back what its start took */
+#define MAX_WIPED (64 << 10) /* bytes of a request */
 #define BATCH 256 /* signals or zombies taken before the clock and the commands get their turn: a flood must not stop them */
 
 struct init { /* what stays of a container's set-up */
@@ -29,6 +31,7 @@ struct init { /* what stays of a container's set-up */
 	bool refused; /* the workload was killed for a call that its filter refuses */
 	struct report *report; /* of a `struct page`; NULL when stand-alone */
 	int64_t started; /* ns */
+	int64_t tidy_at; /* ns, 0: it is */
 	int orphan_signal;
 	unsigned orphan_grace_ms;
 	int64_t deadline; /* ns, 0 for none */
@@ -213,7 +216,32 @@ static void take_refusal(struct init *init)
 	}
 }
 
-/* Until a signal, a command, a refusal or `end` (ns, 0 for never). */
+static void tidy(struct init *init)
+{
+	forget_request();
+	init->tidy_at = 0;
+}
+
+/* What the workload was given goes at once; the memory itself, which takes longer, when nobody waits for us, or never. */
+static void tidy_soon(struct init *init)
+{
+	struct request request;
+
+	memcpy(&request, scratch->request, sizeof request);
+	if (request.length > MAX_WIPED) {
+		forget_request();
+		return;
+	}
+	memset(scratch->request, 0, request.length);
+	init->tidy_at = now() + TIDY_MS * 1000000LL;
+}
+
+static int64_t earlier(int64_t one, int64_t other)
+{
+	return !one || (other && other < one) ? other : one;
+}
+
+/* Until a signal, a command, a refusal or `end` (ns, 0 for never), or for less. */
 static void wait_for_something(struct init *init, int64_t end)
 {
 	struct pollfd fds[3] = {{init->signals, POLLIN, 0}, {init->event, POLLIN, 0}, {init->refusals, POLLIN, 0}};
@@ -222,14 +250,18 @@ static void wait_for_something(struct init *init, int64_t end)
 
 	if (init->refusals >= 0 && refusals_wait(now(), &turn)) { /* too many: not yet */
 		fds[2].fd = -1;
-		end = !end || turn < end ? turn : end;
+		end = earlier(end, turn);
 	}
+	end = earlier(end, init->tidy_at);
 	left = end ? end - now() : 0;
 	time = (struct timespec){left / 1000000000, left % 1000000000};
 	if (init->busy)
 		time = (struct timespec){0, 0};
-	if (left < 0 || ppoll(fds, 3, end || init->busy ? &time : NULL, NULL) <= 0)
+	if (left < 0 || ppoll(fds, 3, end || init->busy ? &time : NULL, NULL) <= 0) {
+		if (init->tidy_at && now() >= init->tidy_at)
+			tidy(init);
 		return;
+	}
 	if (fds[2].revents & POLLIN)
 		take_refusal(init);
 	else if (fds[2].revents)
@@ -413,6 +445,13 @@ static int wait_for_run(struct context *context, const struct report *report, st
 	return 0;
 }
 
+static bool is_socket(int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 && S_ISSOCK(status.st_mode);
+}
+
 /* Whether no fd can be passed through it: a socket could be one of the unix domain. */
 static bool carries_bytes_only(int fd)
 {
@@ -429,7 +468,7 @@ static int take_stdio(struct context *context, struct report *report)
 		int fd = context->tty >= 0 ? context->tty : own_null(context, context->stdio[i]);
 		/* A source below 3 would be overwritten before its turn: init made sure that there is none. */
 		error = fd < 0 ? fd : dup2(fd, i) < 0 ? -errno : 0;
-		if (!carries_bytes_only(i))
+		if (fd != context->null && !carries_bytes_only(i))
 			report->flags |= GONE_CONNECTED;
 	}
 	return error;
@@ -700,8 +739,7 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 		report->flags = GONE_EXITED;
 		_exit(0);
 	}
-	if (context->park)
-		close_networks();
+	close_networks(); /* here, for the workload would get them, too */
 	show_as(context->exec ? "tinyvisor-exec" : "tinyvisor-init", context->name);
 	init.signals = open_signals();
 	if (init.signals < 0)
@@ -709,7 +747,7 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	if (context->init_flags & INIT_REFUSALS && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, handover) < 0)
 		give_up(errno);
 	context->handover = handover[1];
-	init.event = context->event;
+	init.event = is_socket(context->event) ? context->event : -1;
 	init.report = report;
 	init.group = context->init_flags & INIT_SIGNAL_GROUP;
 	init.orphan_signal = context->orphan_signal;
@@ -743,11 +781,13 @@ _Noreturn void init_main(struct context *context, struct plan *plan)
 	if (!error && !init.settled)
 		error = settle(&init);
 	if (!error) {
-		forget_request();
-		if (context->init_flags & INIT_TRACE)
+		tidy_soon(&init);
+		if (context->init_flags & INIT_TRACE) {
+			tidy(&init);
 			(void)ptrace(PTRACE_DETACH, init.workload, NULL, NULL);
+		}
 		started.a = report->pid;
-		error = send_event(init.event, &started, NULL, 0, -1);
+		error = init.event < 0 ? 0 : send_event(init.event, &started, NULL, 0, -1);
 	}
 	if (error) {
 		forward(&init, SIGKILL, SCOPE_GROUP); /* in another's container it would live on */

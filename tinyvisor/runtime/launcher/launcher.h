@@ -217,6 +217,7 @@ struct context {
 	int joined;         /* pidfd of the container whose namespaces are joined, or -errno */
 	pid_t joined_pid;   /* of its init */
 	int root;           /* O_PATH fd of the new root, or -1 */
+	uint64_t root_device, root_inode; /* where others are mounted in it */
 	int cgroup;         /* v2: where the workload is born, or -1 */
 	int network;        /* fd of the network namespace that is kept for it, or -1 */
 	int user_namespace; /* fd of the one that the workload enters, or -1 */
@@ -294,6 +295,7 @@ step_function step_root_tmpfs, step_root_tree, step_root_overlay, step_directory
 int enter_own_world(bool nested);
 int open_proc(bool nested);
 int open_below(int root, const char *path, int flags);
+int open_root(struct context *context, const char *path, int flags);
 int open_in_root(const struct context *context, const char *path, int flags);
 
 /* workload.c */
@@ -316,6 +318,7 @@ int become_kept(int first_client, int listening);
 
 /* networks.c */
 step_function step_loopback_up, step_network;
+enum { NO_NETWORK = -2 }; /* not even asked for */
 int take_network(int *fd);
 void return_network(int number, bool shared);
 bool networks_wanted(void);

@@ -18,7 +18,7 @@
  *   wire.c requests and events   steps.c the table of steps   mounts.c root and mounts   workload.c before exec   init.c PID 1
  *   userns.c user namespaces   networks.c network namespaces that are used again   refusals.c what a filter hands to init
  *   keeper.c live mode
- * No fd is kept per container, so that a clone copies a handful of them however many containers run. */
+ * No fd is kept per container, so that a clone copies few of them however many containers run. */
 #define _GNU_SOURCE
 #include "launcher.h"
 
@@ -133,7 +133,7 @@ static void report_gone(struct container *container, const void *data, uint32_t 
 		memcpy(message + sizeof container->gone, data, size);
 	send_event(control, &event, message, (uint32_t)sizeof container->gone + size, -1);
 	return_network(container->network, container->shared || container->gone.report.flags & GONE_CONNECTED);
-	container->network = -1;
+	container->network = NO_NETWORK;
 }
 
 static void forget(struct container *container)
@@ -292,9 +292,11 @@ static int prepare(const int *fds, int count, int *failed, int *made)
 		epilogue.cleanup_size = scratch->plan.cleanup_size;
 		epilogue.cleanup_count = (uint16_t)scratch->plan.count[SECTION_CLEANUP];
 	}
-	context.root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	error = run_steps(&context, scratch->plan.section[SECTION_LAUNCHER], scratch->plan.count[SECTION_LAUNCHER], failed);
-	close(context.root);
+	error = open_root(&context, "/", O_DIRECTORY);
+	if (!error)
+		error = run_steps(&context, scratch->plan.section[SECTION_LAUNCHER], scratch->plan.count[SECTION_LAUNCHER], failed);
+	if (context.root >= 0)
+		close(context.root);
 	*made = context.user_namespace;
 	return error;
 }
@@ -346,7 +348,7 @@ static struct container *remember(const struct request *request)
 	container->cleanup_size = scratch->plan.cleanup_size;
 	container->cleanup_count = (uint16_t)scratch->plan.count[SECTION_CLEANUP];
 	container->id = request->id;
-	container->network = -1;
+	container->network = NO_NETWORK;
 	return container;
 }
 

@@ -101,7 +101,7 @@ static int new_mount(const char *type, const char *options, unsigned attributes)
 /* Of the launcher's own world. */
 static int open_own(const char *path)
 {
-	int fd = open(path, O_PATH | O_CLOEXEC);
+	int fd = openat(AT_FDCWD, path, O_PATH | O_CLOEXEC);
 
 	return fd < 0 ? -errno : fd;
 }
@@ -198,6 +198,19 @@ int open_proc(bool nested)
 	return fd < 0 ? -errno : fd;
 }
 
+/* musl's open() asks for O_CLOEXEC twice (kernels before 2.6.23); openat() does not. */
+int open_root(struct context *context, const char *path, int flags)
+{
+	struct stat status;
+
+	context->root = openat(AT_FDCWD, path, flags | O_PATH | O_CLOEXEC);
+	if (context->root < 0 || fstat(context->root, &status) < 0)
+		return -errno;
+	context->root_device = status.st_dev;
+	context->root_inode = status.st_ino;
+	return 0;
+}
+
 int open_in_root(const struct context *context, const char *path, int flags)
 {
 	return open_below(context->root, path, flags);
@@ -268,27 +281,28 @@ static int open_parent(const struct context *context, const char *path, const ch
 /* What is there to be mounted on. Not the root: who is in it would not see the mount. */
 static int open_place(const struct context *context, const char *path)
 {
-	struct stat root, status;
+	struct stat status;
 	int error = -EBUSY, fd = open_in_root(context, path, O_PATH);
 
 	if (fd < 0)
 		return fd;
-	if (fstat(context->root, &root) < 0 || fstat(fd, &status) < 0)
+	if (fstat(fd, &status) < 0)
 		error = -errno;
-	else if (root.st_dev != status.st_dev || root.st_ino != status.st_ino)
+	else if (status.st_dev != context->root_device || status.st_ino != context->root_inode)
 		return fd;
 	close(fd);
 	return error;
 }
 
 /* A place to mount on, made where it is missing: a directory or a file; `directory` may be -errno. Links are followed, inside the
- * root. */
+ * root. In most roots nothing is at the top yet: there it is made first and looked for then. */
 static int open_target(const struct context *context, const char *path, int directory)
 {
-	const char *name;
+	const char *name = path + strspn(path, "/");
+	const bool made = directory > 0 && *name && !strchr(name, '/') && mkdirat(context->root, name, 0755) == 0;
 	int parent, error = 0, fd = directory < 0 ? directory : open_place(context, path);
 
-	if (fd != -ENOENT)
+	if (fd != -ENOENT || made)
 		return fd;
 	parent = open_parent(context, path, &name);
 	if (parent < 0)
@@ -315,8 +329,7 @@ static int put_root(struct context *context, int tree)
 
 	if (error)
 		return error;
-	context->root = open("/new", O_PATH | O_DIRECTORY | O_CLOEXEC);
-	return context->root < 0 ? -errno : 0;
+	return open_root(context, "/new", O_DIRECTORY);
 }
 
 static int sized_tmpfs(const struct step *step, int size, unsigned attributes)
@@ -368,7 +381,7 @@ int step_pivot_root(struct context *context, const struct step *step)
 	(void)step;
 	if (error)
 		return error;
-	place = open("/shell/container", O_PATH | O_CLOEXEC);
+	place = openat(AT_FDCWD, "/shell/container", O_PATH | O_CLOEXEC);
 	error = place < 0 ? -errno : attach(context->root, place);
 	if (place >= 0)
 		close(place);
@@ -522,10 +535,12 @@ int step_unmount(struct context *context, const struct step *step)
 /* The container's root in its mount namespace: see step_pivot_root and step_chroot. */
 int step_enter(struct context *context, const struct step *step)
 {
+	int error;
+
 	if (context->root >= 0) /* as it was in the namespace that this one is a copy of */
 		close(context->root);
-	context->root = open(step->string[0], O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	return context->root < 0 || fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
+	error = open_root(context, step->string[0], O_DIRECTORY | O_NOFOLLOW);
+	return error ? error : fchdir(context->root) < 0 || chroot(".") < 0 || chdir("/") < 0 ? -errno : 0;
 }
 
 /* A detached tree from the supervisor. The tree keeps its own flags; attributes are added to all of it. */

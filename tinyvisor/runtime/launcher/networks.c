@@ -45,7 +45,7 @@ static struct network { /* no child inherits the table, so no child pays for it 
 	char seen[MAX_SEEN];
 } *networks;
 
-static int idle[MAX_NETWORKS], idle_count, made, wanted;
+static int idle[MAX_NETWORKS], idle_count, made, wanted, used;
 static char now_seen[MAX_SEEN];
 
 static int bring_loopback_up(void)
@@ -219,11 +219,13 @@ static bool fill(struct network *network)
 	return true;
 }
 
-/* Its number, or -1 where there is none: the container makes its own then, and another will be made ahead. */
+/* Its number, or -1 where there is none: the container makes its own then, and another will be made ahead; not more of them than
+ * there are containers at once, for whose inits each is some more fds to close. */
 int take_network(int *fd)
 {
+	used++;
 	if (!idle_count) {
-		if (made + wanted < MAX_NETWORKS)
+		if (made + wanted < (used < MAX_NETWORKS ? used : MAX_NETWORKS))
 			wanted++;
 		return *fd = -1;
 	}
@@ -235,6 +237,9 @@ int take_network(int *fd)
 /* After its container, which is told already. `shared`: somebody else was let in, or may have got something out of it. */
 void return_network(int number, bool shared)
 {
+	if (number == NO_NETWORK)
+		return;
+	used--;
 	if (number < 0)
 		return;
 	if (!shared && is_as_new(&networks[number])) {
