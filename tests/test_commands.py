@@ -122,6 +122,7 @@ async def test_who_waits_says_for_what_and_who_backs_off_says_why() -> None:
         service("x"), service("y"),
         scripts={
             "a": [Script(seconds=0, exit=failure(3))], "job": [Script(seconds=60)],
+            "db": [Script(exec=lambda now, command: (0.0, failure(3), b""))],
             "x": [Script(launch_seconds=60)], "y": [Script(launch_seconds=60)],
         },
     )  # fmt: skip
