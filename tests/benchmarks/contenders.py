@@ -248,6 +248,12 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
 
             return await _in_workers(count, concurrency, one)
 
+        async def measure_in_a_row(count: int, concurrency: int) -> Sample:
+            async def one(worker: int) -> None:
+                _check(await runtime.run(COMMAND))
+
+            return await _in_workers(count, concurrency, one)
+
         async def measure_warm(count: int, concurrency: int) -> Sample:
             return await _measure_warm(runtime, launcher, count)
 
@@ -261,6 +267,7 @@ async def open_contenders(floor: Floor, scratch: Path) -> AsyncIterator[list[Con
             Contender("tinyvisor", measure_tinyvisor),
             Contender("userns host", functools.partial(measure_tinyvisor, userns_mode="host")),
             Contender("unconfined", functools.partial(measure_tinyvisor, userns_mode="host", seccomp="unconfined")),
+            Contender("in a row", measure_in_a_row, together=False),
             Contender("tinyvisor map", measure_map),
             Contender("tinyvisor warm", measure_warm, 0.5, together=False),
             Contender(RUN_PROCESS, measure_run_process),
