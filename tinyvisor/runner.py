@@ -574,7 +574,7 @@ class Runner:
     # ---- what there is to tell ----
 
     def summary(self) -> ServiceSummary:
-        totals, last, now = self._totals, self._totals.last, trio.current_time()
+        totals, last = self._totals, self._totals.last
         return ServiceSummary(
             name=self.name,
             state=self.state.phase,
@@ -588,8 +588,8 @@ class Runner:
             reason=self._reason(),
             service=self.group if self.group != self.name else "",
             status=self._listener.status if self._listener is not None else "",
-            uptime=now - self.state.started_at if self.is_up else None,
-            due=max(0.0, self.state.due - now) if self.state.phase == "backoff" else None,
+            uptime=trio.current_time() - self.state.started_at if self.is_up else None,
+            due=max(0.0, self.state.due - trio.current_time()) if self.state.phase == "backoff" else None,
         )
 
     def _reason(self) -> str:
