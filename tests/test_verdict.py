@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyvisor.runtime.usage import Usage
-from tinyvisor.runtime.verdict import Outcome, judge
+from tinyvisor.runtime.verdict import Outcome, judge, limit_behind
 from tinyvisor.spec import Spec
 from tinyvisor.state import Exit, Violation
 
@@ -146,3 +147,17 @@ def test_every_signal_is_exact(number: int, dumped: bool) -> None:
     exit = judged(number | (0x80 if dumped else 0))
     assert (exit.exit_code, exit.signal, exit.returncode) == (None, number, 128 + number)
     assert exit.describe().startswith(("SIG", "signal "))
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "behind"),
+    [
+        ({"mem_limit": 4096}, errno.ENOMEM, "mem_limit is 4.0K, of which a start itself takes some"),
+        ({"mem_limit": 4096}, errno.EPERM, ""),
+        ({}, errno.ENOMEM, ""),
+        ({"cpuset": {4, 99}}, errno.EINVAL, "cpuset: this host has CPUs 0 to 3"),
+        ({"cpuset": {3, 99}}, errno.EINVAL, ""),
+    ],
+)
+def test_a_start_that_its_own_limits_forbid_names_them(spec: dict[str, Any], error: int, behind: str) -> None:
+    assert limit_behind(Spec(command=("true",), **spec), error, 4) == behind

@@ -91,8 +91,9 @@ class LaunchError(ContainerError):
         errno: the kernel's answer.
     """
 
-    def __init__(self, name: str, step: str, errno: int) -> None:
-        super().__init__(name, f"{step}: {os.strerror(errno)}")
+    def __init__(self, name: str, step: str, errno: int, behind: str = "") -> None:
+        """`behind`: what may be the reason."""
+        super().__init__(name, f"{step}: {os.strerror(errno)}{f' ({behind})' if behind else ''}")
         self.step: str = step
         self.errno: int = errno
 

@@ -30,7 +30,7 @@ from tinyvisor.runtime.stage import Stage
 from tinyvisor.runtime.stdio import ReceivePipe, SendPipe, Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, attached
 from tinyvisor.runtime.usage import Usage
-from tinyvisor.runtime.verdict import Outcome, judge
+from tinyvisor.runtime.verdict import Outcome, judge, limit_behind
 from tinyvisor.runtime.waited import Waited
 from tinyvisor.spec import Spec, parse_signal
 from tinyvisor.state import Exit, Stats, Violation
@@ -532,7 +532,8 @@ class Container:
         else:
             self._read_events()  # whether it had started, where nobody waited for that
         if gone.error:
-            self._error = LaunchError(self.name, self._describe(gone.section, gone.step), gone.error)
+            behind = limit_behind(self.spec, gone.error, os.cpu_count() or 1)
+            self._error = LaunchError(self.name, self._describe(gone.section, gone.step), gone.error, behind)
         elif gone.cleanup_error:
             self._error = ContainerError(self.name, f"its cgroup could not be removed: {os.strerror(gone.cleanup_error)}")
         elif not gone.exited and gone.init_status == _NO_PAGE:

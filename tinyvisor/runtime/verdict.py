@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from signal import SIGSYS
@@ -58,6 +59,15 @@ def limits_enforced(spec: Spec) -> tuple[str, ...]:
         ("blkio_config", spec.blkio), ("timeout", spec.timeout), ("cpu_time", spec.cpu_time), ("output_limit", spec.output_limit),
     )  # fmt: skip
     return tuple(name for name, value in wanted if value is not None)
+
+
+def limit_behind(spec: Spec, error: int, cpus: int) -> str:
+    """Which of the spec's own limits a step may have failed for, on a host with so many CPUs; empty where none comes to mind."""
+    if error == errno.ENOMEM and spec.mem_limit is not None:
+        return f"mem_limit is {format_size(spec.mem_limit)}, of which a start itself takes some"
+    if error == errno.EINVAL and spec.cpuset and min(spec.cpuset) >= cpus:
+        return f"cpuset: this host has CPUs 0 to {cpus - 1}"
+    return ""
 
 
 def judge(spec: Spec, outcome: Outcome) -> Exit:
