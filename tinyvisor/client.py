@@ -48,7 +48,7 @@ class Refusal(TinyvisorError):
 
 def find_project(name: str | None, here: Path) -> str:
     """The project called `name`, or the one that runs from the files in the directory `here`; where there is none, the one that
-    was started from `here` or has its files anywhere below.
+    was started from `here`, or by a name in it. Not from further above: whoever says `down` there means less than all below.
 
     Raises:
         TinyvisorError: none or several run from there.
@@ -65,7 +65,9 @@ def find_project(name: str | None, here: Path) -> str:
             continue
         if wanted & set(record["paths"]):
             exact[file.stem] = None
-        elif record.get("directory") == os.fspath(here) or any(Path(path).is_relative_to(here) for path in record["paths"]):
+        elif here != Path("/") and (
+            record.get("directory") == os.fspath(here) or any(Path(path).parent == here for path in record["paths"])
+        ):
             near[file.stem] = None
     found = list(exact or near)
     if len(found) > 1:
