@@ -158,9 +158,9 @@ class FakeContainer:
         assert self._exit is not None
         return self._exit
 
-    async def stop(self) -> Exit:
+    async def stop(self, *, grace: float | None = None) -> Exit:
         self._runtime.note("stop", self.name)
-        grace = self._spec.stop_grace_period
+        grace = self._spec.stop_grace_period if grace is None else grace
         with trio.move_on_after(min(grace, self._script.stop_seconds)):
             await self._gone.wait()
         if self._script.stop_seconds > grace:

@@ -152,6 +152,35 @@ def test_results_for_people(result: CommandResult, text: str) -> None:
     assert result.describe() == text
 
 
+async def ends_after(b: Bench, seconds: float) -> None:
+    before = len(b.of(ServiceExited))
+    await trio.sleep(seconds - 0.1)
+    assert len(b.of(ServiceExited)) == before
+    await trio.sleep(0.2)
+    assert len(b.of(ServiceExited)) == before + 1
+
+
+@pytest.mark.parametrize("verb", ["stop", "restart"])
+async def test_a_grace_that_is_asked_for_is_that_stop_s_alone(verb: str) -> None:
+    b = bench(service("a"), service("b"), scripts={"a": [Script(stop_seconds=5)] * 2})
+    async with b.live() as supervisor:
+        await settle()
+        getattr(supervisor, verb)(["a"], 1)
+        await ends_after(b, 1)
+        supervisor.start(["a"])
+        await settle()
+        supervisor.stop(["a"])
+        await ends_after(b, 5)
+
+
+async def test_a_grace_for_the_end_of_all() -> None:
+    b = bench(service("a"), scripts={"a": [Script(stop_seconds=5)]})
+    async with b.live() as supervisor:
+        await settle()
+        supervisor.request_stop(1)
+        await ends_after(b, 1)
+
+
 async def test_a_slow_stop_blocks_nobody_and_a_start_meanwhile_comes_after_it() -> None:
     b = bench(service("slow"), service("b"), scripts={"slow": [Script(stop_seconds=5), Script()]})
     async with b.live() as supervisor:

@@ -10,7 +10,8 @@
 ``GET /v1/logs?service=&tail=&since=&follow=1``  the log files' records, as JSON Lines or Server-Sent Events
 ``GET /v1/openapi.json``                   all this for programs (`openapi`)
 ``POST /v1/services/start``                ``{"services": [NAME…]}``, none means all; so too ``stop``, ``restart``,
-                                           ``reset-failed``, and ``kill`` with ``signal``
+                                           ``reset-failed``, and ``kill`` with ``signal``; ``stop`` and ``restart`` with a
+                                           ``timeout``: seconds until what is left is killed
 ``POST /v1/scale``                         ``{"service": NAME, "count": N}``
 ``POST /v1/reload``                        reads the configuration anew; 422 with its problems changes nothing
 ``POST /v1/services/NAME/exec``            ``{"command": […], "user", "environment", "working_dir", "timeout"}``; three fds,
@@ -20,7 +21,7 @@
                                            terminal, then its output; answers at its end
 ``POST /v1/upgrade``                       with an fd, for the outcome as of ``up -d``: the daemon starts anew, in place, and its
                                            containers go on; 422 as ``reload``
-``POST /v1/down``                          stops everything, and answers when it is down
+``POST /v1/down``                          stops everything, and answers when it is down; ``timeout`` as with ``stop``
 ``GET /metrics``                           for Prometheus, where the extra ``metrics`` is installed
 =========================================  =======================================================================
 
@@ -78,6 +79,7 @@ from tinyvisor.spec import LOG_FILES, Project, parse_signal
 from tinyvisor.state import CommandResult, Event, Exit, ServiceSummary
 from tinyvisor.supervisor import Supervisor, Until, difference
 from tinyvisor.tap import Tap
+from tinyvisor.units import MAX_DURATION
 
 MAX_CLIENTS: Final = 256
 MAX_SCRAPES: Final = 16
@@ -552,10 +554,10 @@ class Control:
         return _results(self._supervisor.start(request.texts("services")))
 
     async def _stop(self, request: Request, client: _Client) -> Any:
-        return _results(self._supervisor.stop(request.texts("services")))
+        return _results(self._supervisor.stop(request.texts("services"), _grace(request)))
 
     async def _restart(self, request: Request, client: _Client) -> Any:
-        return _results(self._supervisor.restart(request.texts("services")))
+        return _results(self._supervisor.restart(request.texts("services"), _grace(request)))
 
     async def _kill(self, request: Request, client: _Client) -> Any:
         try:
@@ -596,8 +598,9 @@ class Control:
         return {"pid": os.getpid()}
 
     async def _down(self, request: Request, client: _Client) -> Any:
+        grace = _grace(request)
         client.awaits_end = True
-        self._supervisor.request_stop()
+        self._supervisor.request_stop(grace)
         await client.attend(self._end.wait)
         return [asdict(summary) for summary in self._summaries]
 
@@ -751,6 +754,13 @@ async def _hand_over(tap: Tap, theirs: socket.socket) -> None:
                 data = data[await connection.send(data, socket.MSG_NOSIGNAL) :]
             except OSError:
                 raise _Gone from None
+
+
+def _grace(request: Request) -> float | None:
+    grace = request.take("timeout", (int, float))
+    if grace is not None and not 0 <= grace <= MAX_DURATION:
+        raise Refused(400, "timeout: expected seconds, 0 or more")
+    return cast("float | None", grace)
 
 
 def _results(results: tuple[CommandResult, ...]) -> list[dict[str, Any]]:

@@ -140,6 +140,11 @@ class Operation:
 NAME: Final[Schema] = {"type": "string", "minLength": 1}
 NAMES: Final[dict[str, Any]] = {"type": "array", "items": NAME}
 SERVICE: Final = {"service": NAMES | {"description": "Services or instances; none means all."}}
+GRACE: Final[Schema] = {
+    "type": ["number", "null"],
+    "minimum": 0,
+    "description": "Seconds until what is left is killed; by default each service's stop_grace_period.",
+}
 SERVICES: Final = {"services": NAMES | {"description": "Services or instances; none means all."}}
 _STREAMS: Final = "Server-Sent Events for who accepts text/event-stream."
 _FDS: Final = "File descriptors come along with the request as SCM_RIGHTS ancillary data of the unix socket."
@@ -201,8 +206,8 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
     ),
     ("GET", "/metrics"): Operation("metrics", "For Prometheus.", str, (PROMETHEUS,), (501,)),
     ("POST", "/v1/services/start"): _command("start", "Starts what is down, and what it depends on."),
-    ("POST", "/v1/services/stop"): _command("stop", "Stops them; does not wait."),
-    ("POST", "/v1/services/restart"): _command("restart", "Gives them new containers."),
+    ("POST", "/v1/services/stop"): _command("stop", "Stops them; does not wait.", timeout=GRACE),
+    ("POST", "/v1/services/restart"): _command("restart", "Gives them new containers.", timeout=GRACE),
     ("POST", "/v1/services/kill"): _command(
         "kill", "Sends a signal; KILL also keeps them down.", signal={"type": ["string", "integer", "null"], "default": "KILL"}
     ),
@@ -257,7 +262,7 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         description=f"{_FDS} One: the outcome comes there, as of up -d.",
     ),
     ("POST", "/v1/down"): Operation(
-        "down", "Stops everything, and answers when it is down.", list[ServiceSummary], statuses=(409,), body={}
+        "down", "Stops everything, and answers when it is down.", list[ServiceSummary], statuses=(409,), body={"timeout": GRACE}
     ),
 }
 """What there is, by method and path."""

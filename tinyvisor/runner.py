@@ -173,7 +173,7 @@ class Container(Executor, Protocol):
     @property
     def since_end(self) -> float: ...
 
-    async def stop(self) -> Exit: ...
+    async def stop(self, *, grace: float | None = None) -> Exit: ...
 
     async def signal(self, number: int) -> None: ...
 
@@ -289,6 +289,7 @@ class Runner:
         generation: containers that have run.
         probes: the latest runs of its healthcheck, oldest first.
         taps: get its container's output as it comes, and its end.
+        grace: seconds that its container has to end when it is stopped; None: as its service says.
     """
 
     __slots__ = (
@@ -320,6 +321,7 @@ class Runner:
         "_woken",
         "busy",
         "generation",
+        "grace",
         "group",
         "has_begun",
         "health",
@@ -344,6 +346,7 @@ class Runner:
         self.needs: tuple[Need, ...] = ()
         self.generation = 0
         self.probes: tuple[Probe, ...] = ()
+        self.grace: float | None = None
         self._stop_wanted = False
         self._by_hand = False  # and not only since all is to end
         self._adopting = False  # our next container is there already
@@ -878,9 +881,11 @@ class Runner:
                 return exit
             if service.pre_stop:
                 await self._take_leave(service, container)
-            return await container.stop()
+            return await container.stop(grace=self.grace)
         except ContainerError as error:  # e.g. its cgroup can't be removed
             return Exit(status="sandbox_error", reason=error.problem)
+        finally:
+            self.grace = None
 
     async def _keep_company(self, service: Service, container: Container) -> Exit | None:
         """Until its end; None: until it is to be stopped."""
@@ -921,7 +926,7 @@ class Runner:
 
     async def _take_leave(self, service: Service, container: Container) -> None:
         """The pre_stop hooks, as long as there is somebody to take leave of."""
-        with trio.move_on_after(service.spec.stop_grace_period) as patience:
+        with trio.move_on_after(service.spec.stop_grace_period if self.grace is None else self.grace) as patience:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_at_end, container, nursery.cancel_scope)
                 for hook in service.pre_stop:

@@ -248,9 +248,15 @@ class Supervisor:
             scaled = {name: (service.scale, self._counts[name]) for name, service in self._services.items()}
             self._around.live.records.try_update(SUPERVISOR, scaled=scaled)
 
-    def request_stop(self) -> None:
-        """Stops everything: dependents before what they depend on, otherwise all at once. Asking again changes nothing."""
+    def request_stop(self, grace: float | None = None) -> None:
+        """Stops everything: dependents before what they depend on, otherwise all at once. Asking again changes nothing.
+
+        Args:
+            grace: as in `stop`.
+        """
         if not self._stopping:
+            for runner in self._runners.values():
+                runner.grace = grace
             self.stopped_by_hand()
             self._stopping = True
             for runner in self._runners.values():
@@ -376,22 +382,32 @@ class Supervisor:
             runner.stop_wanted = False
         return tuple(self._command(runner, StartRequested()) for runner in self._with_dependencies(chosen))
 
-    def stop(self, names: Iterable[str]) -> tuple[CommandResult, ...]:
-        """Stops them, until they are started by a command: among them dependents first, otherwise all at once."""
+    def stop(self, names: Iterable[str], grace: float | None = None) -> tuple[CommandResult, ...]:
+        """Stops them, until they are started by a command: among them dependents first, otherwise all at once.
+
+        Args:
+            grace: seconds that each has, instead of its ``stop_grace_period``; who is being stopped already has what it had.
+        """
         chosen = self._select(names)
         for runner in chosen:
             runner.stop_wanted = True
+            runner.grace = grace
         return tuple(
             self._command(runner, StopRequested()) if runner.is_free_to_stop() or runner.state.down else _later(runner)
             for runner in chosen
         )
 
-    def restart(self, names: Iterable[str]) -> tuple[CommandResult, ...]:
-        """Gives them new containers; starts those that are down."""
+    def restart(self, names: Iterable[str], grace: float | None = None) -> tuple[CommandResult, ...]:
+        """Gives them new containers; starts those that are down.
+
+        Args:
+            grace: as in `stop`, for the old ones.
+        """
         self._check_live()
         chosen = self._select(names)
         for runner in chosen:
             runner.stop_wanted = False
+            runner.grace = grace
         return tuple(self._command(runner, RestartRequested()) for runner in chosen)
 
     def kill(self, names: Iterable[str], signal: int = signals.SIGKILL) -> tuple[CommandResult, ...]:

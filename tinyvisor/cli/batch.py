@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from tinyvisor.cli.parsed import Parsed
 from tinyvisor.cli.run import CONTAINER, DURATION, FILE, SIZE, container_fields, with_options
-from tinyvisor.cli.values import Parsed
 from tinyvisor.errors import ConfigError, TinyvisorError
 from tinyvisor.spec import Spec
 from tinyvisor.state import Status

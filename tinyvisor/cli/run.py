@@ -10,8 +10,9 @@ from typing import Any, TypeVar, get_args
 import click
 
 from tinyvisor.cli.failures import ExitCodes
+from tinyvisor.cli.parsed import Parsed
 from tinyvisor.cli.project import read_variables
-from tinyvisor.cli.values import Parsed, environment, parse_namespaces, parse_storage
+from tinyvisor.cli.values import environment, parse_namespaces, parse_storage
 from tinyvisor.errors import SpecError
 from tinyvisor.spec import RootMethod, SeccompAction, Spec, SyscallRule, Tmpfs, Ulimit, Volume, parse_capability, parse_signal
 from tinyvisor.state import Exit, Violation

@@ -15,9 +15,11 @@ import click
 
 from tinyvisor.cli.completion import complete_count, complete_project, complete_service, complete_signal
 from tinyvisor.cli.failures import ExitCodes
+from tinyvisor.cli.parsed import Parsed
 from tinyvisor.cli.summary import format_plain, ps_rows, summary_rows
 from tinyvisor.client import Client, Refusal, abandoned, find_project, is_abandoned, known_projects, log_directory_of
 from tinyvisor.errors import TinyvisorError
+from tinyvisor.units import parse_duration
 
 UNPROCESSABLE = 422
 UNUSABLE = 2
@@ -34,6 +36,13 @@ project_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
 services_argument = click.argument("services", metavar="[SERVICE]...", nargs=-1, shell_complete=complete_service)
+grace_option = click.option(
+    "-t",
+    "--timeout",
+    "grace",
+    type=Parsed("duration", parse_duration),
+    help="Kill what is not down after so long (10, 1m30s). Default: each service's stop_grace_period.",
+)
 service_argument = click.argument("service", shell_complete=complete_service)
 
 
@@ -114,13 +123,14 @@ def start(project_name: str | None, as_json: bool, services: Sequence[str]) -> N
 @project_option
 @json_option
 @services_argument
-def stop(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
+@grace_option
+def stop(project_name: str | None, as_json: bool, services: Sequence[str], grace: float | None) -> None:
     """Stop services, and wait until they are down.
 
     While they take their time, it says which processes are waited for.
     """
     client = client_for(project_name)
-    _command(client, "stop", services, as_json)
+    _command(client, "stop", services, as_json, timeout=grace)
     _wait_down(client, services, quiet=as_json)
 
 
@@ -128,9 +138,10 @@ def stop(project_name: str | None, as_json: bool, services: Sequence[str]) -> No
 @project_option
 @json_option
 @services_argument
-def restart(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
+@grace_option
+def restart(project_name: str | None, as_json: bool, services: Sequence[str], grace: float | None) -> None:
     """Give services new containers."""
-    _command(client_for(project_name), "restart", services, as_json)
+    _command(client_for(project_name), "restart", services, as_json, timeout=grace)
 
 
 @click.command()
@@ -278,7 +289,8 @@ def wait(project_name: str | None, as_json: bool, until: str, services: Sequence
 @click.command()
 @project_option
 @json_option
-def down(project_name: str | None, as_json: bool) -> None:
+@grace_option
+def down(project_name: str | None, as_json: bool, grace: float | None) -> None:
     """Stop a project and its daemon; returns when everything is gone.
 
     Also what a daemon that was killed has left of a project that was started with --live.
@@ -287,7 +299,7 @@ def down(project_name: str | None, as_json: bool) -> None:
     if is_abandoned(client.project):
         take_over(client.project)
     with open(client.pidfd(), "rb") as daemon:
-        found = client.post("/v1/down", meanwhile=None if as_json else _Holding(client, ()).watch)
+        found = client.post("/v1/down", {"timeout": grace}, meanwhile=None if as_json else _Holding(client, ()).watch)
         waiting = select.poll()
         waiting.register(daemon, select.POLLIN)
         waiting.poll()

@@ -5,35 +5,11 @@ Every parser raises ValueError (`SpecError` is one), which click shows as the op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
-
-import click
+from collections.abc import Iterable, Mapping
 
 from tinyvisor.errors import SpecError
 from tinyvisor.spec import DEFAULT_NAMESPACES
 from tinyvisor.units import parse_size
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[Any, str]
-else:
-    _ParamType = click.ParamType  # generic from 8.4 on only
-
-
-class Parsed(_ParamType):
-    """An option whose text goes through a parser."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name = name
-        self._parse = parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as exc:
-            self.fail(str(exc), param, ctx)
 
 
 def parse_namespaces(text: str) -> frozenset[str]:
