@@ -11,7 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,36 +77,50 @@ async def test_a_writable_layer_without_room_for_the_start(
 )
 async def test_no_more_processes(anyio_backend: str, fields: dict[str, Any], room: int, step: str | None) -> None:
     """`room`: how many may be made beside the launcher, which is in a cgroup that has no place for more."""
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         spec = TRUE.with_(**fields)
         assert (await runtime.run(spec)).status == "ok"
-        if any(hierarchy.version == 2 for _, hierarchy in runtime._launches.shapes.limits(TRUE.with_(pids_limit=1)).used()):
-            pytest.skip("a process can't be put beside cgroups that have controllers")
-        group = cgroup_of(runtime, "pids", "").parent / f"tinyvisor-faults-{os.getpid()}"
-        home = group.parent
-        group.mkdir()
-        try:
-            (group / "pids.max").write_text(str(room + 1))
-            (group / "cgroup.procs").write_text(str(runtime._launcher.pid))
+        async with room_for(runtime, room):
             if step is None:
                 assert (await runtime.run(spec)).status == "ok"
             else:
                 with pytest.raises(LaunchError, match=f"{step}.*: Resource temporarily unavailable"):
                     await runtime.run(spec)
             assert (runtime.containers, cgroups(runtime)) == ({}, [])
-        finally:
-            (home / "cgroup.procs").write_text(str(runtime._launcher.pid))
-            with anyio.fail_after(BOUND):
-                while True:
-                    with contextlib.suppress(OSError):
-                        group.rmdir()
-                        break
-                    await anyio.sleep(0.005)
         assert (await runtime.run(spec)).status == "ok"
 
 
+async def test_what_is_made_unasked_takes_nobody_s_place(anyio_backend: str) -> None:
+    """There is room for one container at a time, and nothing else is noticed of the next one's being made."""
+    async with open_runtime() as runtime, room_for(runtime, 2):
+        for _ in range(5):
+            assert (await runtime.run(["cat"], stdin=b"x", capture_stdout=True)).stdout == b"x"
+
+
+@contextlib.asynccontextmanager
+async def room_for(runtime: Runtime, processes: int) -> AsyncIterator[None]:
+    """The launcher in a cgroup in which so many more can be made."""
+    if any(hierarchy.version == 2 for _, hierarchy in runtime._launches.shapes.limits(TRUE.with_(pids_limit=1)).used()):
+        pytest.skip("a process can't be put beside cgroups that have controllers")
+    group = cgroup_of(runtime, "pids", "").parent / f"tinyvisor-faults-{os.getpid()}"
+    home = group.parent
+    group.mkdir()
+    try:
+        (group / "pids.max").write_text(str(processes + 1))
+        (group / "cgroup.procs").write_text(str(runtime._launcher.pid))
+        yield
+    finally:
+        (home / "cgroup.procs").write_text(str(runtime._launcher.pid))
+        with anyio.fail_after(BOUND):
+            while True:
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+                    break
+                await anyio.sleep(0.005)
+
+
 async def test_cgroups_that_somebody_removed(anyio_backend: str) -> None:
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         assert (await runtime.run(TRUE)).status == "ok"
         for path in runtime._tree.paths:
             os.rmdir(path)
@@ -121,7 +135,7 @@ async def test_1024_open_files(anyio_backend: str) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
     started = 0
     try:
-        async with open_runtime() as runtime, contextlib.AsyncExitStack() as stack:
+        async with open_runtime(warm=0) as runtime, contextlib.AsyncExitStack() as stack:
             cat = Spec(command=("cat",), userns_mode="host")
             with pytest.raises(LaunchError, match=r"prepare the launch: Too many open files|open .*: Too many open files"):
                 while True:

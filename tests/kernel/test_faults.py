@@ -169,7 +169,7 @@ async def test_every_step_fails_by_what_it_is_told(kind: str, tmp_path: Path, mo
         steps[at] = broken or steps[at]
         return replace(plan, init=tuple(steps[: len(plan.init)]), workload=tuple(steps[len(plan.init) :]))
 
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         assert (await runtime.run(spec)).status == "ok"
         assert await failed_step(runtime, spec.with_(command=(LONG,))) == s.Exec((LONG,), ()).describe()
         before, done = left(runtime), set()

@@ -177,7 +177,7 @@ def networks_held(pid: int) -> int:
 
 async def test_a_container_made_ahead_keeps_none_alive(anyio_backend: str) -> None:
     """It was cloned with all of the launcher's, and may wait for days."""
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         await kept(runtime)
         launcher = runtime._launcher.pid
         assert networks_held(launcher) > 0
@@ -188,9 +188,9 @@ async def test_a_container_made_ahead_keeps_none_alive(anyio_backend: str) -> No
 
 
 async def test_what_is_kept_ends_with_the_runtime(anyio_backend: str) -> None:
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         network = await kept(runtime)
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         assert await kept(runtime) != network
     with socket.socket() as ours:
         assert ours.getsockopt(socket.SOL_SOCKET, 71, 8) != network.to_bytes(8, "little")

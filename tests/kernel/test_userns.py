@@ -140,7 +140,7 @@ async def test_host_and_namespaces_say_the_same(shared: Runtime) -> None:
 
 async def test_running_containers_share_no_ids(shared: Runtime) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        other = await stack.enter_async_context(open_runtime())
+        other = await stack.enter_async_context(open_runtime(warm=0))
         containers = [
             await stack.enter_async_context(waiting(runtime, name=f"one{number}"))
             for runtime in (shared, other)
@@ -158,7 +158,7 @@ async def test_what_is_kept_for_ranges_does_not_grow(anyio_backend: str) -> None
         return sum(os.readlink(f"/proc/self/fd/{fd}").startswith("user:") for fd in os.listdir("/proc/self/fd") if _is_open(fd))
 
     before = held()
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         true = Spec(command=("true",))
         for _ in range(5):
             assert (await runtime.run(true)).status == "ok"
@@ -181,7 +181,7 @@ def _is_open(fd: str) -> bool:
 
 async def test_why_none_can_be_made_is_said(anyio_backend: str) -> None:
     """By the number that its maker's system call gave, which is another process than the launcher."""
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         inject = ("-e", "trace=unshare", "-e", "inject=unshare:error=ENOSPC")
         command = ["strace", "-f", "-o", "/dev/null", *inject, "-p", str(runtime._launcher.pid)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
@@ -199,7 +199,7 @@ async def test_running_out(anyio_backend: str, monkeypatch: pytest.MonkeyPatch) 
     one = read_ranges()
     few = Ranges(((one[4000][0], IDS),), ((one[4000][1], IDS),), "a test")
     monkeypatch.setattr("tinyvisor.runtime.engine.read_ranges", lambda: few)
-    async with open_runtime() as runtime:
+    async with open_runtime(warm=0) as runtime:
         async with waiting(runtime, name="first"):
             with pytest.raises(HostError, match=r"all 1 ranges of 65536 ids \(a test\) are in use.*userns_mode: host"):
                 await runtime.run(Spec(command=("true",)))
@@ -212,7 +212,7 @@ import anyio, sys
 from tinyvisor.runtime import open_runtime
 from tinyvisor.spec import Spec
 async def main():
-    async with open_runtime() as runtime, runtime.start(Spec(command=("sleep", "1000"))) as container:
+    async with open_runtime(warm=0) as runtime, runtime.start(Spec(command=("sleep", "1000"))) as container:
         print(container.ids.map.uid(0), container.pid, flush=True)
         await anyio.sleep_forever()
 anyio.run(main, backend="trio")

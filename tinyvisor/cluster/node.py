@@ -353,7 +353,7 @@ async def serve(stream: trio.SocketStream, why: str = "") -> None:
     why = why or refusal()
     if not why:
         try:
-            async with open_runtime() as runtime:
+            async with open_runtime(warm=0) as runtime:  # it stays when its batches are over
                 await stream.send_all(frames.frame(frames.READY))
                 await _Node(runtime, stream).serve()
                 return

@@ -17,7 +17,7 @@ import anyio
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
 
-from tinyvisor.errors import ContainerError, HostError, LauncherDied, RunFailed, SpecError
+from tinyvisor.errors import ContainerError, HostError, LauncherDied, LaunchError, RunFailed, SpecError
 from tinyvisor.job import Job
 from tinyvisor.places import run_directory
 from tinyvisor.runtime import launcher as wire
@@ -43,7 +43,7 @@ from tinyvisor.runtime.projectlock import ProjectLock, state_in
 from tinyvisor.runtime.remains import close_the_gone_to_groups, close_to_groups, forget_remains
 from tinyvisor.runtime.results import Results, open_results
 from tinyvisor.runtime.shapes import Shapes
-from tinyvisor.runtime.shortage import as_launch_error
+from tinyvisor.runtime.shortage import SHORT, as_launch_error
 from tinyvisor.runtime.stdio import Stdio, Streams
 from tinyvisor.runtime.tracer import STRING_LIMIT, Events, ReadingRules, check_installed, wanted_calls
 from tinyvisor.runtime.trees import Trees
@@ -96,7 +96,8 @@ async def open_runtime(*, name: str | None = None, warm: int | None = None, live
                     make = functools.partial(make_pool, runtime._launches)
                     runtime._warm = Warm(0 if warm is None and live else warm, make, tasks)
                     runtime._launches.give_way = runtime._warm.give_way
-                    yield runtime
+                    with contextlib.closing(runtime._warm):
+                        yield runtime
             except BaseException as exc:  # raised again below, where the task group can't wrap it
                 error = exc
                 runtime._leave_running()
@@ -567,7 +568,12 @@ class Runtime:
             if pool is not None:
                 return await run.carry_out(self._launches, pool)
             with self._warm.run(run) as pool:
-                return await run.carry_out(self._launches, pool)
+                try:
+                    return await run.carry_out(self._launches, pool)
+                except LaunchError as error:  # nothing of the command's has run
+                    if error.errno not in SHORT or not run.can_be_repeated or not await self._warm.give_way():
+                        raise
+                return await run.carry_out(self._launches)
         finally:
             self._launches.runs -= 1
 

@@ -92,6 +92,11 @@ class Run:
         """Of its own."""
         return self.directory is None and bool(self.files or self.collect)
 
+    @property
+    def can_be_repeated(self) -> bool:
+        """After a failed start: what comes as a stream may have been read from."""
+        return not _is_stream(self.stdin)
+
     async def carry_out(self, runtime: Starter, pool: Parked | None = None) -> Result:
         """Runs it. Raises and cancels as `Runtime.run` says."""
         self._check()

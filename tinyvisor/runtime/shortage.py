@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Final
+
 from tinyvisor.errors import LaunchError
 from tinyvisor.spec import Spec
+
+SHORT: Final = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EUSERS))
+"""What a start fails with where processes, memory, files, cgroups or namespaces are used up."""
 
 
 class as_launch_error:

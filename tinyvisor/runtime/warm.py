@@ -83,11 +83,16 @@ class Warm:
             self._under_way -= 1
             self._ended = anyio.current_time()
 
+    def close(self) -> None:
+        """Nothing more is made."""
+        self._size = 0
+
     async def give_way(self) -> bool:
-        """What was made unasked is ended, since somebody needs what it has; False: there is nothing."""
+        """What was made unasked is ended, and nothing more made, since somebody needs what it has; False: there is nothing."""
         pool = self.pool
         if self._size is not None or pool is None or pool.over:
             return False
+        self.close()
         await pool.drain()
         return True
 
