@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
         ("profile trace", "holes"),
         ("tracing learned accesses",),
         (
-            "config yamlfile yamlplain yamlfull yamlnode yamlwriter jobs jsonlines digests",
+            "config yamlfile yamlparser yamlnode yamlwriter jobs jsonlines digests",
             "policy",
             "health",
             "notify",

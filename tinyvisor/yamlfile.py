@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tinyvisor.yamlnode import Mark, Node, TextError
-from tinyvisor.yamlplain import parse_plain
+from tinyvisor.yamlparser import parse_nodes
 
 MAX_FILE = 1 << 20
 """Bytes of one file."""
@@ -55,12 +55,7 @@ def parse_yaml(text: str, report: Callable[[Mark, str], None]) -> Node:
         start = unprintable.start()
         mark = Mark(text.count("\n", 0, start) + 1, start - text.rfind("\n", 0, start))
         raise TextError(mark, f"not YAML: the character U+{ord(unprintable[0]):04X} is not allowed")
-    plain = parse_plain(text)
-    if plain is not None:
-        return plain
-    from tinyvisor.yamlfull import parse_full  # takes its time to be imported, and few files need it
-
-    return parse_full(text, report)
+    return parse_nodes(text, report)
 
 
 _NAME = re.compile(r"[_a-zA-Z][_a-zA-Z0-9]*")

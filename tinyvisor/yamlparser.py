@@ -1,4 +1,4 @@
-"""All of YAML, by ruamel.yaml's events: for what `yamlplain` leaves. Pure."""
+"""YAML text as nodes, by ruamel.yaml's events. Pure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CORE_TAGS = {
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def parse_full(text: str, report: Callable[[Mark, str], None]) -> Node:
+def parse_nodes(text: str, report: Callable[[Mark, str], None]) -> Node:
     """As `yamlfile.parse_yaml`, for whatever printable text."""
     try:
         return _Composer(YAML(typ="safe", pure=True).parse(text), report).document()
