@@ -286,7 +286,10 @@ async def test_equal_runs_warm_up_and_a_new_shape_takes_over(anyio_backend: str)
                 assert (result.stdout, result.files) == (b"", {"f": b"%d\n" % n})
 
 
-async def test_runs_one_after_the_other_have_the_next_made_beside_them(anyio_backend: str) -> None:
+async def test_runs_one_after_the_other_have_the_next_made_beside_them(
+    anyio_backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Warm, "patience", 2)  # seen before it goes, on a slow machine, too
     with anyio.fail_after(BOUND), no_fd_is_left():
         async with open_runtime() as runtime:
             found = [(await runtime.run(["sh", "-c", WHO], capture_stdout=True)).stdout for _ in range(4)]
@@ -301,6 +304,7 @@ async def test_what_was_made_unasked_gives_its_ids_to_who_asks(anyio_backend: st
     uids, gids = (tuple((pairs[number][which], IDS) for number in (4000, 4001)) for which in (0, 1))
     few = Ranges(uids, gids, "a test")
     monkeypatch.setattr("tinyvisor.runtime.engine.read_ranges", lambda: few)
+    monkeypatch.setattr(Warm, "patience", BOUND)
     with anyio.fail_after(BOUND), no_fd_is_left():
         async with open_runtime() as runtime, runtime.start(["sleep", "1000"]):
             for _ in range(3):
