@@ -21,6 +21,7 @@ from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.idmap import IDS, Ranges
 from tinyvisor.runtime.leases import read_ranges
 from tinyvisor.runtime.pool import WarmRuns
+from tinyvisor.runtime.warm import Warm
 from tinyvisor.spec import Limits, Spec
 from tinyvisor.state import Result
 
