@@ -19,7 +19,7 @@ import anyio
 import pytest
 
 from tests.kernel.command import ROOT, Running, environment, tinyvisor
-from tests.kernel.helpers import BOUND, busybox_root, cgroup_of, cgroups
+from tests.kernel.helpers import BOUND, busybox_root, cgroup_of, cgroups, until
 from tinyvisor.errors import LaunchError
 from tinyvisor.runtime import PIPE, Runtime, open_runtime
 from tinyvisor.spec import Spec
@@ -95,6 +95,17 @@ async def test_what_is_made_unasked_takes_nobody_s_place(anyio_backend: str) -> 
     async with open_runtime() as runtime, room_for(runtime, 2):
         for _ in range(5):
             assert (await runtime.run(["cat"], stdin=b"x", capture_stdout=True)).stdout == b"x"
+            await until(lambda: not on_their_way_out(runtime._launcher.pid))
+
+
+def on_their_way_out(launcher: int) -> list[str]:
+    """Inits of runs that are over; who waits for a run has a child."""
+    found = []
+    for init in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if not Path(f"/proc/{init}/task/{init}/children").read_text():
+                found.append(init)
+    return found
 
 
 @contextlib.asynccontextmanager

@@ -388,18 +388,25 @@ async def test_a_parked_one_is_confined_as_one_that_runs(anyio_backend: str, tmp
                     assert all(link.endswith("/dev/null") or link.startswith("socket:") for link in links), links
 
 
+ENDS: list[tuple[list[str], dict[str, Any]]] = [
+    (["true"], {}),
+    (["sh", "-c", "echo out; exit 3"], {"capture_stdout": True}),
+    (["sh", "-c", "kill -9 $$"], {}),
+    (["sh", "-c", "x=$(head -c 99m /dev/zero | tail -c 90m); echo $x"], {}),
+]
+
+
 @ON_TRIO
-async def test_a_run_by_itself_does_not_wait_for_the_launcher(shared: Runtime) -> None:
+@pytest.mark.parametrize(
+    ("runs", "limits"),
+    [(ENDS, Limits(pids=4, memory="30m")), ([(["sleep", "60"], {})], Limits(wall=0.3))],
+    ids=["ends", "timeout"],
+)
+async def test_a_run_by_itself_does_not_wait_for_the_launcher(
+    shared: Runtime, runs: list[tuple[list[str], dict[str, Any]]], limits: Limits
+) -> None:
     """Its init has all to say; the cgroups go and the slot is filled anew when the launcher comes to it."""
     launcher = shared._launcher.pid
-    runs: list[tuple[list[str], dict[str, Any]]] = [
-        (["true"], {}),
-        (["sh", "-c", "echo out; exit 3"], {"capture_stdout": True}),
-        (["sh", "-c", "kill -9 $$"], {}),
-        (["sh", "-c", "x=$(head -c 99m /dev/zero | tail -c 90m); echo $x"], {}),
-        (["sleep", "60"], {}),
-    ]
-    limits = Limits(pids=4, memory="30m", wall=0.5)
 
     def facts(result: Result) -> list[Any]:
         names = "status exit_code signal reason oom_killed pids_peak limits_enforced stdout"
@@ -411,7 +418,7 @@ async def test_a_run_by_itself_does_not_wait_for_the_launcher(shared: Runtime) -
             await parked(shared, 1)
             (name,) = [container.name for container in shared.containers.values()]
             os.kill(launcher, signal.SIGSTOP)
-            timer = threading.Timer(3, os.kill, (launcher, signal.SIGCONT))  # an end that waits for it is seen below
+            timer = threading.Timer(BOUND / 2, os.kill, (launcher, signal.SIGCONT))  # an end that waits for it is seen below
             timer.start()
             try:
                 found = facts(await pool.run(command, **how))
