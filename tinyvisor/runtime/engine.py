@@ -95,7 +95,7 @@ async def open_runtime(*, name: str | None = None, warm: int | None = None, live
                 async with beside() as tasks:
                     make = functools.partial(make_pool, runtime._launches)
                     runtime._warm = Warm(0 if warm is None and live else warm, make, tasks)
-                    runtime._launches.give_way = runtime._warm.give_way
+                    runtime._launches.give_way, runtime._launches.is_alone = runtime._warm.give_way, runtime._warm.another
                     with contextlib.closing(runtime._warm):
                         yield runtime
             except BaseException as exc:  # raised again below, where the task group can't wrap it
@@ -563,19 +563,13 @@ class Runtime:
             await self._launches.wait_cleaned_up()
 
     async def _run(self, run: Run, pool: Pool | None = None) -> Result:
-        self._launches.runs += 1
-        try:
-            if pool is not None:
+        with self._warm.run(run, pool) as pool:
+            try:
                 return await run.carry_out(self._launches, pool)
-            with self._warm.run(run) as pool:
-                try:
-                    return await run.carry_out(self._launches, pool)
-                except LaunchError as error:  # nothing of the command's has run
-                    if error.errno not in SHORT or not run.can_be_repeated or not await self._warm.give_way():
-                        raise
-                return await run.carry_out(self._launches)
-        finally:
-            self._launches.runs -= 1
+            except LaunchError as error:  # nothing of the command's has run
+                if error.errno not in SHORT or not run.can_be_repeated or not await self._warm.give_way():
+                    raise
+            return await run.carry_out(self._launches)
 
     # ---- what a container asks for ----
 

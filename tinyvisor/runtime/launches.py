@@ -54,7 +54,7 @@ class Launches:
         containers: those that the launcher has, exec'ed processes included, by its number for them; not those that have ended
             by their init's word, behind which it still cleans up.
         names: the containers among them, and of those.
-        runs: how many runs are under way.
+        is_alone: whether there is one run and no other.
         world, trees, userns, shapes, workspaces: what launches are made of.
         give_way: ends what was made unasked, for its ids; false where there is nothing.
     """
@@ -79,9 +79,9 @@ class Launches:
         self.workspaces = Workspaces(world)
         self.containers: dict[int, Container] = {}
         self.names: dict[str, Container] = {}
-        self.runs = 0
         self._cleaned_up_later: dict[int, Container] = {}
         self.give_way: Callable[[], Awaitable[bool]] = _nobody
+        self.is_alone: Callable[[], bool] = lambda: False
         self._host = host
         self._parked: dict[int, tuple[Shape, Draft]] = {}  # what those made ahead are given their command with
 
@@ -266,7 +266,7 @@ class Launches:
         Its init's word for its end is quicker than the launcher's, and one more wait for Python: that is worth it for a run by
         itself. From who may trace its init it would be the workload's word.
         """
-        tells = self.runs == 1 and "SYS_PTRACE" not in spec.capabilities
+        tells = self.is_alone() and "SYS_PTRACE" not in spec.capabilities
         go = self.prepared_hand_over(container, spec, streams, tells=tells)
         return go is not None and go()
 

@@ -56,6 +56,7 @@ class Warm:
             cpus: how many there are for this; None: those of this process.
         """
         self._size = size
+        self._unasked = size is None
         self._make = make
         self._spare_cpu = (len(os.sched_getaffinity(0)) if cpus is None else cpus) > 1
         self._tasks = tasks
@@ -67,18 +68,15 @@ class Warm:
         self._crowd = self._was_crowd = False  # several at once, since none ran; and before that
 
     @contextlib.contextmanager
-    def run(self, run: Run) -> Iterator[Pool | None]:
-        """For as long as it takes. Gives the pool to look into."""
-        if self._size == 0:
-            yield None
-            return
+    def run(self, run: Run, pool: Pool | None = None) -> Iterator[Pool | None]:
+        """For as long as it takes. Gives the pool to look into: `pool`, where the run has one of its own."""
         self._under_way += 1
         if self._under_way == 1:
             self._was_crowd, self._crowd = self._crowd, False
         else:
             self._crowd = True
         try:
-            yield self._pool_for(run)
+            yield pool if pool is not None or self._size == 0 else self._pool_for(run)
         finally:
             self._under_way -= 1
             self._ended = anyio.current_time()
@@ -90,7 +88,7 @@ class Warm:
     async def give_way(self) -> bool:
         """What was made unasked is ended, and nothing more made, since somebody needs what it has; False: there is nothing."""
         pool = self.pool
-        if self._size is not None or pool is None or pool.over:
+        if not self._unasked or pool is None or pool.over:
             return False
         self.close()
         await pool.drain()
