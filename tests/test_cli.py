@@ -12,14 +12,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 
 from tests.kernel.command import ROOT, arguments, environment, tinyvisor
 from tinyvisor import __main__ as entry
-from tinyvisor.cli import group, project, values
+from tinyvisor.cli import group, project, services, values
 from tinyvisor.cli.daemon import _hand_over, take_over, words_anew
 from tinyvisor.cli.failures import ExitCodes, expected, lines
 from tinyvisor.cli.foreground import write_result
@@ -30,6 +30,7 @@ from tinyvisor.cli.up import wants_colour
 from tinyvisor.client import Client
 from tinyvisor.config import load
 from tinyvisor.errors import ConfigError, ConfigProblem, HostError, InternalError, LaunchError, SpecError, TinyvisorError
+from tinyvisor.policy import Phase
 from tinyvisor.spec import CAPABILITIES, DEFAULT_NAMESPACES, Spec, SyscallRule, Tmpfs, Ulimit, Volume
 from tinyvisor.state import Exit, ServiceSummary
 
@@ -479,8 +480,49 @@ def test_colour_is_for_terminals_that_want_it(monkeypatch: pytest.MonkeyPatch) -
     assert not wants_colour(False)
 
 
+@pytest.mark.parametrize("word", ["-9", "-KILL", "-RTMIN+1"])
+def test_signals_as_kill_has_them(word: str) -> None:
+    for words in ([word, "web"], ["web", word], ["-p", "x", word, "web"]):
+        parsed = services.kill.make_context("kill", words).params
+        assert (parsed["signal"], parsed["services"]) == (word[1:], ("web",))
+    assert services.kill.make_context("kill", ["--", "-9"]).params["services"] == ("-9",)
+
+
+def test_a_project_may_be_named_before_the_command(capfd: pytest.CaptureFixture[str]) -> None:
+    assert entry._invoke(["-p", "nobody", "stop"], ExitCodes()) == 1
+    assert 'no daemon runs the project "nobody"' in capfd.readouterr().err
+    assert entry._invoke(["-p", "nobody", "stop", "-p", "else"], ExitCodes()) == 1
+    assert 'no daemon runs the project "else"' in capfd.readouterr().err
+    assert entry._invoke(["-p", "nobody", "doctor"], ExitCodes()) == 2
+    assert "doctor has no project" in capfd.readouterr().err
+
+
+def test_the_states_that_ps_knows_are_the_policy_s() -> None:
+    assert set(services.STATES) == set(get_args(Phase))
+
+
+def test_a_word_is_a_path_or_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("web", "configs", "empty"):
+        (tmp_path / name).mkdir()
+    for file in ("configs/web.yaml", "db", "web/main.py"):
+        (tmp_path / file).touch()
+    words = ["configs", "web", "db", "empty", "cache", "./web", "new.yaml", "/x"]
+    paths, names = project.split_words(words)
+    assert [str(path) for path in paths] == ["configs", "db", "web", "new.yaml", "/x"]
+    assert names == ["web", "empty", "cache"]
+
+
+def test_what_is_neither_a_path_nor_a_service_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "web.yaml").write_text("command: [x]\nscale: 2\n")
+    found = load([tmp_path], environ={})
+    project.check_services(["web", "web-2"], found, [tmp_path])
+    with pytest.raises(TinyvisorError, match=r'no file or directory "wbe", and no such service in .*did you mean "web"'):
+        project.check_services(["wbe"], found, [tmp_path])
+
+
 def test_a_daemon_that_starts_anew_reads_its_project_anew() -> None:
-    words = ["up", "--daemon-fd", "7", "--project-fd", "8", "-p", "web", "--", "/configs"]
+    words = ["up", "--daemon-fd", "7", "--project-fd", "8", "-p", "web", "--only", "a", "--only", "b", "--", "/configs"]
     assert words_anew(words, 5) == ["up", "--daemon-fd", "5", "-p", "web", "--", "/configs"]
     assert words_anew(words_anew(words, 5), 6) == ["up", "--daemon-fd", "6", "-p", "web", "--", "/configs"]
 

@@ -61,6 +61,23 @@ async def test_stop_and_start() -> None:
     assert len(b.runtime.times("up", "a")) == 2
 
 
+async def test_only_what_was_asked_for_is_started_and_what_it_needs() -> None:
+    b = bench(
+        service("web", depends_on=["db"]), service("db"), service("job"), service("other", depends_on=["web"]), only=["web"]
+    )
+    async with b.live() as supervisor:
+        assert b.states() == {"web": "running", "db": "running", "job": "stopped", "other": "stopped"}
+        await trio.sleep(1000)
+        supervisor.restart(["db"])
+        await settle()
+        assert b.states()["other"] == "stopped"
+        supervisor.start(["job"])
+        await settle()
+        assert b.states() == {"web": "running", "db": "running", "job": "running", "other": "stopped"}
+    with pytest.raises(SpecError, match='no service "wbe"'):
+        bench(service("web"), only=["wbe"])
+
+
 async def test_start_when_all_has_just_ended_is_refused() -> None:
     """`run` has not returned yet, and takes no more tasks."""
     b = bench(service("a"))

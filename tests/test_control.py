@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,8 @@ async def test_ps_and_inspect(tmp_path: Path) -> None:
         assert all(item["pid"] > 100 for item in found)
         _, found = await r.ask("GET", "/v1/services/b")
         assert [item["processes"] for item in found] == [[f"b-{n}[{item['pid']}]"] for n, item in enumerate(found, 1)]
+        assert [item["config"]["command"] for item in found] == [["x"], ["x"]]
+        assert [(item["started_at"] is None, item["next_at"]) for item in found] == [(False, None)] * 2
         _, found = await r.ask("GET", "/v1/stats?service=a")
         assert found[0]["name"] == "a"
         assert found[0]["memory"] == 4096
@@ -206,6 +210,52 @@ async def test_events_stream(tmp_path: Path) -> None:
         while b"event: ServiceStopped\n" not in text:
             text += await stream.receive_some()
         assert text.index(b"event: ServiceStopping\n") < text.index(b"event: ServiceExited\n")
+
+
+async def told_events(r: Rig, query: str) -> list[tuple[str, str]]:
+    answer = (await r.raw(request("GET", f"/v1/events?{query}"))).decode()
+    told = [json.loads(data) for data in re.findall(r"^data: (.*)$", answer, re.MULTILINE)]
+    return [(it["event"], it["name"]) for it in told]
+
+
+async def test_past_events_as_far_as_they_are_known(tmp_path: Path) -> None:
+    async with rig(tmp_path, service("a"), service("b", scale=2)) as r:
+        began = "2000-01-01T00:00:00Z"
+        now = (datetime.now(UTC) + timedelta(seconds=1)).isoformat().replace("+00:00", "Z")
+        started = {("ServiceStarted", name) for name in ("a", "b-1", "b-2")}
+        assert set(await told_events(r, f"since={began}&until={now}")) == started
+        assert await told_events(r, f"since={began}&until={began}") == []
+        assert await told_events(r, f"until={began}") == []
+        assert await told_events(r, f"since={began}&until={now}&service=b") == [
+            ("ServiceStarted", name) for name in ("b-1", "b-2")
+        ]
+        async with r.connect() as stream:
+            await stream.send_all(request("GET", f"/v1/events?since={began}&service=b-2"))
+            await wait_all_tasks_blocked()
+            r.bench.supervisor.stop(["a", "b"])
+            text = b""
+            while b"event: ServiceStopped\n" not in text:
+                text += await stream.receive_some()
+            assert re.findall(rb"event: (.*)\n", text) == [
+                b"ServiceStarted",
+                b"ServiceStopping",
+                b"ServiceExited",
+                b"ServiceStopped",
+            ]
+        for query in ("since=yesterday", "until=2026-02-31T00:00:00Z"):
+            assert (await r.ask("GET", f"/v1/events?{query}"))[0] == 400
+
+
+async def test_no_more_events_are_kept_than_a_reader_takes_at_once() -> None:
+    from tinyvisor.control import MAX_QUEUED
+    from tinyvisor.state import ServiceStopped
+
+    feed = Feed()
+    for number in range(MAX_QUEUED + 3):
+        feed.event(ServiceStopped(str(number)))
+    with feed.listen("2000-01-01T00:00:00Z") as listener:
+        told = await listener.take()
+    assert [it["name"] for it in told] == [str(number) for number in range(3, MAX_QUEUED + 3)]
 
 
 async def test_reader_that_does_not_read_is_told_what_it_missed() -> None:
@@ -361,6 +411,7 @@ async def test_exec_hands_out_the_other_side_of_a_terminal(tmp_path: Path) -> No
         ("GET", "/v1/services/..%2fa", None, 404),
         ("GET", "/v1/logs?tail=-1", None, 400),
         ("GET", "/v1/logs?since=yesterday", None, 400),
+        ("GET", "/v1/logs?until=2026-01-02T03:04:05Z&follow=1", None, 400),
         ("GET", "/v1/wait?until=never", None, 400),
         ("DELETE", "/v1/services/a", None, 405),
         ("GET", "/v1/down", None, 405),

@@ -143,6 +143,16 @@ def test_raw_lines(new: Callable[..., LogFile], path: Path) -> None:
         ]  # fmt: skip
 
 
+def test_what_was_written_between_two_times(new: Callable[..., LogFile], clock: Clock, path: Path) -> None:
+    log = new()
+    for second in range(4):
+        write(log, b"%d" % second)
+        clock.pass_(1)
+    with closing(LogReader(path)) as reader:
+        found = so_far([reader], since="2026-01-02T12:04:06Z", until="2026-01-02T12:04:07.5Z")
+        assert [record.text for record in found] == [b"1", b"2"]
+
+
 def test_json_lines(new: Callable[..., LogFile], path: Path) -> None:
     log = new(encode=as_json)
     for block in ('"ü\u2028\n'.encode(), b"\xff{"):

@@ -165,6 +165,13 @@ async def test_a_run_whose_dependency_has_failed_is_left_out() -> None:
         assert b.of(ServiceScheduled)[-1].reason == "it depends on db, which has failed: mount: No such file or directory"
 
 
+async def test_when_it_comes_next_is_told() -> None:
+    b = bench(service("job", RestartPolicy(schedule=Schedule(interval=60))), scripts={"job": [Script(seconds=5)]}, wall=Wall())
+    async with b.live() as supervisor:
+        await trio.sleep(20)
+        assert supervisor.summaries()[0].due == 40
+
+
 async def test_a_changed_schedule_is_taken_over() -> None:
     def job(interval: float) -> Service:
         return service("job", RestartPolicy(schedule=Schedule(interval=interval)))

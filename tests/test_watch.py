@@ -26,7 +26,8 @@ NOW = 1_767_323_045.0  # 2026-01-02T03:04:05Z
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("10s", "2026-01-02T03:03:55Z"),
+        ("10s", "2026-01-02T03:03:55.000Z"),
+        ("250ms", "2026-01-02T03:04:04.750Z"),
         ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.000000Z"),
         ("2026-01-02T03:04:05.25Z", "2026-01-02T03:04:05.250000Z"),
         ("2026-01-02T03:04:05+02:00", "2026-01-02T01:04:05.000000Z"),
@@ -36,13 +37,13 @@ NOW = 1_767_323_045.0  # 2026-01-02T03:04:05Z
 )
 def test_points_in_time(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
-    assert point_in_time(text, NOW) == expected
+    assert point_in_time(text, NOW, "--since") == expected
 
 
 @pytest.mark.parametrize("text", ["yesterday", "2026-13-01", "2026-01-02T", "0001-01-01T00:00:00+23:00", "-1s"])
 def test_what_is_no_time_is_said_so_for_both_kinds(text: str) -> None:
     with pytest.raises(click.BadParameter, match=f'"{text.replace("+", ".")}".*2026-01-02T03:04:05Z'):
-        point_in_time(text, NOW)
+        point_in_time(text, NOW, "--since")
 
 
 @pytest.mark.parametrize("text, expected", [("all", {}), ("0", {"tail": 0}), ("10000", {"tail": 10000})])

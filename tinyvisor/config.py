@@ -1829,7 +1829,7 @@ def normalised(project: Project) -> dict[str, Any]:
 
     What has its default is left out; paths are absolute; a dollar in a text is ``$$``.
     """
-    services = {name: _escaped(_normal_service(service)) for name, service in project.services.items()}
+    services = {name: _escaped(normal_service(service)) for name, service in project.services.items()}
     return {"name": project.name, "services": services}
 
 
@@ -1853,7 +1853,8 @@ def _escaped(value: Any) -> Any:
     return value.replace("$", "$$") if isinstance(value, str) else value
 
 
-def _normal_service(service: Service) -> dict[str, Any]:
+def normal_service(service: Service) -> dict[str, Any]:
+    """`service` as `normalised` has it, but for dollars."""
     spec, default = service.spec, Spec(command=("-",))
     found: dict[str, Any] = {"command": list(spec.command)}
     if spec.environment:

@@ -3,11 +3,13 @@
 =========================================  =======================================================================
 ``GET /v1/project``                        name, pid, version, paths
 ``GET /v1/services?service=``              how every instance stands: `ServiceSummary`, with its pid
-``GET /v1/services/NAME``                  the same of a service's instances, with their probes and processes
+``GET /v1/services/NAME``                  the same of a service's instances, with what they are made of, their probes and
+                                           processes
 ``GET /v1/wait?service=&until=``           the same, once they are ``down`` (default), ``running`` or ``healthy``
 ``GET /v1/stats?service=&interval=``       `Stats` of what runs; as Server-Sent Events again and again
-``GET /v1/events``                         Server-Sent Events, from now on; ``lost`` says how many a slow reader missed
-``GET /v1/logs?service=&tail=&since=&follow=1``  the log files' records, as JSON Lines or Server-Sent Events
+``GET /v1/events?service=&since=&until=``  Server-Sent Events, from now on, or with those of the last `MAX_QUEUED` that are
+                                           not older; ``lost`` says how many a slow reader missed
+``GET /v1/logs?service=&tail=&since=&until=&follow=1``  the log files' records, as JSON Lines or Server-Sent Events
 ``GET /v1/openapi.json``                   all this for programs (`openapi`)
 ``POST /v1/services/start``                ``{"services": [NAME…]}``, none means all; so too ``stop``, ``restart``,
                                            ``reset-failed``, and ``kill`` with ``signal``; ``stop`` and ``restart`` with a
@@ -56,10 +58,12 @@ import stat
 import struct
 import time
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -71,7 +75,7 @@ import trio
 
 from tinyvisor.errors import ConfigError, ContainerError, HostError, LaunchError, SpecError, TinyvisorError
 from tinyvisor.inside import run_inside
-from tinyvisor.logs import MAX_TAIL, LogReader, Record, so_far
+from tinyvisor.logs import MAX_TAIL, LogReader, Record, is_between, so_far
 from tinyvisor.metrics import Tally
 from tinyvisor.release import version
 from tinyvisor.runner import Container
@@ -108,7 +112,7 @@ _RECORDS: Final = 256
 _T = TypeVar("_T")
 _SUMMARY: Final = tuple(item.name for item in fields(ServiceSummary))
 
-_SINCE: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 
 
 class Refused(Exception):
@@ -180,11 +184,14 @@ class Feed:
     def __init__(self) -> None:
         self._listeners: dict[_Listener, None] = {}
         self._followers: dict[trio.Event, frozenset[str]] = {}
+        self._latest: deque[tuple[str, Event]] = deque(maxlen=MAX_QUEUED)
         self.closed = False
 
     def event(self, event: Event) -> None:
+        time = _now()
+        self._latest.append((time, event))
         if self._listeners:
-            told = {"time": _now(), "event": type(event).__name__, **asdict(event)}
+            told = _told(time, event)
             for listener in self._listeners:
                 listener.put(told)
 
@@ -203,8 +210,12 @@ class Feed:
             waiting.set()
 
     @contextmanager
-    def listen(self) -> Iterator[_Listener]:
+    def listen(self, since: str = "") -> Iterator[_Listener]:
+        """From now on; or from `since` on (RFC 3339, UTC), as far as that is still known."""
         listener = _Listener(self)
+        for when, event in self._latest if since else ():
+            if is_between(when, since, ""):
+                listener.put(_told(when, event))
         self._listeners[listener] = None
         try:
             yield listener
@@ -222,6 +233,10 @@ class Feed:
             yield waiting
         finally:
             del self._followers[waiting]
+
+
+def _told(time: str, event: Event) -> dict[str, Any]:
+    return {"time": time, "event": type(event).__name__, **asdict(event)}
 
 
 class _Listener:
@@ -407,12 +422,19 @@ class Control:
         return self._standing(request.services())
 
     async def _inspect(self, request: Request, client: _Client) -> Any:
+        from tinyvisor.config import normal_service  # which takes its time, and of most daemons nothing else needs it
+
+        services = self._supervisor.instances((request.name,))
+        configs = await trio.to_thread.run_sync(lambda: {name: normal_service(it) for name, it in services.items()})
         containers = self._supervisor.containers((request.name,))
         return [
             found
             | {
+                "started_at": None if found["uptime"] is None else _rfc3339(time.time() - found["uptime"]),
+                "next_at": None if found["due"] is None else _rfc3339(time.time() + found["due"]),
                 "probes": [_probe(probe) for probe in self._supervisor.probes(found["name"])],
                 "processes": _processes(containers[found["name"]]),
+                "config": configs.get(found["name"]),
             }
             for found in self._standing((request.name,))
         ]
@@ -490,23 +512,36 @@ class Control:
     # ---- streams ----
 
     async def _events(self, request: Request, client: _Client) -> None:
-        with self._feed.listen() as listener:
+        since, until, services = _time(request, "since"), _time(request, "until"), request.services()
+        left = datetime.fromisoformat(until).timestamp() - time.time() if until else math.inf
+        end = trio.current_time() + left
+        names: set[str] = set()
+
+        def is_wanted(told: Mapping[str, Any]) -> bool:
+            return is_between(told["time"], "", until) and (not services or told.get("name") in (None, *names))
+
+        with self._feed.listen(since) as listener:
 
             async def stream() -> None:
                 await client.send_head(200, EVENT_STREAM)
-                while told := await listener.take():
-                    await client.send_data(b"".join(_as_event(item["event"], item) for item in told))
+                while told := await _before(end, listener.take):
+                    names.update(self._instances(services))
+                    await client.send_data(b"".join(_as_event(item["event"], item) for item in told if is_wanted(item)))
                 await client.send_end()
 
             await client.attend(stream)
 
+    def _instances(self, names: Iterable[str]) -> list[str]:
+        """Of services that may have been taken away since they were asked for."""
+        with suppress(SpecError):
+            return [summary.name for summary in self._supervisor.summaries(names)]
+        return []
+
     async def _logs(self, request: Request, client: _Client) -> None:
-        tail, since = request.parameter("tail"), request.parameter("since")
+        tail, since, until = request.parameter("tail"), _time(request, "since"), _time(request, "until")
         if tail and not (tail.isascii() and tail.isdecimal() and len(tail) < 6 and int(tail) <= MAX_TAIL):
             raise Refused(400, f"tail: expected 0 to {MAX_TAIL}")
-        if since and not _SINCE.fullmatch(since):
-            raise Refused(400, "since: expected a time such as 2026-01-02T03:04:05Z")
-        loggings = self._supervisor.loggings(request.services())
+        loggings = {name: it.logging for name, it in self._supervisor.instances(request.services()).items()}
         elsewhere = {name: logging.driver for name, logging in loggings.items() if logging.driver not in LOG_FILES}
         if elsewhere and request.services():
             problem = ", ".join(f"{name} logs to {driver}" for name, driver in elsewhere.items())
@@ -515,13 +550,15 @@ class Control:
         follow = request.parameter("follow", "0")
         if follow not in ("0", "1", "false", "true"):
             raise Refused(400, "follow: expected 0 or 1")
+        if until and follow in ("1", "true"):
+            raise Refused(400, "until: does not go with follow")
         told = _as_log_events if request.streams else _as_lines
         with ExitStack() as stack:
             readers = [
                 stack.enter_context(closing(LogReader(self._log_dir / f"{name}.log", raw=loggings[name].driver == "raw")))
                 for name in names
             ]
-            records = so_far(readers, since=since, tail=int(tail) if tail else None)
+            records = so_far(readers, since=since, until=until, tail=int(tail) if tail else None)
 
             async def stream() -> None:
                 await client.send_head(200, EVENT_STREAM if request.streams else JSON_LINES)
@@ -763,6 +800,26 @@ def _grace(request: Request) -> float | None:
     return cast("float | None", grace)
 
 
+def _time(request: Request, key: str) -> str:
+    value = request.parameter(key)
+    if value and not _is_time(value):
+        raise Refused(400, f"{key}: expected a time such as 2026-01-02T03:04:05Z")
+    return value
+
+
+def _is_time(text: str) -> bool:
+    with suppress(ValueError):
+        return _TIME.fullmatch(text) is not None and datetime.fromisoformat(text) is not None
+    return False
+
+
+async def _before(end: float, wait: Callable[[], Awaitable[list[_T]]]) -> list[_T]:
+    """What `wait` gives; nothing where it has not come at `end`."""
+    with trio.move_on_at(end):
+        return await wait()
+    return []
+
+
 def _results(results: tuple[CommandResult, ...]) -> list[dict[str, Any]]:
     return [asdict(result) | {"text": result.describe()} for result in results]
 
@@ -803,7 +860,11 @@ def _interval(text: str) -> float:
 
 
 def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return _rfc3339(time.time())
+
+
+def _rfc3339(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class _Client:

@@ -148,16 +148,22 @@ class LogReader:
         return True
 
 
-def so_far(readers: Iterable[LogReader], *, since: str = "", tail: int | None = None) -> Iterator[Record]:
+def so_far(readers: Iterable[LogReader], *, since: str = "", until: str = "", tail: int | None = None) -> Iterator[Record]:
     """What the files hold now, by time. The readers stand at their ends afterwards.
 
     Args:
-        since: an RFC 3339 time in UTC; nothing older, but what has no time.
+        since, until: RFC 3339 times in UTC; nothing older, nothing younger, but what has no time.
         tail: only so many of the last records, 0 to `MAX_TAIL`.
     """
     ordered: Iterator[Record] = merge(*map(_all, readers), key=_time)
-    wanted = (record for record in ordered if not (since and record.time) or record.time.rstrip("Z") >= since.rstrip("Z"))
+    wanted = (record for record in ordered if not record.time or is_between(record.time, since, until))
     return wanted if tail is None else iter(_last(wanted, tail))
+
+
+def is_between(time: str, since: str, until: str) -> bool:
+    """Of RFC 3339 times in UTC, with any number of digits behind the second; an empty one is no bound."""
+    time = time.rstrip("Z")
+    return time >= since.rstrip("Z") and (not until or time <= until.rstrip("Z"))
 
 
 def _last(records: Iterable[Record], number: int) -> deque[Record]:

@@ -27,7 +27,10 @@ def _told(title: str, base: type[Any], /, **more: Any) -> type[Any]:
 
 ProbeTold = _told("Probe", Probe, output=str)
 Instance = _told("Instance", ServiceSummary, pid=int | None)
-Inspection = _told("Inspection", Instance, probes=list[ProbeTold], processes=list[str])  # type: ignore[valid-type]
+Inspection = _told(
+    "Inspection", Instance,
+    started_at=str | None, next_at=str | None, probes=list[ProbeTold], processes=list[str], config=dict[str, Any] | None,  # type: ignore[valid-type]
+)  # fmt: skip
 StatsTold = _told("Stats", Stats, name=str)
 Result = _told("Result", CommandResult, text=str)
 Lost = make_dataclass("Lost", [("time", str), ("event", Literal["lost"]), ("events", int)])
@@ -139,6 +142,10 @@ class Operation:
 
 NAME: Final[Schema] = {"type": "string", "minLength": 1}
 NAMES: Final[dict[str, Any]] = {"type": "array", "items": NAME}
+TIME: Final[dict[str, Any]] = {
+    "type": "string",
+    "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z$",
+}
 SERVICE: Final = {"service": NAMES | {"description": "Services or instances; none means all."}}
 GRACE: Final[Schema] = {
     "type": ["number", "null"],
@@ -189,7 +196,18 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         },
         description=_STREAMS,
     ),
-    ("GET", "/v1/events"): Operation("events", "What happens, from now on.", EVENTS, (EVENT_STREAM,)),
+    ("GET", "/v1/events"): Operation(
+        "events",
+        "What happens, from now on.",
+        EVENTS,
+        (EVENT_STREAM,),
+        (404,),
+        SERVICE
+        | {
+            "since": TIME | {"description": "Begins with those of the latest that are not older."},
+            "until": TIME | {"description": "Ends then."},
+        },
+    ),
     ("GET", "/v1/logs"): Operation(
         "logs",
         "What services have written.",
@@ -199,7 +217,8 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         SERVICE
         | {
             "tail": {"type": "integer", "minimum": 0, "maximum": MAX_TAIL},
-            "since": {"type": "string", "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?Z$"},
+            "since": TIME,
+            "until": TIME | {"description": "Does not go with follow."},
             "follow": {"enum": ["0", "1", "false", "true"]},
         },
         description=_STREAMS,

@@ -592,8 +592,16 @@ class Runner:
             service=self.group if self.group != self.name else "",
             status=self._listener.status if self._listener is not None else "",
             uptime=trio.current_time() - self.state.started_at if self.is_up else None,
-            due=max(0.0, self.state.due - trio.current_time()) if self.state.phase == "backoff" else None,
+            due=self._due(),
         )
+
+    def _due(self) -> float | None:
+        match self.state.phase:
+            case "backoff":
+                return max(0.0, self.state.due - trio.current_time())
+            case "scheduled":
+                return max(0.0, self._next_time() - self._around.wall())
+        return None
 
     def _reason(self) -> str:
         """Why it does not run, where there is more to say of it than its phase."""

@@ -343,7 +343,7 @@ class ServiceSummary:
         reason: why it failed or backs off, why its last scheduled run failed, or what it waits for, one line; else empty.
         status: what it last said of itself (sd_notify's STATUS=), one line.
         uptime: seconds that its container has run for; None where none runs.
-        due: seconds until it is started again, where it backs off; None otherwise.
+        due: seconds until it is started, where it backs off or waits for its time; None otherwise.
     """
 
     name: str

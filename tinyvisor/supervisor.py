@@ -51,7 +51,7 @@ from tinyvisor.policy import (
 from tinyvisor.resume import Standing, decode
 from tinyvisor.runner import Container, Events, Live, Need, OnEvent, OnOutput, Runner, Runtime, Surroundings
 from tinyvisor.runtime.records import SUPERVISOR
-from tinyvisor.spec import Logging, Project, Service, instances
+from tinyvisor.spec import Project, Service, instances
 from tinyvisor.state import CommandResult, Probe, ServiceSummary
 from tinyvisor.tap import Tap
 from tinyvisor.turns import Turns
@@ -122,11 +122,13 @@ class Supervisor:
         linger: `run` goes on until `request_stop` or `request_kill`, also while nothing runs.
         stopped: instances that somebody had stopped when the supervisor before this one ended (`stopped_by_hand`). Of
             these only those with ``restart: always`` are started.
+        only: services, or instances, that are started with what they depend on; all others are as if somebody had stopped them.
+            Empty: all are started.
         max_launches: launches at once, >= 1.
         jitter: gives random numbers in 0..1.
         wall: seconds since the epoch, for schedules.
         live: containers outlive us, and `run` goes on from where the supervisor before us has left them; what of the project
-            has changed since is then done as by `reload`.
+            has changed since is then done as by `reload`; where that has no services at all, what was left stays as it is.
 
     Raises:
         SpecError: a name that is no service, or a cycle.
@@ -144,6 +146,7 @@ class Supervisor:
         exit_code_from: str | None = None,
         linger: bool = False,
         stopped: Collection[str] = (),
+        only: Collection[str] = (),
         max_launches: int = MAX_LAUNCHES,
         jitter: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
@@ -156,6 +159,7 @@ class Supervisor:
         self._exit_code_from = exit_code_from
         self._linger = linger
         self._stopped_before = frozenset(stopped)
+        self._only = tuple(only)
         self._turns = Turns(max_launches)
         self._around = Surroundings(
             runtime=runtime,
@@ -178,6 +182,7 @@ class Supervisor:
         self._counts = {name: service.scale for name, service in project.services.items()}
         self._runners = {name: Runner(group, service, self._around) for group, name, service in self._expanded()}
         self._link()
+        self._select(self._only)  # raises
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> tuple[ServiceSummary, ...]:
         """Starts everything, and returns when nothing runs and nothing is going to.
@@ -200,14 +205,23 @@ class Supervisor:
                     self._take_up(standings)
                 else:
                     self._note()
-                    for runner in list(self._runners.values()):
-                        runner.feed(Resumed() if runner.name in self._stopped_before else StartRequested())
+                    self._begin()
                 task_status.started()
         finally:
             self._nursery = None
             for runner in self._runners.values():
                 runner.close_log()
         return self.summaries()
+
+    def _begin(self) -> None:
+        """Those that are wanted are started, the others noted as stopped."""
+        wanted = set(self._with_dependencies(self._select(self._only)))
+        for runner in list(self._runners.values()):
+            if runner in wanted:
+                runner.feed(Resumed() if runner.name in self._stopped_before else StartRequested())
+            else:
+                runner.stop_wanted = True
+                runner.note()
 
     def _restore(self) -> dict[str, Standing]:
         """What the supervisor before us has left, by instance; empty where there was none. Its runners replace ours."""
@@ -240,7 +254,12 @@ class Supervisor:
                 self._counts[name] = count
         for name, standing in standings.items():
             self._runners[name].take_up(standing)
-        self._become(self._services, self._counts)
+        if self._services:
+            self._become(self._services, self._counts)
+        else:
+            self._link()
+            for runner in list(self._runners.values()):
+                self._changed(runner)
 
     def _note(self) -> None:
         """For the next supervisor: how many instances somebody wanted of what."""
@@ -315,13 +334,13 @@ class Supervisor:
         """
         return {runner.name: runner.container for runner in self._select(names)}
 
-    def loggings(self, names: Iterable[str] = ()) -> dict[str, Logging]:
-        """Where the output goes of every instance that `names` mean (none: of all).
+    def instances(self, names: Iterable[str] = ()) -> dict[str, Service]:
+        """What every instance is that `names` mean (none: all of them).
 
         Raises:
             SpecError: there is no such service.
         """
-        return {runner.name: runner.service.logging for runner in self._select(names)}
+        return {runner.name: runner.service for runner in self._select(names)}
 
     def probes(self, name: str) -> tuple[Probe, ...]:
         """The latest runs of the healthcheck of instance `name`'s container, oldest first.

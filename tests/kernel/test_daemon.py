@@ -85,6 +85,7 @@ def test_a_day_in_its_life(directory: Directory) -> None:
     started(directory)
     daemon, pid = directory.daemon(), directory.ps()["web"]["pid"]
     assert os.getsid(daemon) == daemon
+    assert Path(f"/proc/{daemon}/comm").read_text() == "tinyvisor\n"
     assert os.readlink(f"/proc/{daemon}/fd/0") == "/dev/null"
     assert "pydantic" not in Path(f"/proc/{daemon}/maps").read_text(), "its parent has read the project"
     assert Path(f"/proc/{pid}/comm").read_text().startswith("tinyvisor-init")
@@ -105,6 +106,16 @@ def test_a_day_in_its_life(directory: Directory) -> None:
     assert set(directory.ps()) == {"web", "web-2"}
     assert {item["name"] for item in json.loads(directory.run("stats", "--json").stdout)} == {"web", "web-2"}
     assert "sh[" in directory.run("top").stdout
+
+    [found] = [item for item in json.loads(directory.run("inspect", "web").stdout) if item["name"] == "web"]
+    assert found["config"]["command"][:2] == ["sh", "-c"]
+    assert directory.run("ps", "-q", "--status", "running").stdout == "web\nweb-2\n"
+    told = [json.loads(line) for line in directory.run("events", "--since", "1h", "--until", "0s", "--json").stdout.splitlines()]
+    assert [it["event"] for it in told if it["name"] == "web-2"] == ["ServiceStarted"]
+    assert directory.run("-p", directory.name, "kill", "-9", "web-2").returncode == 0
+    assert directory.ps()["web-2"]["state"] == "stopped"
+    assert directory.up().returncode == 0
+    assert directory.ps()["web-2"]["state"] == "running", "up starts what somebody has stopped, as compose does"
 
     assert directory.run("down").returncode == 0
     assert has_ended(daemon)

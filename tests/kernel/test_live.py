@@ -478,7 +478,8 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
     _kill(daemon)
     (directory.path / "configs" / "dies.yaml").write_text("nothing that makes sense\n")
     container = os.pidfd_open(before["count"]["pid"])
-    assert directory.run("down", "-p", directory.name).returncode == 0
+    ended = directory.run("down", "-t", "0", "-p", directory.name)
+    assert (ended.returncode, "count " in ended.stdout, "dies " in ended.stdout) == (0, True, True), ended
     _wait_ended(container)
     records = (directory.path / "logs" / "count.log").read_bytes().splitlines()
     assert [record.split(b" ", 3)[2:] for record in records] == [

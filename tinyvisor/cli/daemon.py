@@ -30,6 +30,7 @@ LOG: Final = "_daemon.log"
 
 DAEMON_FD: Final = "--daemon-fd"
 PROJECT_FD: Final = "--project-fd"
+ONLY: Final = "--only"
 
 LOG_SIZE: Final = 1 << 20
 LOG_FILES: Final = 3
@@ -136,12 +137,14 @@ def run_daemon(
     paths: Sequence[Path],
     outside: Outside,
     live: bool = False,
+    only: Sequence[str] = (),
 ) -> int:
     """Runs `project` until somebody ends it: the daemon's whole life.
 
     Args:
         word_fd: where the outcome of the start goes; closed then.
         live: the containers outlive the daemon, and those of the one before it are taken over.
+        only: as `Supervisor` has it.
     """
     import trio
 
@@ -149,13 +152,15 @@ def run_daemon(
     from tinyvisor.runtime import rootless
 
     word = _Word(word_fd)
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text("tinyvisor")  # as a foreground `up` is called, for pgrep(1) and top(1)
     # What is there now stays, and so does what comes for each service, next to none of it in cycles: to look for them as often as
     # by default is a tenth of our time in the start of a thousand services.
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     try:
         rootless.enter()
-        trio.run(_Daemon(project, log_dir, word, reread, paths, outside, live).run)
+        trio.run(_Daemon(project, log_dir, word, reread, paths, outside, live, only).run)
     except Exception as error:
         problems = expected(error)
         word.say(2, lines(problems, ExitCodes()) if problems else [f"tinyvisor: a bug; {log_dir / LOG} has the traceback"])
@@ -201,6 +206,7 @@ class _Daemon:
         paths: Sequence[Path],
         outside: Outside,
         live: bool,
+        only: Sequence[str],
     ) -> None:
         from tinyvisor.runtime.logfile import LogFile
 
@@ -212,6 +218,7 @@ class _Daemon:
         self._log = LogFile(log_dir / LOG, max_size=LOG_SIZE, max_files=LOG_FILES)
         self._exits: dict[str, Any] = {}
         self._live = live
+        self._only = only
         self._outside = outside
 
     async def run(self) -> None:
@@ -252,6 +259,7 @@ class _Daemon:
                     log_dir=self._log_dir,
                     on_event=on_event,
                     on_output=feed.output,
+                    only=self._only,
                     linger=True,
                     live=live,
                 )
@@ -351,9 +359,10 @@ def words_anew(words: Sequence[str], fd: int) -> list[str]:
     """A daemon's arguments for when it starts anew: `fd` is where its word goes, and the project is read again."""
     rest = list(words)
     rest[rest.index(DAEMON_FD) + 1] = str(fd)
-    if PROJECT_FD in rest:
-        at = rest.index(PROJECT_FD)
-        del rest[at : at + 2]
+    for option in (PROJECT_FD, ONLY):  # what was started is known by its record
+        while option in rest:
+            at = rest.index(option)
+            del rest[at : at + 2]
     return rest
 
 

@@ -87,5 +87,14 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="tinyvisor", message="%(prog)s %(version)s")
-def cli() -> None:
+@click.option("-p", "--project-name", metavar="NAME", help="The project, for every command that has this option.")
+@click.pass_context
+def cli(context: click.Context, project_name: str | None) -> None:
     """Run many sandboxed processes on Linux: containers from the host's own files, with limits that the kernel keeps."""
+    verb = context.invoked_subcommand
+    if project_name is None or verb is None:
+        return
+    command = context.command.get_command(context, verb) if isinstance(context.command, click.Group) else None
+    if command is not None and all(parameter.name != "project_name" for parameter in command.params):
+        context.fail(f"{verb} has no project: -p does not go with it")
+    context.default_map = {verb: {"project_name": project_name}}

@@ -1,7 +1,8 @@
-"""Option values that go through a parser of ours."""
+"""What click does not parse by itself: option values with a parser of ours, and `kill`'s signals."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -27,3 +28,15 @@ class Parsed(_ParamType):
             return self._parse(value)
         except ValueError as exc:
             self.fail(str(exc), param, ctx)
+
+
+_SIGNAL = re.compile(r"-([0-9]+|[A-Z][A-Z0-9+-]+)")
+
+
+class SignalCommand(click.Command):
+    """A command whose ``-s SIGNAL`` is also ``-9`` or ``-HUP``, as kill(1) has it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        words = [f"--signal={found[1]}" if (found := _SIGNAL.fullmatch(arg)) else arg for arg in args[:end]]
+        return super().parse_args(ctx, words + args[end:])

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import click
 
 from tinyvisor.errors import TinyvisorError
-from tinyvisor.spec import Project
+from tinyvisor.spec import NAME, Project
 
+SUFFIXES = (".yaml", ".yml")
 DEFAULTS = (Path("configs"), Path("tinyvisor.yaml"))
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -55,6 +56,32 @@ def load_project(paths: Sequence[Path], name: str | None, env_file: Path | None,
         environ = read_variables(env_file, environ) | environ
     profiles = profiles or [item.strip() for item in environ.get("TINYVISOR_PROFILES", "").split(",") if item.strip()]
     return load(paths or default_paths(), environ=environ, name=name, profiles=profiles, warn=warn)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Paths, and names of services: what could be one, and is neither a file nor a directory with YAML files in it."""
+    paths, names = [], []
+    for word in words:
+        path = Path(word)
+        is_name = NAME.fullmatch(word) and path.suffix not in SUFFIXES
+        if not is_name or path.is_file() or (path.is_dir() and any(item.suffix in SUFFIXES for item in path.iterdir())):
+            paths.append(path)
+        else:
+            names.append(word)
+    return paths, names
+
+
+def check_services(names: Sequence[str], project: Project, paths: Sequence[Path]) -> None:
+    """Raises:
+    TinyvisorError: one of `names` is nothing of `project`, which `paths` describe.
+    """
+    known = {*project.services, *project.instances}
+    for name in names:
+        if name not in known:
+            from tinyvisor.config import near
+
+            where = ", ".join(map(str, paths))
+            raise TinyvisorError(f'there is no file or directory "{name}", and no such service in {where}{near(name, known)}')
 
 
 def read_variables(file: Path, environ: Mapping[str, str]) -> dict[str, str]:

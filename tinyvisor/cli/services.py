@@ -15,12 +15,14 @@ import click
 
 from tinyvisor.cli.completion import complete_count, complete_project, complete_service, complete_signal
 from tinyvisor.cli.failures import ExitCodes
-from tinyvisor.cli.parsed import Parsed
+from tinyvisor.cli.parsed import Parsed, SignalCommand
 from tinyvisor.cli.summary import format_plain, ps_rows, summary_rows
 from tinyvisor.client import Client, Refusal, abandoned, find_project, is_abandoned, known_projects, log_directory_of
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.units import parse_duration
 
+STATES = ("scheduled", "waiting", "starting", "running", "backoff", "stopping", "exited", "failed", "stopped")
+"""`policy.Phase`, whose import takes longer than the answer."""
 UNPROCESSABLE = 422
 UNUSABLE = 2
 """What a daemon says that has not started."""
@@ -93,12 +95,17 @@ def _project(name: str) -> dict[str, Any] | None:
 @project_option
 @json_option
 @click.option("-a", "--all", is_flag=True, expose_value=False, help="As it does anyway.")
+@click.option("-q", "--quiet", is_flag=True, help="Only names.")
+@click.option("--status", "states", multiple=True, type=click.Choice(STATES), help="Only those that stand so.")
 @services_argument
-def ps(project_name: str | None, as_json: bool, services: Sequence[str]) -> None:
+def ps(project_name: str | None, as_json: bool, quiet: bool, states: Sequence[str], services: Sequence[str]) -> None:
     """List the services of a running project."""
     found = client_for(project_name).get("/v1/services", {"service": list(services)})
+    found = [item for item in found if not states or item["state"] in states]
     if as_json:
         return show_json(found)
+    if quiet:
+        return click.echo("".join(f"{item['name']}\n" for item in found), nl=False)
     return show(ps_rows(found))
 
 
@@ -144,7 +151,7 @@ def restart(project_name: str | None, as_json: bool, services: Sequence[str], gr
     _command(client_for(project_name), "restart", services, as_json, timeout=grace)
 
 
-@click.command()
+@click.command(cls=SignalCommand)
 @project_option
 @json_option
 @click.option(
@@ -153,7 +160,7 @@ def restart(project_name: str | None, as_json: bool, services: Sequence[str], gr
     default="KILL",
     metavar="SIGNAL",
     shell_complete=complete_signal,
-    help="Default: KILL, which also keeps them down.",
+    help="Default: KILL, which also keeps them down. Also -9, -HUP.",
 )
 @services_argument
 def kill(project_name: str | None, as_json: bool, signal: str, services: Sequence[str]) -> None:
@@ -174,10 +181,11 @@ def reset_failed(project_name: str | None, as_json: bool, services: Sequence[str
 
 
 def _command(client: Client, verb: str, services: Sequence[str], as_json: bool, **more: Any) -> None:
-    _show_results(client.post(f"/v1/services/{verb}", {"services": services, **more}), as_json)
+    show_results(client.post(f"/v1/services/{verb}", {"services": services, **more}), as_json)
 
 
-def _show_results(results: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+def show_results(results: Sequence[Mapping[str, Any]], as_json: bool = False) -> None:
+    """What has become of a command, a line for each instance."""
     if as_json:
         show_json(results)
     else:
@@ -233,7 +241,7 @@ def scale(project_name: str | None, as_json: bool, counts: Sequence[str]) -> Non
         wanted.append((name, int(number)))
     client = client_for(project_name)
     results = [result for name, count in wanted for result in client.post("/v1/scale", {"service": name, "count": count})]
-    _show_results([result for result in results if result["did"] != "nothing"], as_json)
+    show_results([result for result in results if result["did"] != "nothing"], as_json)
 
 
 @click.command()
@@ -310,7 +318,7 @@ def down(project_name: str | None, as_json: bool, grace: float | None) -> None:
 
 
 def take_over(project: str) -> None:
-    """Has a new daemon stop what a dead one has left, as it should be stopped."""
+    """Has a new daemon look after what a dead one has left, as it is."""
     from tinyvisor.cli.daemon import start_daemon
     from tinyvisor.cli.standby import Standby
 

@@ -40,6 +40,7 @@ def run_project(
     paths: Sequence[Path],
     reread: Callable[[], Project],
     outside: Outside,
+    only: Sequence[str] = (),
     exit_code_from: str | None = None,
     abort_on_container_failure: bool = False,
     linger: bool = False,
@@ -47,6 +48,7 @@ def run_project(
     """Runs all services until nothing is left to run, or a signal has ended them. Commands are taken meanwhile, as by a daemon.
 
     Args:
+        only: as `Supervisor` has it.
         linger: goes on while nothing runs.
     """
 
@@ -71,6 +73,7 @@ def run_project(
                     log_dir=log_dir,
                     on_event=on_event,
                     on_output=on_output,
+                    only=only,
                     exit_code_from=exit_code_from,
                     abort_on_container_failure=abort_on_container_failure,
                     linger=linger,

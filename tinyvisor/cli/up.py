@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinyvisor.cli import pid1
-from tinyvisor.cli.project import default_paths, load_project, paths_argument, project_options
+from tinyvisor.cli.project import check_services, default_paths, load_project, project_options, split_words
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.places import can_live, log_directory
 from tinyvisor.spec import Project
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@paths_argument
+@click.argument("words", metavar="[PATH|SERVICE]...", nargs=-1)
 @project_options
+@click.option(
+    "--only", multiple=True, metavar="SERVICE", help="Start this one and what it depends on; the same as to name it like a PATH."
+)
 @click.option("-d", "--detach", is_flag=True, help="In the background: see ps, logs, down.")
 @click.option(
     "--live/--no-live",
@@ -59,10 +62,11 @@ if TYPE_CHECKING:
     help="One log file per service. Default: /var/log/tinyvisor/PROJECT.",
 )
 def up(
-    paths: Sequence[Path],
+    words: Sequence[str],
     project_name: str | None,
     env_file: Path | None,
     profiles: Sequence[str],
+    only: Sequence[str],
     detach: bool,
     live: bool | None,
     daemon_fd: int | None,
@@ -80,15 +84,16 @@ def up(
 ) -> int:
     """Start the services of a project and watch them until they end.
 
-    PATH is a file or a directory of YAML files; without one configs/, else tinyvisor.yaml. Ends by itself when nothing
-    is left to run. Ctrl-C stops everything in order, a second one kills.
+    PATH is a file or a directory of YAML files; without one configs/, else tinyvisor.yaml. With SERVICE only that one is
+    started, and what it depends on; tinyvisor start starts others later. Ends by itself when nothing is left to run. Ctrl-C
+    stops everything in order, a second one kills.
 
     The other commands act on it meanwhile, from any terminal. Started by systemd with Type=notify it tells it when all services
     run, and takes part in its watchdog: see tinyvisor systemd. As PID 1 of a container it has an init above itself.
 
     With -d it returns when all services run, and goes on until tinyvisor down, or a SIGTERM. Where the project runs already, its
-    files are read anew, and what has changed is changed, as by tinyvisor reload. Should the daemon be killed, its containers run
-    on, and the next up -d takes them over; with --no-live they are killed with it.
+    files are read anew, what has changed is changed, as by tinyvisor reload, and what somebody has stopped is started. Should the
+    daemon be killed, its containers run on, and the next up -d takes them over; with --no-live they are killed with it.
 
     Exits with 0 when all went well, 1 when a service failed for good, 2 when the configuration or this host is at fault.
     """
@@ -96,19 +101,24 @@ def up(
         raise click.UsageError("-d does not go with --exit-code-from and --abort-on-container-failure")
     if live and not detach and daemon_fd is None:
         raise click.UsageError("--live goes with -d")
+    paths: Sequence[Path]
+    paths, names = split_words(words)
+    only = [*only, *names]
     if detach:
         from tinyvisor.cli.standby import Standby
 
         with Standby() as standby:
             project = load_project(paths, project_name, env_file, profiles)
+            check_services(only, project, paths or default_paths())
             if _is_running(project.name):
                 standby.discard()
-                return _reload(project.name, paths or default_paths())
+                return _reload(project.name, paths or default_paths(), only)
             survives = _is_left(project.name) or (can_live() if live is None else live)
             options = [
                 *(["--live"] if survives else []),
                 *(["--env-file", str(env_file.absolute())] if env_file is not None else []),
                 *(word for profile in profiles for word in ("--profile", profile)),
+                *(word for name in only for word in ("--only", name)),
                 *(["--socket-group", socket_group] if socket_group else []),
                 *(["--metrics-port", str(metrics_port)] if metrics_port is not None else []),
             ]
@@ -117,12 +127,13 @@ def up(
     from tinyvisor.cli.daemon import take_over
 
     def load() -> Project:
-        if only_what_is_left:  # by the daemon before; all that is to be stopped, and its files may be gone
+        if only_what_is_left:  # by the daemon before; it is about to be stopped, and its files may be gone
             return Project(name=project_name or "", services={})
         return load_project(paths, project_name, env_file, profiles)
 
     project = load() if project_fd is None else take_over(project_fd)
     paths = paths or default_paths()
+    check_services(only, project, paths)
     log_dir = _logs_of(project, log_dir)
 
     from tinyvisor.cli.outside import Outside
@@ -131,7 +142,9 @@ def up(
     if daemon_fd is not None:
         from tinyvisor.cli.daemon import run_daemon
 
-        return run_daemon(project, log_dir=log_dir, word_fd=daemon_fd, reread=load, paths=paths, outside=outside, live=bool(live))
+        return run_daemon(
+            project, log_dir=log_dir, word_fd=daemon_fd, reread=load, paths=paths, outside=outside, live=bool(live), only=only
+        )
     if _is_left(project.name):
         from tinyvisor.client import abandoned
 
@@ -155,6 +168,7 @@ def up(
             paths=paths,
             reread=load,
             outside=outside,
+            only=only,
             exit_code_from=exit_code_from,
             abort_on_container_failure=abort_on_container_failure,
             linger=linger,
@@ -180,13 +194,13 @@ def _is_running(name: str) -> bool:
     return is_running(name)
 
 
-def _reload(name: str, paths: Sequence[Path]) -> int:
-    """What runs becomes as its files say now; returns when all of it runs, as a start does.
+def _reload(name: str, paths: Sequence[Path], only: Sequence[str]) -> int:
+    """What runs becomes as its files say now, and what is stopped is started, or of that `only`; returns when it runs.
 
     Raises:
         TinyvisorError: it runs from other files.
     """
-    from tinyvisor.cli.services import reload_project
+    from tinyvisor.cli.services import reload_project, show_results
     from tinyvisor.client import Client
 
     client = Client(name)
@@ -198,7 +212,11 @@ def _reload(name: str, paths: Sequence[Path]) -> int:
         )
     if code := reload_project(client):
         return code
-    return int(any(item["state"] == "failed" for item in client.get("/v1/wait", {"until": "running"})))
+    services = {"service": list(only)}
+    stopped = [item["name"] for item in client.get("/v1/services", services) if item["state"] == "stopped"]
+    if stopped:
+        show_results(client.post("/v1/services/start", {"services": stopped}))
+    return int(any(item["state"] == "failed" for item in client.get("/v1/wait", services | {"until": "running"})))
 
 
 def _detach(project: Project, paths: Sequence[Path], log_dir: Path | None, options: Sequence[str], standby: Standby) -> int:

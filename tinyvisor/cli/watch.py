@@ -28,6 +28,7 @@ STATS = ("service", "cpu", "memory", "memory peak", "pids", "oom kills")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
 @click.option("-n", "--tail", metavar="N", help="Only the last N lines, up to 10000, or all. Default: all.")
 @click.option("--since", metavar="TIME", help="2026-01-02T03:04:05Z, also in parts, or how long ago: 10m.")
+@click.option("--until", metavar="TIME", help="No later than that; does not go with -f.")
 @click.option("-t", "--timestamps", is_flag=True, help="Lines with the time.")
 @click.option("--no-log-prefix", is_flag=True, help="Lines without their service's name.")
 @services_argument
@@ -37,14 +38,16 @@ def logs(
     follow: bool,
     tail: str | None,
     since: str | None,
+    until: str | None,
     timestamps: bool,
     no_log_prefix: bool,
     services: Sequence[str],
 ) -> None:
     """Show what services have written."""
-    query: dict[str, Any] = {"service": list(services)}
+    if follow and until:
+        raise click.UsageError("--until does not go with --follow")
+    query: dict[str, Any] = {"service": list(services), **times(since, until)}
     query |= last_lines(tail) if tail is not None else {}
-    query |= {"since": point_in_time(since, time.time())} if since else {}
     query |= {"follow": 1} if follow else {}
     client = client_for(project_name)
     for record in client.stream("/v1/logs", query):
@@ -56,7 +59,13 @@ def logs(
         click.echo(line)  # flushes
 
 
-def point_in_time(text: str, now: float) -> str:
+def times(since: str | None, until: str | None) -> dict[str, str]:
+    """What is asked of the daemon for ``--since`` and ``--until``."""
+    now = time.time()
+    return {key: point_in_time(text, now, f"--{key}") for key, text in (("since", since), ("until", until)) if text}
+
+
+def point_in_time(text: str, now: float, option: str) -> str:
     """RFC 3339 in UTC, of a time, whole or in parts (in the local zone where it names none), or so long before `now`."""
     if text[:4].isdecimal() and text[4:5] == "-":
         from datetime import UTC, datetime
@@ -64,12 +73,13 @@ def point_in_time(text: str, now: float) -> str:
         try:
             return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         except (ValueError, OverflowError):
-            raise click.BadParameter(f'"{text}" is not a time; expected one such as {A_TIME}', param_hint="--since") from None
+            raise click.BadParameter(f'"{text}" is not a time; expected one such as {A_TIME}', param_hint=option) from None
     try:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - parse_duration(text)))
+        then = now - parse_duration(text)
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(then)) + f".{int(then % 1 * 1000):03}Z"
     except ValueError:
         problem = f'"{text}" is neither a time such as {A_TIME} nor a duration such as 90s or 1m30s'
-        raise click.BadParameter(problem, param_hint="--since") from None
+        raise click.BadParameter(problem, param_hint=option) from None
 
 
 def last_lines(text: str) -> dict[str, int]:
@@ -85,9 +95,13 @@ def last_lines(text: str) -> dict[str, int]:
 @project_option
 @json_option
 @click.option("-f", "--follow", is_flag=True, expose_value=False, help="As it does anyway.")
-def events(project_name: str | None, as_json: bool) -> None:
+@click.option("--since", metavar="TIME", help="Begin with the latest 1024 that are not older. 2026-01-02T03:04:05Z, or 10m.")
+@click.option("--until", metavar="TIME", help="End then; 0s: now.")
+@services_argument
+def events(project_name: str | None, as_json: bool, since: str | None, until: str | None, services: Sequence[str]) -> None:
     """Show what happens, from now on."""
-    for event in client_for(project_name).stream("/v1/events"):
+    query = {"service": list(services), **times(since, until)}
+    for event in client_for(project_name).stream("/v1/events", query):
         if as_json:
             click.echo(json.dumps(event))
         else:
