@@ -26,7 +26,7 @@ def _words(text: str) -> frozenset[str]:
 LAYERS: tuple[tuple[frozenset[str], ...], ...] = tuple(
     tuple(map(_words, layer))
     for layer in (
-        ("errors", "units", "cron", "pattern", "interpreter", "places", "stored", "processes", "release", "clean"),
+        ("errors", "units", "cron", "pattern", "interpreter", "places", "stored", "processes", "release", "clean", "record"),
         ("spec job", "state"),
         ("profile trace", "holes"),
         ("tracing learned accesses",),
@@ -90,6 +90,7 @@ RULES = (
         (
             "errors.py",
             "units.py",
+            "record.py",
             "cron.py",
             "pattern.py",
             "clean.py",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeVar
 
 from tinyvisor.errors import InternalError
+from tinyvisor.record import record
 from tinyvisor.spec import Backoff, Condition, RestartPolicy
 from tinyvisor.state import Exit
 from tinyvisor.units import format_duration, signal_name
@@ -78,37 +79,37 @@ NEW: Final = State(phase="stopped")
 # --- Commands ---
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StartRequested:
     """Somebody wants it up. Forgets past failures, as ``systemctl reset-failed`` does. Runs what is scheduled now."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Resumed:
     """The supervisor has started, and before that somebody had stopped the service: only ``always`` starts it again."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StopRequested:
     """Somebody wants it down, with its grace period."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KillRequested:
     """Somebody wants it down now."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RestartRequested:
     """Somebody wants it up in a new container."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReplaceRequested:
     """What the service is has changed: a new container, unless somebody has stopped it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResetRequested:
     """Past failures are forgotten; nothing is started."""
 
@@ -116,24 +117,24 @@ class ResetRequested:
 # --- Dependencies ---
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ready:
     """Every dependency is there."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DependencyLost:
     """A dependency will not be there unless somebody does something."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DependencyBack:
     """Somebody did."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DependencyReplaced:
     """What runs is of no use any more (the network it joined is gone): replace it, without counting it as a failure."""
 
@@ -141,12 +142,12 @@ class DependencyReplaced:
 # --- The container ---
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Launched:
     """The container runs."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LaunchFailed:
     """The launch came to nothing; `final` where trying again can't help (the host lacks something)."""
 
@@ -154,12 +155,12 @@ class LaunchFailed:
     final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NotReady:
     """The launch did not come about because a dependency went away meanwhile."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unfit:
     """The container runs and is no good: unhealthy, or a post_start hook failed. `then`: None leaves it to the condition."""
 
@@ -167,7 +168,7 @@ class Unfit:
     then: Literal["retry", "fail"] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Exited:
     """The container is gone; its workload ended `ago` seconds before we heard of it."""
 
@@ -178,12 +179,12 @@ class Exited:
 # --- The clock ---
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DelayElapsed:
     """`State.due` has come."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Fired:
     """The schedule's time has come."""
 
@@ -221,7 +222,7 @@ _E = TypeVar("_E")
 _Result = tuple[State, Action]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Given:
     policy: RestartPolicy
     now: float

@@ -18,8 +18,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
-from tinyvisor.cron import parse as parse_cron
-from tinyvisor.cron import zone as time_zone
 from tinyvisor.errors import SpecError
 from tinyvisor.pattern import compile_line
 from tinyvisor.units import parse_duration, parse_size, signal_name
@@ -864,13 +862,15 @@ class Schedule:
             raise SpecError("schedule.interval", "expected seconds, 1 or more")
         if self.overlap not in get_args(Overlap):
             raise SpecError("schedule.overlap", "expected skip or queue")
+        from tinyvisor.cron import parse, zone  # zoneinfo takes its time, and few have a schedule
+
         try:
-            time_zone(self.timezone)
+            zone(self.timezone)
         except ValueError as error:
             raise SpecError("schedule.timezone", str(error)) from None
         if self.cron is not None:
             try:
-                parse_cron(self.cron)
+                parse(self.cron)
             except ValueError as error:
                 raise SpecError("schedule.cron", str(error)) from None
 

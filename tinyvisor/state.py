@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from operator import attrgetter
 from typing import Any, Final, Literal
 
+from tinyvisor.record import record
 from tinyvisor.units import signal_name as signal_name
 
 Status = Literal[
@@ -180,7 +181,7 @@ def _text(content: bytes | None) -> str | dict[str, str] | None:
         return {"base64": base64.b64encode(content).decode()}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceStarted:
     """A service's container runs; `pid` is its init's on the host, `seconds` what the launch took."""
 
@@ -189,7 +190,7 @@ class ServiceStarted:
     seconds: float = field(default=0.0, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceAdopted:
     """A service's container, which a supervisor that is no more had started, is ours now."""
 
@@ -197,7 +198,7 @@ class ServiceAdopted:
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceExited:
     """A service's container is gone and its output has been read to the end. What comes of it is the next event."""
 
@@ -205,7 +206,7 @@ class ServiceExited:
     exit: Exit
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceBackoff:
     """A service is started again after `delay` seconds, its restart number `attempt` in a row, because of `reason`."""
 
@@ -215,14 +216,14 @@ class ServiceBackoff:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceFinished:
     """A service has done its work and is not started again."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceFailed:
     """A service is given up."""
 
@@ -230,7 +231,7 @@ class ServiceFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceStopping:
     """A service is being stopped; with `restarts` it comes back once it is down."""
 
@@ -238,14 +239,14 @@ class ServiceStopping:
     restarts: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceStopped:
     """A service was stopped on request and nothing of it is left."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StopHeldUp:
     """These processes, as ``"comm[pid]"``, outlived the grace period of a stop and were killed."""
 
@@ -253,7 +254,7 @@ class StopHeldUp:
     processes: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ServiceScheduled:
     """A service is run again `delay` seconds from now; `reason`: why its run before failed, empty where it did not."""
 
@@ -262,7 +263,7 @@ class ServiceScheduled:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HealthChanged:
     """A running service has become ``healthy`` or ``unhealthy``, because of `reason`."""
 
@@ -271,7 +272,7 @@ class HealthChanged:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DependencyMissing:
     """A service starts without a dependency that is not required."""
 
@@ -279,7 +280,7 @@ class DependencyMissing:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HookFailed:
     """A command of ``post_start`` or ``pre_stop`` failed."""
 
@@ -288,7 +289,7 @@ class HookFailed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NotifyRefused:
     """A service has asked for something on its NOTIFY_SOCKET that is not done: `what`, because of `reason`. Told once of each."""
 
@@ -297,7 +298,7 @@ class NotifyRefused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogLost:
     """So much of a service's output could not be written to its log file, because of `reason` (e.g. a full disk)."""
 

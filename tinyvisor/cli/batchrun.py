@@ -19,7 +19,7 @@ import trio
 from tinyvisor.batch import Batch, Policy, Runtime
 from tinyvisor.cli import pid1
 from tinyvisor.cli.progress import Board, Snapshot
-from tinyvisor.cli.session import ENDING, heeded
+from tinyvisor.cli.signals import ENDING, heeded
 from tinyvisor.cli.wholefile import check_place, write_whole
 from tinyvisor.errors import ConfigError, ConfigProblem, TinyvisorError
 from tinyvisor.jobs import MAX_LINE, Invalid, NumberedJob, Reader, Template, describe

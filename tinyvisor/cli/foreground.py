@@ -17,7 +17,7 @@ import trio
 
 from tinyvisor.cli import pid1, relay, terminal
 from tinyvisor.cli.failures import expected
-from tinyvisor.cli.session import heeded
+from tinyvisor.cli.signals import heeded
 from tinyvisor.cli.wholefile import check_place, write_whole
 from tinyvisor.errors import TinyvisorError
 from tinyvisor.runtime import Container, Runtime, open_runtime, rootless

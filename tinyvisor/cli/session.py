@@ -14,6 +14,7 @@ import trio
 
 from tinyvisor.cli.daemon import DRAIN_PATIENCE
 from tinyvisor.cli.outside import Outside, write_record
+from tinyvisor.cli.signals import ENDING, heeded
 from tinyvisor.control import Control, Feed, listening
 from tinyvisor.metrics import Tally
 from tinyvisor.places import run_directory
@@ -23,13 +24,6 @@ from tinyvisor.spec import Project
 from tinyvisor.state import Event, ServiceSummary
 from tinyvisor.supervisor import Supervisor
 from tinyvisor.view import View
-
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def heeded(numbers: tuple[signal.Signals, ...]) -> list[signal.Signals]:
-    """Those that our caller did not want ignored, as nohup and a shell's ``&`` do."""
-    return [number for number in numbers if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN]
 
 
 def run_project(

@@ -238,7 +238,7 @@ def _attach(target: str, filter: str, options: dict[str, Any]) -> int:
 
     import trio
 
-    from tinyvisor.cli.session import ENDING, heeded
+    from tinyvisor.cli.signals import ENDING, heeded
     from tinyvisor.runtime import attached
 
     async def run(report: Report) -> None:

@@ -1,4 +1,4 @@
-"""Launch steps: what the C launcher can do, one small frozen dataclass per step. Pure.
+"""Launch steps: what the C launcher can do, one small frozen dataclass per step; those of every launch are made quickly. Pure.
 
 Each class mirrors one row of the table in launcher/steps.c (`op`, how many numbers and strings go over the wire); a test
 compares both. `describe()` says in one line what the step does: it is what `tinyvisor plan` prints and what a
@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
+from tinyvisor.record import record
 from tinyvisor.units import format_size
 
 # linux/sched.h CLONE_NEW*
@@ -64,7 +65,7 @@ def _with_attributes(attributes: int, *more: str) -> str:
     return f" ({', '.join(words)})" if words else ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unshare(Step):
     op = 1
     flags: int
@@ -76,7 +77,7 @@ class Unshare(Step):
         return f"new namespaces: {_namespaces(self.flags)}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Join(Step):
     """Joins namespaces of the container that the request names. Its user namespace, which is found as the owner of `owned`, one
     flag, is only opened: `EnterUser` enters it."""
@@ -93,7 +94,7 @@ class Join(Step):
         return f"join the {_namespaces(self.flags)} namespace of {self.whose}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RootTmpfs(Step):
     op = 3
     size: int
@@ -108,7 +109,7 @@ class RootTmpfs(Step):
         return f"root: a new tmpfs{_with_attributes(self.attributes, *limits)}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RootTree(Step):
     op = 4
     slot: int
@@ -122,7 +123,7 @@ class RootTree(Step):
         return f"root: {self.path}{_with_attributes(self.attributes)}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RootOverlay(Step):
     op = 5
     slot: int
@@ -140,7 +141,7 @@ class RootOverlay(Step):
         return f"root: overlay of a tmpfs over {self.path}{_with_attributes(self.attributes, *limits)}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Directory(Step):
     op = 6
     target: str
@@ -158,7 +159,7 @@ class Directory(Step):
         return f"make directory {self.target} (mode {self.mode:04o})"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Link(Step):
     op = 7
     target: str
@@ -171,7 +172,7 @@ class Link(Step):
         return f"link {self.target} -> {self.to}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class File(Step):
     op = 8
     target: str
@@ -189,7 +190,7 @@ class File(Step):
         return f"write {self.target} ({len(self.content)} bytes)"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Node(Step):
     op = 9
     target: str
@@ -206,7 +207,7 @@ class Node(Step):
         return f"make device {self.target} ({self.device >> 8}:{self.device & 255}, mode {self.mode:04o})"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mount(Step):
     op = 10
     type: str
@@ -224,7 +225,7 @@ class Mount(Step):
         return f"mount {self.type} on {self.target}{_with_attributes(self.attributes, *filter(None, self.options.split(',')))}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bind(Step):
     """Attaches a detached tree that the supervisor opened in the host's mount namespace, and idmapped where it says so."""
 
@@ -246,7 +247,7 @@ class Bind(Step):
         return f"bind {self.source} on {self.target}{_with_attributes(self.attributes, *idmapped)}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BindTemplate(Step):
     """Attaches a copy of a tree in the launcher's own mount namespace.
 
@@ -273,7 +274,7 @@ class BindTemplate(Step):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Mask(Step):
     op = 13
     target: str
@@ -285,7 +286,7 @@ class Mask(Step):
         return f"mask {self.target}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReadOnly(Step):
     op = 14
     target: str
@@ -297,7 +298,7 @@ class ReadOnly(Step):
         return f"make {self.target} read-only"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Remount(Step):
     op = 15
     target: str
@@ -313,7 +314,7 @@ class Remount(Step):
         return f"remount {self.target}{_with_attributes(self.attributes)}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DetachWorld(Step):
     """The launcher has pivoted, once for all containers: launcher/mounts.c."""
 
@@ -323,7 +324,7 @@ class DetachWorld(Step):
         return "detach the launcher's world; an empty, read-only shell around the new root is left"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hostname(Step):
     op = 18
     hostname: str
@@ -335,7 +336,7 @@ class Hostname(Step):
         return f"set hostname {self.hostname}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LoopbackUp(Step):
     op = 19
 
@@ -343,7 +344,7 @@ class LoopbackUp(Step):
         return "bring up loopback"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Network(Step):
     """A network namespace of the host's with loopback up: a new one, or one that containers had before and in which nothing has
     ever happened (launcher/networks.c). Only for who has no capability in it."""
@@ -354,7 +355,7 @@ class Network(Step):
         return "new namespace: net, or one as new; bring up loopback"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _OfCgroup(Step):
     """Steps about one path of a hierarchy: the kept fd of the project's directory, below that, and the hierarchy's label."""
 
@@ -369,7 +370,7 @@ class _OfCgroup(Step):
         return (self.path,)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CgroupMake(_OfCgroup):
     op = 20
 
@@ -377,7 +378,7 @@ class CgroupMake(_OfCgroup):
         return f"make cgroup {self.where}/{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CgroupWrite(Step):
     op = 21
     slot: int
@@ -396,7 +397,7 @@ class CgroupWrite(Step):
         return f"write {self.content!r} to {self.where}/{self.path}{' where it exists' if self.optional else ''}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CgroupInto(_OfCgroup):
     """cgroup v2: the workload is born there (CLONE_INTO_CGROUP)."""
 
@@ -406,7 +407,7 @@ class CgroupInto(_OfCgroup):
         return f"start the workload in cgroup {self.where}/{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pty(Step):
     op = 23
     uid: int
@@ -423,7 +424,7 @@ class Pty(Step):
         return f"make a pseudo-terminal ({self.columns}x{self.rows}){bound}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Socket(Step):
     """A socket in the network that was joined; its fd is the answer."""
 
@@ -438,7 +439,7 @@ class Socket(Step):
         return "make a socket"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Devpts(Step):
     """Pseudo-terminals of the container's own; `gid` is inside."""
 
@@ -452,7 +453,7 @@ class Devpts(Step):
         return f"mount devpts on /dev/pts (newinstance, ptmxmode=0666, mode=0620, gid={self.gid}, nosuid, noexec)"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ids(Step):
     """What the container's ids are on the host: the only step in which two of one shape differ.
 
@@ -479,7 +480,7 @@ class Ids(Step):
         return f"ids of the host: uids {uids}; gids {gids}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Owner(Step):
     op = 34
     root: bool
@@ -491,7 +492,7 @@ class Owner(Step):
         return f"what is made from here on belongs to {'the container' if self.root else 'the host'}'s root"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IdMap(Step):
     """Makes a user namespace that nobody is in, as `owner`, a uid of the host; its fd comes with the answer.
 
@@ -515,7 +516,7 @@ class IdMap(Step):
         return "make a user namespace"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UserNamespace(Step):
     """A user namespace with the maps of `Ids`, and others that belong to it. All but the user namespace are joined."""
 
@@ -529,7 +530,7 @@ class UserNamespace(Step):
         return f"new user namespace, and owned by it: {_namespaces(self.flags)}; join these"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Init(Step):
     """How PID 1 behaves. Times are milliseconds, 0 for none."""
 
@@ -563,7 +564,7 @@ class Init(Step):
         return ", ".join(words)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CpuTime(Step):
     """Has init enforce a limit of CPU time, as this cgroup file counts it.
 
@@ -589,7 +590,7 @@ class CpuTime(Step):
         return f"CPU time limit {self.limit} ms by {self.where}/{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unmount(Step):
     """Takes a tree out of the launcher's own mount namespace."""
 
@@ -603,7 +604,7 @@ class Unmount(Step):
         return f"unmount {self.target}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Enter(Step):
     """Makes a directory of the mount namespace that was joined the root: see plan.CONTAINER_ROOT."""
 
@@ -617,7 +618,7 @@ class Enter(Step):
         return f"enter the container's root ({self.root})"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CgroupJoin(_OfCgroup):
     op = 40
 
@@ -625,7 +626,7 @@ class CgroupJoin(_OfCgroup):
         return f"join cgroup by {self.where}/{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Session(Step):
     op = 41
 
@@ -633,7 +634,7 @@ class Session(Step):
         return "new session"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rlimit(Step):
     op = 42
     resource: int
@@ -648,7 +649,7 @@ class Rlimit(Step):
         return f"ulimit {self.name} {self.soft}:{self.hard}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OomScoreAdj(Step):
     op = 43
     score: int
@@ -660,7 +661,7 @@ class OomScoreAdj(Step):
         return f"oom_score_adj {self.score}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Affinity(Step):
     op = 44
     cpus: frozenset[int]
@@ -673,7 +674,7 @@ class Affinity(Step):
         return f"run on CPUs {','.join(map(str, sorted(self.cpus)))}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PassFd(Step):
     """Right before `CloseFds`, which leaves it open: what has that number by then is closed."""
 
@@ -688,7 +689,7 @@ class PassFd(Step):
         return f"give it the notification fd {self.number}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CloseFds(Step):
     op = 45
 
@@ -696,7 +697,7 @@ class CloseFds(Step):
         return "close every fd but stdio"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Umask(Step):
     op = 46
     mask: int
@@ -708,7 +709,7 @@ class Umask(Step):
         return f"umask {self.mask:04o}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BoundingSet(Step):
     op = 47
     mask: int
@@ -720,7 +721,7 @@ class BoundingSet(Step):
         return f"capability bounding set {self.mask:#x}" + (", securebits locked" if not self.mask else "")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SetIdentity(Step):
     op = 48
     uid: int
@@ -740,7 +741,7 @@ class SetIdentity(Step):
         return f"become uid {self.uid}, gid {self.gid}{groups}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Capabilities(Step):
     op = 49
     mask: int
@@ -754,7 +755,7 @@ class Capabilities(Step):
         return f"keep capabilities {', '.join(self.names)}" if self.names else "drop all capabilities"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Keyring(Step):
     op = 57
 
@@ -762,7 +763,7 @@ class Keyring(Step):
         return "a session keyring of its own"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class NoNewPrivs(Step):
     op = 50
 
@@ -770,7 +771,7 @@ class NoNewPrivs(Step):
         return "no_new_privs"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WorkingDir(Step):
     op = 51
     path: str
@@ -802,7 +803,7 @@ class Exec(Step):
         return f"exec {program if program.isprintable() else repr(program)}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EnterUser(Step):
     """Enters the user namespace that comes as fd `slot`; with 0, the one that `UserNamespace` made or `Join` found."""
 
@@ -816,7 +817,7 @@ class EnterUser(Step):
         return "enter the user namespace of its ids" if self.slot else "enter the user namespace"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Landlock(Step):
     """Walls that neither root nor a mount's flags take away: see landlock.py. Before the filter, which may refuse the calls, and
     while there is CAP_SYS_ADMIN: paths are opened that the user may not be able to.
@@ -849,7 +850,7 @@ class Landlock(Step):
         return f"landlock: {'; '.join(words)}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Seccomp(Step):
     """Installs a filter: without no_new_privs, CAP_SYS_ADMIN must still be there."""
 
@@ -873,7 +874,7 @@ class Seccomp(Step):
         return f"seccomp: {self.profile}, {len(self.program) // 8} instructions{ignored}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Counter(_OfCgroup):
     """A file of the cgroups that init reads back itself, as `Read` does where it has not."""
 
@@ -883,7 +884,7 @@ class Counter(_OfCgroup):
         return f"open {self.where}/{self.path}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Read(_OfCgroup):
     op = 60
 

@@ -18,7 +18,6 @@ from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.rootfs import GROUP, PASSWD
 from tinyvisor.runtime.shortage import as_launch_error
 from tinyvisor.runtime.syscalls import idmap, open_tree
-from tinyvisor.runtime.unpack import unpack
 from tinyvisor.spec import Spec
 
 
@@ -41,6 +40,8 @@ class Trees:
             return spec
         if not spec.rootfs.exists():
             raise SpecError("rootfs", f"{spec.rootfs} does not exist")
+        from tinyvisor.runtime.unpack import unpack  # tarfile and the like: only where there is one
+
         work = functools.partial(unpack, spec.rootfs, cache_directory(), ids=self.root_ids)
         return spec.with_(rootfs=await anyio.to_thread.run_sync(work))
 
