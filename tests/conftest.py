@@ -32,6 +32,10 @@ from tinyvisor.runtime.cgroup import read_layout
 settings.register_profile("tinyvisor", deadline=None)  # a busy machine is no failure
 settings.load_profile("tinyvisor")
 
+# Of the hundreds of commands that the tests start, each would compile all of us anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # A shell starts a job in the background with these two ignored, and what the tests start would go by that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
