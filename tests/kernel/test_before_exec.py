@@ -20,6 +20,7 @@ from tests.kernel.test_capture import no_fd_is_left
 from tests.kernel.test_live import lines, project, spec  # noqa: F401 - a fixture
 from tinyvisor.errors import LaunchError, NotLaunched, SpecError
 from tinyvisor.runtime import PIPE, Container, Runtime, open_runtime
+from tinyvisor.runtime.launches import Manner
 from tinyvisor.runtime.stdio import Streams
 from tinyvisor.spec import Secret, Spec
 
@@ -153,7 +154,8 @@ async def killed_with(project: str, how: Any) -> AsyncIterator[Runtime]:  # noqa
                 streams = Streams(None, PIPE, PIPE, runtime._launches.null, staged=True)
                 stack.callback(streams.close)
                 one, waiting = spec("a", "echo up; exec sleep 1000"), Streams(None, None, None, runtime._launches.null)
-                container = await runtime._launches.launch(one, waiting, events=True, park=True, live=runtime.live, later=streams)
+                manner = Manner(events=True, park=True, live=runtime.live, later=streams)
+                container = await runtime._launches.launch(one, waiting, manner)
                 stack.callback(container.close)
                 await container.wait_parked()
                 await how(runtime, container, one, streams)

@@ -33,6 +33,7 @@ from tinyvisor.processes import is_alive
 from tinyvisor.runtime import PIPE, Container, Runtime, open_runtime
 from tinyvisor.runtime.cgroup import project_path, read_layout
 from tinyvisor.runtime.devices import _attached
+from tinyvisor.runtime.launches import Manner
 from tinyvisor.runtime.live import keeper_path, records_path
 from tinyvisor.runtime.stdio import ReceivePipe, Streams
 from tinyvisor.spec import Secret, Spec
@@ -338,7 +339,9 @@ async def test_a_terminal_that_cannot_be_kept_is_that_container_s_failure(projec
             assert runtime.live is not None
             assert runtime.live.keeper is not None
             streams = Streams(None, None, None, runtime._launches.null)
-            container = await runtime._launches.launch(spec("a", "true", tty=True), streams, events=True, live=runtime.live)
+            container = await runtime._launches.launch(
+                spec("a", "true", tty=True), streams, Manner(events=True, live=runtime.live)
+            )
             monkeypatch.setattr(runtime.live.keeper, "_room", 0)
             with pytest.raises(HostError, match="no more than 0 open files can be kept"):
                 await container.wait()

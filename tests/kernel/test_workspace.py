@@ -16,6 +16,7 @@ from tests.kernel.test_capture import no_fd_is_left, run
 from tinyvisor.errors import LaunchError, SpecError
 from tinyvisor.job import Job
 from tinyvisor.runtime import PIPE, Runtime, open_runtime
+from tinyvisor.runtime.launches import Manner
 from tinyvisor.runtime.stdio import Streams
 from tinyvisor.runtime.workspace import MAX_DEPTH, Workspace
 from tinyvisor.spec import Limits, Spec
@@ -270,7 +271,7 @@ async def test_what_a_running_job_mounts_is_not_looked_into_either(shared: Runti
     code = "mkdir m && mount -t tmpfs none m && echo x > m/f && echo ready && cat"
     streams = Streams(PIPE, PIPE, None, shared._launches.null)
     spec = Spec(command=("sh", "-c", code), working_dir="/work", capabilities=frozenset({"SYS_ADMIN"}), userns_mode="host")
-    container = await shared._launches.launch(spec, streams, workspace=directory)
+    container = await shared._launches.launch(spec, streams, Manner(workspace=directory))
     try:
         await read_until(container.stdout, "ready\n")
         files, missing = directory.collect(("m/f", "**"), 100)

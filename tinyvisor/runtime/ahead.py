@@ -10,7 +10,7 @@ from typing import Any
 from tinyvisor.errors import ContainerError, NotLaunched, SpecError
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.filters import filter_for
-from tinyvisor.runtime.launches import Launches
+from tinyvisor.runtime.launches import Launches, Manner
 from tinyvisor.runtime.plan import Watch
 from tinyvisor.runtime.shortage import as_launch_error
 from tinyvisor.runtime.stdio import Stdio, Streams
@@ -30,7 +30,8 @@ async def launch_ahead(
             raise SpecError("notification_fd", "can't be had by a container that is made ahead")
         with as_launch_error(spec):
             waiting = Streams(None, None, None, launches.null)
-        container = await launches.launch(spec, waiting, terminal=terminal, events=True, park=True, live=live, later=streams)
+        manner = Manner(terminal=terminal, events=True, park=True, live=live, later=streams)
+        container = await launches.launch(spec, waiting, manner)
         await container.wait_parked()
         go = launches.prepared_hand_over(container, spec, streams)
         await before_exec()
@@ -70,7 +71,7 @@ async def open_traced(
         waiting = Streams(None, None, None, launches.null)
     container = tracer = None
     try:
-        container = await launches.launch(spec, waiting, terminal=terminal, events=True, park=True, watch=watch)
+        container = await launches.launch(spec, waiting, Manner(terminal=terminal, events=True, park=True, watch=watch))
         await container.wait_parked()
         with as_launch_error(spec):
             pids, filtered = [only_child(container.pid)], watch.stops is not None

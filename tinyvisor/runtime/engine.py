@@ -33,7 +33,7 @@ from tinyvisor.runtime.idmap import IdMap
 from tinyvisor.runtime.keeper import KeptLauncher, Kind
 from tinyvisor.runtime.launcher import LauncherProcess
 from tinyvisor.runtime.launcherworld import LauncherWorld
-from tinyvisor.runtime.launches import Launches
+from tinyvisor.runtime.launches import Launches, Manner
 from tinyvisor.runtime.leases import Leases, read_mapped, read_ranges
 from tinyvisor.runtime.live import Live
 from tinyvisor.runtime.oneshot import COLLECT_LIMIT, DeliverCancel, Input, Run
@@ -301,7 +301,7 @@ class Runtime:
         with as_launch_error(spec):
             streams = Streams(stdin, stdout, stderr, self._launches.null, staged=self.live is not None)
         if before_exec is None:
-            return await self._launches.launch(spec, streams, terminal=terminal, events=True, live=self.live)
+            return await self._launches.launch(spec, streams, Manner(terminal=terminal, events=True, live=self.live))
         return await launch_ahead(self._launches, spec, streams, terminal, before_exec)
 
     @property

@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from tinyvisor.errors import HostError, LauncherDied, LaunchError, NotLaunched, SpecError, TinyvisorError
 from tinyvisor.runtime import container as containers
@@ -43,6 +44,30 @@ from tinyvisor.runtime.workspaces import Workspaces
 from tinyvisor.spec import DEFAULT_NAME, Spec
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a container is launched, besides what it is.
+
+    Attributes:
+        terminal: rows and columns.
+        events: with a socket of its own, over which it can be signalled and says when it has started.
+        workspace: mounted on the working directory.
+        park: it waits for its command.
+        early, watch: as in `plan.plan`.
+        live: holds it for the next runtime.
+        later: the streams that it will be given with its command; the caller's to close.
+    """
+
+    terminal: tuple[int, int] = (24, 80)
+    events: bool = False
+    workspace: Workspace | None = None
+    park: bool = False
+    early: bool = False
+    watch: planning.Watch | None = None
+    live: Live | None = None
+    later: Streams | None = None
 
 
 class Launches:
@@ -85,7 +110,7 @@ class Launches:
         self._host = host
         self._parked: dict[int, tuple[Shape, Draft]] = {}  # what those made ahead are given their command with
 
-    # ---- a run's `oneshot.Starter` ----
+    # ---- what a launch needs, and the launch ----
 
     async def lease(self, spec: Spec) -> Ids | None:
         """As `UserNamespaces.lease`."""
@@ -105,32 +130,12 @@ class Launches:
         """The workload's uid and gid, inside."""
         return await self.trees.owner(spec)
 
-    async def launch(
-        self,
-        spec: Spec,
-        streams: Streams,
-        *,
-        terminal: tuple[int, int] = (24, 80),
-        events: bool = False,
-        workspace: Workspace | None = None,
-        park: bool = False,
-        early: bool = False,
-        ids: Ids | None = None,
-        watch: planning.Watch | None = None,
-        live: Live | None = None,
-        later: Streams | None = None,
-    ) -> Container:
+    async def launch(self, spec: Spec, streams: Streams, manner: Manner, ids: Ids | None = None) -> Container:
         """Sends a launch on its way. The streams are the container's to close from here on, whatever comes, and the ids its to
         give back.
 
         Args:
-            events: with a socket of its own, over which it can be signalled and says when it has started.
-            workspace: mounted on the working directory.
-            park: it waits for its command.
-            early, watch: as in `plan.plan`.
             ids: what `lease` gave; None: it is asked for them.
-            live: holds it for the next runtime.
-            later: the streams that it will be given with its command; the caller's to close.
         """
         try:
             ids = ids or await self.lease(spec)
@@ -139,7 +144,7 @@ class Launches:
                 spec = await self.trees.with_directory(spec)
             # No await from here on: a name that is free now is ours below.
             self.world.check_open()
-            container = self._send_launch(spec, view, streams, terminal, events, workspace, park, early, ids, watch, live, later)
+            container = self._send_launch(spec, view, streams, manner, ids)
         except BaseException:
             self.userns.give_back(ids)
             streams.close_given()
@@ -288,30 +293,13 @@ class Launches:
 
     # ---- the request ----
 
-    def _send_launch(
-        self,
-        spec: Spec,
-        view: HostView | None,
-        streams: Streams,
-        terminal: tuple[int, int],
-        events: bool,
-        workspace: Workspace | None,
-        park: bool,
-        early: bool,
-        ids: Ids | None,
-        watch: planning.Watch | None,
-        live: Live | None,
-        later: Streams | None,
-    ) -> Container:
-        if watch is None:
+    def _send_launch(self, spec: Spec, view: HostView | None, streams: Streams, manner: Manner, ids: Ids | None) -> Container:
+        if manner.watch is None:
             check_untraced(spec)
         id_ = next(self.world.ids)
-        name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
-        if name in self.names:
-            raise SpecError("name", f'a container named "{name}" is running already')
-        template = workspace.template if workspace is not None else None
-        if workspace is not None and template and workspace not in self.workspaces.open_ones:
-            raise SpecError("working_directory", "has been left, or is another runtime's")
+        name = self._free_name_for(spec, id_)
+        workspace, park, early = manner.workspace, manner.park, manner.early
+        template = self._template(workspace)
         other = self._provider(spec)
         seccomp = filter_for(spec)
         with as_launch_error(spec), contextlib.ExitStack() as stack:
@@ -330,11 +318,13 @@ class Launches:
                 trees.append(workspace.fd)
             if ids is not None:
                 trees.append(ids.fd)
-            draft = Draft(spec, name, view, identity, seccomp, terminal, template, ids, self.userns.idmapped, early, watch)
+            draft = Draft(
+                spec, name, view, identity, seccomp, manner.terminal, template, ids, self.userns.idmapped, early, manner.watch
+            )
             shape = self.shapes.of(draft)
             first = _encoded_ids(ids.map, identity) if ids else wire.EMPTY
             describe = functools.partial(self.shapes.describe, draft, spec)
-            container = self.make(spec, name, id_, streams, shape.readback, describe, events)
+            container = self.make(spec, name, id_, streams, shape.readback, describe, manner.events)
             try:
                 container.ids = ids
                 container.workspace = None if workspace is None else spec.working_dir or "/"
@@ -349,8 +339,8 @@ class Launches:
                     workload = shape.with_exec(wire.encode_step(planning.exec_step(spec, identity, name)))
                 init = first + shape.init + shape.counters if park and early else first + shape.init
                 sections = (wire.EMPTY, init, workload, shape.cleanup)
-                if live is not None:
-                    live.hold(container, later or streams, parked=park)
+                if manner.live is not None:
+                    manner.live.hold(container, manner.later or streams, parked=park)
             except BaseException:
                 self._parked.pop(id_, None)
                 container.abandon()
@@ -358,6 +348,19 @@ class Launches:
             # From here on that is done there.
             self.send(container, sections, trees, other, wire.PARK if park else 0)
         return container
+
+    def _free_name_for(self, spec: Spec, id_: int) -> str:
+        name = f"{DEFAULT_NAME}-{id_}" if spec.name == DEFAULT_NAME else spec.name
+        if name in self.names:
+            raise SpecError("name", f'a container named "{name}" is running already')
+        return name
+
+    def _template(self, workspace: Workspace | None) -> str | None:
+        """What is mounted of a working directory that several use in turn."""
+        template = workspace.template if workspace is not None else None
+        if template and workspace not in self.workspaces.open_ones:
+            raise SpecError("working_directory", "has been left, or is another runtime's")
+        return template
 
     def _provider(self, spec: Spec) -> Container | None:
         """The container whose network is joined."""

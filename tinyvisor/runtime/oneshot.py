@@ -18,6 +18,7 @@ from tinyvisor.errors import LaunchError, SpecError
 from tinyvisor.runtime.capture import DEFAULT_LIMIT, Capture, Feed, communicate
 from tinyvisor.runtime.container import Container
 from tinyvisor.runtime.launcher import shielded
+from tinyvisor.runtime.launches import Launches, Manner
 from tinyvisor.runtime.leases import Ids
 from tinyvisor.runtime.stdio import PIPE, STDOUT, Stdio, Streams
 from tinyvisor.runtime.syscalls import open_tree
@@ -35,32 +36,6 @@ COLLECT_LIMIT = 64 << 20
 """Bytes of files that one run gives back, where nothing else is said."""
 
 _SMALL = 256 << 10  # bytes that are written without a thread
-
-
-class Starter(Protocol):
-    """What a run asks of its runtime."""
-
-    null: int
-
-    async def launch(
-        self,
-        spec: Spec,
-        streams: Streams,
-        /,
-        *,
-        events: bool = False,
-        workspace: Workspace | None = None,
-        early: bool = False,
-        ids: Ids | None = None,
-    ) -> Container: ...
-
-    async def lease(self, spec: Spec, /) -> Ids | None: ...
-
-    def give_back(self, ids: Ids | None, /) -> None: ...
-
-    async def end(self, container: Container, /) -> None: ...
-
-    async def owner(self, spec: Spec, /) -> tuple[int, int]: ...
 
 
 class Parked(Protocol):
@@ -97,7 +72,7 @@ class Run:
         """After a failed start: what comes as a stream may have been read from."""
         return not _is_stream(self.stdin)
 
-    async def carry_out(self, runtime: Starter, pool: Parked | None = None) -> Result:
+    async def carry_out(self, launches: Launches, pool: Parked | None = None) -> Result:
         """Runs it. Raises and cancels as `Runtime.run` says."""
         self._check()
         if isinstance(self.stdin, bytearray | memoryview):
@@ -107,11 +82,11 @@ class Run:
             spec = spec.with_(working_dir=DEFAULT_DIRECTORY)
         with contextlib.ExitStack() as stack:
             try:
-                streams = self._streams(runtime.null, stack)
+                streams = self._streams(launches.null, stack)
             except OSError as exc:
                 raise LaunchError(spec.name, "open its standard streams", exc.errno or 0) from None
             feed_rest = self._prefill(streams)
-            container, workspace = await self._start(runtime, pool, spec, streams, stack)
+            container, workspace = await self._start(launches, pool, spec, streams, stack)
             captures = self._captures(spec, streams)
             feed = Feed(streams.stdin, feed_rest, container.kill) if streams.stdin and feed_rest is not None else None
             try:
@@ -121,7 +96,7 @@ class Run:
                     await self._deliver(self.deliver_cancel, container)
                 raise
             finally:
-                await runtime.end(container)
+                await launches.end(container)
             return await self._result(exit, captures, workspace)
 
     def _check(self) -> None:
@@ -162,7 +137,7 @@ class Run:
         return self.stdin if _is_stream(self.stdin) else None
 
     async def _start(
-        self, runtime: Starter, pool: Parked | None, spec: Spec, streams: Streams, stack: contextlib.ExitStack
+        self, launches: Launches, pool: Parked | None, spec: Spec, streams: Streams, stack: contextlib.ExitStack
     ) -> tuple[Container, Workspace | None]:
         taken = pool.take(spec, streams) if pool is not None and not self.files else None
         if taken is not None:
@@ -178,17 +153,17 @@ class Run:
             stack.callback(workspace.close)
         ids = None
         if workspace is not None:
-            ids = await runtime.lease(spec)
+            ids = await launches.lease(spec)
             try:
-                await self._fill(runtime, spec, workspace, ids)
+                await self._fill(launches, spec, workspace, ids)
             except BaseException:
-                runtime.give_back(ids)
+                launches.give_back(ids)
                 raise
-        events = self.deliver_cancel is not None
-        return await runtime.launch(spec, streams, events=events, workspace=workspace, early=True, ids=ids), workspace
+        manner = Manner(events=self.deliver_cancel is not None, workspace=workspace, early=True)
+        return await launches.launch(spec, streams, manner, ids), workspace
 
-    async def _fill(self, runtime: Starter, spec: Spec, workspace: Workspace, ids: Ids | None) -> None:
-        uid, gid = await runtime.owner(spec)
+    async def _fill(self, launches: Launches, spec: Spec, workspace: Workspace, ids: Ids | None) -> None:
+        uid, gid = await launches.owner(spec)
         if workspace is not self.directory:  # one that is shared is idmapped for each
             uid, gid = (ids.map.uid(uid), ids.map.gid(gid)) if ids else (uid, gid)
             workspace.own(uid, gid)

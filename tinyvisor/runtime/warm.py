@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from tinyvisor.runtime.container import Container
-from tinyvisor.runtime.launches import Launches
+from tinyvisor.runtime.launches import Launches, Manner
 from tinyvisor.runtime.oneshot import Run
 from tinyvisor.runtime.plan import made_fds
 from tinyvisor.runtime.pool import Demand, Pool
@@ -166,8 +166,8 @@ def make_pool(launches: Launches, spec: Spec, size: int, *, workspace: bool = Fa
             except BaseException:
                 launches.give_back(ids)
                 raise
-            options: dict[str, Any] = {"events": True, "workspace": directory, "park": True, "early": True, "ids": ids}
-            return await launches.launch(spec, streams, **options), directory
+            manner = Manner(events=True, workspace=directory, park=True, early=True)
+            return await launches.launch(spec, streams, manner, ids), directory
         except BaseException:
             if directory is not None:
                 directory.close()
