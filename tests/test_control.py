@@ -226,9 +226,7 @@ async def test_past_events_as_far_as_they_are_known(tmp_path: Path) -> None:
         assert set(await told_events(r, f"since={began}&until={now}")) == started
         assert await told_events(r, f"since={began}&until={began}") == []
         assert await told_events(r, f"until={began}") == []
-        assert await told_events(r, f"since={began}&until={now}&service=b") == [
-            ("ServiceStarted", name) for name in ("b-1", "b-2")
-        ]
+        assert set(await told_events(r, f"since={began}&until={now}&service=b")) == started - {("ServiceStarted", "a")}
         async with r.connect() as stream:
             await stream.send_all(request("GET", f"/v1/events?since={began}&service=b-2"))
             await wait_all_tasks_blocked()
