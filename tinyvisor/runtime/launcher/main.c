@@ -6,7 +6,7 @@
  *   pid namespace) runs it: no policy is decided here. Init starts the workload, says so on the container's own
  *   socket, takes commands from there, reaps and forwards, and leaves what it saw in a page of memory shared with the
  *   launcher. The launcher is every init's parent: it reaps it, runs the clean-up steps (read counters, remove cgroups) and
- *   reports EVENT_GONE over the control socket.
+ *   reports EVENT_GONE over the control socket. An init that was told to says itself that all has ended (EVENT_ENDED).
  * Rights
  *   All of the supervisor's. An init keeps them until the workload's steps drop them in the child; it is not dumpable,
  *   holds two fds and no host path. The launcher itself is in a mount namespace that holds one small tmpfs.
