@@ -107,11 +107,16 @@ def is_running(project: str) -> bool:
 
 def is_abandoned(project: str) -> bool:
     """Whether its containers run, and no daemon: in live mode, when that was killed."""
+    return launcher_of(project) != 0 and not _listens(project) and not starts_anew(project)
+
+
+def launcher_of(project: str) -> int:
+    """The pid of what runs its containers in live mode; 0 where there is none."""
     try:
         launcher = json.loads((run_directory() / f"{project}.live" / "_runtime.json").read_text())["launcher"]
+        return int(launcher["pid"]) if is_alive(launcher) else 0
     except (OSError, ValueError, KeyError):
-        return False
-    return is_alive(launcher) and not _listens(project) and not starts_anew(project)
+        return 0
 
 
 def starts_anew(project: str) -> bool:

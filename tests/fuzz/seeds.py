@@ -248,7 +248,7 @@ def _arguments() -> dict[str, bytes]:
     lines = (
         "init -- sh -c true", "init -g -s -p 9 -t 5 -- true", "init -p 64 -t 2147483647 true", "init -p x -- true", "init",
         "init -t", "init -z", "init -t 99999999999999999999 -- a", "steps", "check 4", "serve 3 77", "serve 3 77 title",
-        "serve-nested 3 77 title", "keep 3 77 title", "serve x y", "", "nothing",
+        "serve-nested 3 77 title", "keep 3 77 title", "keep-nested 3 77 title", "serve x y", "", "nothing",
     )  # fmt: skip
     found = {}
     for number, line in enumerate(lines):

@@ -23,7 +23,7 @@ import anyio
 import pytest
 import trio
 
-from tests.kernel.command import environment
+from tests.kernel.command import environment, tinyvisor
 from tests.kernel.helpers import BOUND, ON_TRIO, read_until, until
 from tests.kernel.test_daemon import Directory
 from tinyvisor.client import Client
@@ -481,7 +481,7 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
     _kill(daemon)
     (directory.path / "configs" / "dies.yaml").write_text("nothing that makes sense\n")
     container = os.pidfd_open(before["count"]["pid"])
-    ended = directory.run("down", "-t", "0", "-p", directory.name)
+    ended = tinyvisor("down", "-t", "0", "-p", directory.name, cwd=directory.path / "logs")
     assert (ended.returncode, "count " in ended.stdout, "dies " in ended.stdout) == (0, True, True), ended
     _wait_ended(container)
     records = (directory.path / "logs" / "count.log").read_bytes().splitlines()

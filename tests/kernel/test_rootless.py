@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -217,6 +220,75 @@ def test_a_service_in_the_background(user: User) -> None:
     assert ended.returncode == 0, ended.stderr
 
 
+def test_a_daemon_is_killed_and_the_next_one_goes_on(user: User) -> None:
+    """In the user namespace that the first one made, and with its cgroups, also where the user has logged in anew."""
+    (user.home / "web.yml").write_text("command: sh -c 'echo hello; exec sleep 99'\npids_limit: 9\n")
+
+    def up() -> str:
+        return ok(user.tinyvisor("up", "-d", str(user.home / "web.yml"), "-p", "mine", timeout=BOUND))
+
+    def standing() -> dict[str, Any]:
+        (found,) = json.loads(ok(user.tinyvisor("ps", "-p", "mine", "--json", timeout=BOUND)))
+        return dict(found)
+
+    up()
+    try:
+        before, record = standing(), user.run_directory / "tinyvisor" / "mine.json"
+        cgroups = _cgroups(before["pid"])
+        for kill in (True, False):
+            daemon = os.pidfd_open(json.loads(record.read_text())["pid"])
+            if kill:
+                _kill(daemon)
+                user.cgroups, user.elsewhere = user.elsewhere, user.cgroups
+                up()
+            else:
+                ok(user.tinyvisor("upgrade", "-p", "mine", timeout=BOUND))
+                os.close(daemon)
+            after = standing()
+            assert (after["pid"], after["state"], after["restarts"]) == (before["pid"], "running", 0)
+        ok(user.tinyvisor("restart", "-p", "mine", timeout=BOUND))
+        ok(user.tinyvisor("wait", "--until", "running", "-p", "mine", timeout=BOUND))
+        after = standing()
+        assert after["pid"] != before["pid"]
+        assert _cgroups(after["pid"]) == cgroups
+        daemon = os.pidfd_open(json.loads(record.read_text())["pid"])
+        _kill(daemon)
+    finally:
+        ended = user.tinyvisor("down", "-p", "mine", timeout=BOUND)
+    assert (ended.returncode, "web " in ended.stdout) == (0, True), ended.stderr
+
+
+def _kill(pidfd: int) -> None:
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    assert waiting.poll(BOUND * 1000)
+    os.close(pidfd)
+
+
+def _cgroups(pid: int) -> str:
+    return Path(f"/proc/{pid}/cgroup").read_text()
+
+
+def test_what_another_user_namespace_has_is_out_of_reach_of_a_program(user: User) -> None:
+    code = """
+import os, tinyvisor, trio
+async def main():
+    async with tinyvisor.open_runtime(name="mine", live=True) as rt, rt.start(["sleep", "99"], name="web") as container:
+        print(container.pid, flush=True)
+        os.kill(os.getpid(), 9)
+trio.run(main)
+"""
+    started = user.tinyvisor("unshare", sys.executable, "-c", code, timeout=BOUND)
+    try:
+        assert int(started.stdout) > 0, started.stderr
+        ended = user.tinyvisor("unshare", sys.executable, "-c", code, timeout=BOUND)
+        assert 'TinyvisorError: the containers of "mine" are in another user namespace: tinyvisor up -d takes' in ended.stderr
+    finally:
+        ok(user.tinyvisor("down", "-p", "mine", timeout=BOUND))
+    assert not Path(f"/proc/{int(started.stdout)}").exists()
+
+
 def test_a_batch(user: User) -> None:
     jobs = [{"id": str(n), "command": ["sh", "-c", f"exit {n % 3}"], "mem_limit": "32m"} for n in range(60)]
     (user.home / "jobs.jsonl").write_text("".join(f"{json.dumps(job)}\n" for job in jobs))
@@ -249,7 +321,7 @@ def test_the_program_that_uses_the_api(user: User) -> None:
     assert str(GROUP) not in ok(user.tinyvisor("run", "--", "cat", "/proc/self/status", timeout=BOUND))
 
 
-MODULES = ["attacks", "faults", "limits seccomp"]
+MODULES = ["attacks", "faults", "limits seccomp", "live"]
 if os.environ.get("TINYVISOR_ROOTLESS_TESTS") == "all":  # they pass, too, and take their time
     MODULES += ["container", "exec pool", "workspace capture", "userns provisions refusals"]
 

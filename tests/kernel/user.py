@@ -26,10 +26,14 @@ class User:
     Attributes:
         home: what it may write to.
         cgroups: that were delegated to it; its programs start in them.
+        elsewhere: others, as of another session of its.
+        run_directory: what is XDG_RUNTIME_DIR to its programs.
     """
 
-    def __init__(self, directory: Path, ids: int, cgroups: list[str]) -> None:
+    def __init__(self, directory: Path, ids: int, cgroups: list[str], elsewhere: list[str]) -> None:
         self.home = directory / "home"
+        self.run_directory = directory / "run"
+        self.elsewhere = elsewhere
         self._directory = directory
         self.cgroups = cgroups
         given = f"tester:{FIRST_ID}:{ids}\n" if ids else ""
@@ -44,7 +48,7 @@ class User:
         """The words that run a program as the user: it can be read, our interpreter and the repository, too."""
         environment = {
             "PATH": f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(self.home), "LANG": "C.UTF-8",
-            "XDG_RUNTIME_DIR": str(self._directory / "run"), "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1",
+            "XDG_RUNTIME_DIR": str(self.run_directory), "PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1",
             **variables,
         }  # fmt: skip
         script = [f"mount --bind {shlex.quote(str(self._directory / Path(file).name))} {file}" for file in _FILES]
@@ -77,18 +81,19 @@ def ordinary_user(directory: Path, *, ids: int = 65536, delegated: bool = False)
     delegated: cgroups are delegated to it, and gone afterwards.
     """
     directory.chmod(0o755)
-    cgroups = [_delegate(hierarchy) for hierarchy in read_layout().hierarchies] if delegated else []
+    hierarchies = read_layout().hierarchies if delegated else ()
+    cgroups, elsewhere = ([_delegate(hierarchy, session) for hierarchy in hierarchies] for session in (1, 2))
     try:
-        yield User(directory, ids, cgroups)
+        yield User(directory, ids, cgroups, elsewhere)
     finally:
-        for cgroup in cgroups:
+        for cgroup in cgroups + elsewhere:
             remove_cgroup(cgroup)
         shutil.rmtree(directory / "home")
 
 
-def _delegate(hierarchy: Hierarchy) -> str:
+def _delegate(hierarchy: Hierarchy, session: int) -> str:
     """Source: cgroups(7), "Delegation"."""
-    cgroup = Path(hierarchy.directory, f"tinyvisor-user-{os.getpid()}")
+    cgroup = Path(hierarchy.directory, f"tinyvisor-user-{os.getpid()}-{session}")
     cgroup.mkdir()
     os.chown(cgroup, UID, GID)
     for name in ("cgroup.procs", "tasks", "cgroup.subtree_control", "cgroup.threads"):

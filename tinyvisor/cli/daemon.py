@@ -149,6 +149,7 @@ def run_daemon(
     import trio
 
     from tinyvisor.cli.failures import ExitCodes, expected, lines
+    from tinyvisor.client import launcher_of
     from tinyvisor.runtime import rootless
 
     word = _Word(word_fd)
@@ -159,7 +160,7 @@ def run_daemon(
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
     try:
-        rootless.enter()
+        rootless.enter(launcher_of(project.name) if live else 0)
         trio.run(_Daemon(project, log_dir, word, reread, paths, outside, live, only).run)
     except Exception as error:
         problems = expected(error)

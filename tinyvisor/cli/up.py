@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--live/--no-live",
     default=None,
-    help="With -d: whether containers outlive the daemon, and the next up -d takes them over. Default: where we are root.",
+    help="With -d: whether containers outlive the daemon, and the next up -d takes them over. Default: yes.",
 )
 @click.option("--daemon-fd", type=int, hidden=True)
 @click.option("--project-fd", type=int, hidden=True)
@@ -132,8 +132,9 @@ def up(
         return load_project(paths, project_name, env_file, profiles)
 
     project = load() if project_fd is None else take_over(project_fd)
-    paths = paths or default_paths()
-    check_services(only, project, paths)
+    if not only_what_is_left:
+        paths = paths or default_paths()
+        check_services(only, project, paths)
     log_dir = _logs_of(project, log_dir)
 
     from tinyvisor.cli.outside import Outside

@@ -160,9 +160,10 @@ def detect(mountinfo: str, self_cgroup: str, v2_controllers: str = "", *, root: 
     )
 
 
-def read_layout() -> Layout:
-    """`detect` for this process."""
-    mountinfo, self_cgroup = Path("/proc/self/mountinfo").read_text(errors="surrogateescape"), _read("/proc/self/cgroup")
+def read_layout(pid: int | None = None) -> Layout:
+    """`detect` for this process, or for another, whose cgroups we are to use."""
+    mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    self_cgroup = _read(f"/proc/{'self' if pid is None else pid}/cgroup")
     root = places.privileged()
     layout = detect(mountinfo, self_cgroup, root=root)
     if layout.unified is None:

@@ -19,7 +19,7 @@ from anyio.abc import TaskStatus
 
 from tinyvisor.errors import ContainerError, HostError, LauncherDied, LaunchError, RunFailed, SpecError
 from tinyvisor.job import Job
-from tinyvisor.places import run_directory
+from tinyvisor.places import privileged, run_directory
 from tinyvisor.runtime import launcher as wire
 from tinyvisor.runtime.adoption import Adoption
 from tinyvisor.runtime.ahead import launch_ahead, open_traced, watch_for
@@ -70,7 +70,8 @@ async def open_runtime(*, name: str | None = None, warm: int | None = None, live
             have nothing of the host's in them (`rootfs`, `volumes`, `files`, a profile of their own), and not in a live runtime;
             it is made beside a run, on another CPU, and ended where no other comes within a second. 0: none.
         live: containers that were `start`ed outlive this process, however it ends, and so they do an exception that leaves the
-            runtime. The next live runtime of that name has them (`Runtime.adoptable`). Root only; needs a `name`.
+            runtime. The next live runtime of that name has them (`Runtime.adoptable`), of an ordinary user's in the same user
+            namespace. Needs a `name`.
 
     Raises:
         HostError: this host can't run containers, with the cure.
@@ -149,11 +150,14 @@ class Runtime:
     def _open(self) -> None:
         if os.geteuid() != 0:
             raise HostError("containers need root, or a user namespace", "start the program by `tinyvisor unshare PROGRAM`")
-        host, stack, locks = self.host, self._stack, run_directory()
-        stack.enter_context(settled(host.layout))
+        stack, locks = self._stack, run_directory()
         with state_in(locks):
             self.live = live = Live(locks, self.name) if self._wants_live else None
         adopting = live is not None and live.adopted
+        if live is not None and adopting and not privileged():  # its cgroups are below those that the supervisor was in
+            self.host = probe(live.launcher)
+        host = self.host
+        stack.enter_context(settled(host.layout))
         self._detached = adopting  # a failure to take them over leaves them as they are
         with state_in(locks):
             fd = live.take(Kind.LOCK) if live is not None else -1
@@ -181,7 +185,7 @@ class Runtime:
             world.launcher = self._launcher = LauncherProcess(launches.heard, nested=host.nested)
             return
         with state_in(locks):
-            keeper = live.keeper if adopting else live.start(self._lock.fd, self._leases.fd)
+            keeper = live.keeper if adopting else live.start(self._lock.fd, self._leases.fd, nested=host.nested)
         assert keeper is not None
         world.launcher = self._launcher = KeptLauncher(keeper, launches.heard)
         if adopting:

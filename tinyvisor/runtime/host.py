@@ -104,10 +104,14 @@ class Check:
     cure: str = ""
 
 
-def probe() -> Host:
-    """Looks at the host: a handful of small kernel files, about a millisecond."""
+def probe(pid: int | None = None) -> Host:
+    """Looks at the host: a handful of small kernel files, about a millisecond.
+
+    Args:
+        pid: as in `read_layout`.
+    """
     system = os.uname()
-    layout = read_layout()
+    layout = read_layout(pid)
     inside = read_mapped()
     return Host(
         kernel=kernel_version(system.release),

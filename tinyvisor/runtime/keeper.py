@@ -68,8 +68,8 @@ class Keeper:
             raise
 
     @classmethod
-    def start(cls, path: Path) -> Keeper:
-        """A new one, which listens at `path`, and its launcher. Hold the project's lock.
+    def start(cls, path: Path, *, nested: bool = False) -> Keeper:
+        """A new one, which listens at `path`, and its launcher (see `LauncherProcess`). Hold the project's lock.
 
         Raises:
             HostError: it could not be started.
@@ -82,7 +82,13 @@ class Keeper:
             program = wire.sealed_copy(wire.launcher_path())
             stack.callback(os.close, program)
             process = subprocess.Popen(
-                ["tinyvisor-launcher", "keep", str(theirs.fileno()), str(os.getpid()), wire.TITLE_ROOM],
+                [
+                    "tinyvisor-launcher",
+                    "keep-nested" if nested else "keep",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    wire.TITLE_ROOM,
+                ],
                 executable=f"/proc/self/fd/{program}",
                 stdin=listener.fileno(),
                 stdout=subprocess.DEVNULL,

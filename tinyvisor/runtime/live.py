@@ -55,7 +55,7 @@ class Live:
 
     def __init__(self, directory: Path, project: str) -> None:
         if not places.can_live():
-            raise HostError("containers can outlive their supervisor only where that is root on the host", "use --no-live")
+            raise HostError("in a user namespace of others' making containers can't outlive their supervisor", "use --no-live")
         self._path = keeper_path(directory, project)
         self._records_path = records_path(directory, project)
         self.records: Records
@@ -66,8 +66,26 @@ class Live:
                 self._end_unfinished(self.keeper)
                 self.keeper = None
         self.adopted: bool = self.keeper is not None
+        if self.keeper is not None and not self._is_in_reach():
+            self.keeper.close()
+            raise TinyvisorError(f'the containers of "{project}" are in another user namespace: tinyvisor up -d takes them over')
         self.writes_starts = True
         self._held: dict[int, int] = {}
+
+    @property
+    def launcher(self) -> int:
+        """Its pid, of what is taken over."""
+        found = self.records.get(RUNTIME, "launcher")
+        assert found is not None
+        return int(found["pid"])
+
+    def _is_in_reach(self) -> bool:
+        """An ordinary user's, that is to be in the same user namespace."""
+        try:
+            theirs, ours = (os.stat(f"/proc/{it}/ns/user") for it in (self.launcher, "self"))
+        except OSError:  # also EACCES, from outside
+            return False
+        return places.owner() is None or theirs.st_ino == ours.st_ino
 
     def _is_unfinished(self, keeper: Keeper) -> bool:
         """Whether its supervisor was killed before it had made ready, so that nothing was launched."""
@@ -92,11 +110,11 @@ class Live:
         finally:
             os.close(ended)
 
-    def start(self, lock: int, leases: int) -> Keeper:
+    def start(self, lock: int, leases: int, *, nested: bool) -> Keeper:
         """A new keeper. `lock`: the project's, which we hold."""
         self.records = Records(self._records_path)
         self.records.clear()
-        self.keeper = Keeper.start(self._path)
+        self.keeper = Keeper.start(self._path, nested=nested)
         self.keeper.put(PROJECT, {Kind.LOCK: lock, Kind.LEASES: leases})
         return self.keeper
 

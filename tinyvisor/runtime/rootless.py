@@ -20,16 +20,19 @@ from typing import Final
 from tinyvisor import places
 from tinyvisor.errors import HostError
 from tinyvisor.runtime.idmap import IdMap, map_text, user_map
-from tinyvisor.runtime.syscalls import unshare
+from tinyvisor.runtime.syscalls import setns, unshare
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 _APPARMOR: Final = "kernel.apparmor_restrict_unprivileged_userns"
 _HELPERS: Final = (("newuidmap", "uids"), ("newgidmap", "gids"))
 
 
-def enter() -> None:
+def enter(left: int = 0) -> None:
     """Makes this process root of a user namespace, and of a mount namespace; nothing, where it is root already. Blocking; some
     milliseconds. Child processes are told by the environment (`places.VARIABLE`).
+
+    Args:
+        left: a process of this user's, of a supervisor that is no more, whose user namespace it is to be.
 
     Raises:
         HostError: this host does not let us, or /etc/subuid makes no sense, with the cure. Where the namespace was made already,
@@ -40,7 +43,30 @@ def enter() -> None:
     if threading.active_count() > 1:  # unshare(2) EINVAL
         raise HostError("a program with threads can't enter a user namespace", "start it by `tinyvisor unshare PROGRAM`")
     uid, gid = os.geteuid(), os.getegid()
-    map_ = _own_map(uid, gid)
+    if left:
+        _join(left)
+    else:
+        _make(_own_map(uid, gid))
+    os.environ[places.VARIABLE] = f"{uid}:{gid}"
+    _check_rights()
+
+
+def _join(pid: int) -> None:
+    """Whose namespace it is has all rights in there: user_namespaces(7)."""
+    try:
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(fd, CLONE_NEWUSER)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise HostError(
+            f"the user namespace of the containers that are left can't be entered ({exc.strerror})",
+            "kill the project's tinyvisor-keeper, which kills them",
+        ) from None
+
+
+def _make(map_: IdMap) -> None:
     helper = None if len(map_.uids) == 1 else _Helper(map_)
     try:
         _unshare()
@@ -51,8 +77,6 @@ def enter() -> None:
     finally:
         if helper is not None:
             helper.close()
-    os.environ[places.VARIABLE] = f"{uid}:{gid}"
-    _check_rights()
 
 
 def _own_map(uid: int, gid: int) -> IdMap:

@@ -195,6 +195,12 @@ def unshare(flags: int) -> None:
         raise _failed()
 
 
+def setns(fd: int, kind: int) -> None:
+    """setns(2), Linux 3.0; `os.setns` is Python 3.12's."""
+    if _libc.setns(ctypes.c_int(fd), ctypes.c_int(kind)) < 0:
+        raise _failed()
+
+
 def birth_time(fd: int) -> int:
     """When a file was made, in nanoseconds since the epoch; 0 where its file system, or the libc, does not tell. statx(2)."""
     found = ctypes.create_string_buffer(256)

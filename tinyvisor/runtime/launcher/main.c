@@ -683,7 +683,7 @@ int main(int argc, char **argv)
 		return check(atoi(argv[2]));
 	if ((!strcmp(argv[1], "serve") || !strcmp(argv[1], "serve-nested")) && (argc == 4 || argc == 5))
 		return serve_main(argv, argc == 5, argv[1][5], false);
-	if (!strcmp(argv[1], "keep") && argc == 5)
-		return serve_main(argv, true, false, true);
+	if ((!strcmp(argv[1], "keep") || !strcmp(argv[1], "keep-nested")) && argc == 5)
+		return serve_main(argv, true, argv[1][4], true);
 	return usage();
 }
