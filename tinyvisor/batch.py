@@ -88,7 +88,7 @@ class Batch:
     ) -> None:
         self.tally: Tally = Tally()
         self.running: dict[int, NumberedJob] = {}
-        self.failed_fast = False
+        self.failed_fast: bool = False
         self._runtime, self._jobs, self._policy = runtime, jobs, policy
         self._journal, self._outputs, self._on_finished = journal, outputs, on_finished
         self._scope = anyio.CancelScope()

@@ -185,7 +185,7 @@ class Feed:
         self._listeners: dict[_Listener, None] = {}
         self._followers: dict[trio.Event, frozenset[str]] = {}
         self._latest: deque[tuple[str, Event]] = deque(maxlen=MAX_QUEUED)
-        self.closed = False
+        self.closed: bool = False
 
     def event(self, event: Event) -> None:
         time = _now()

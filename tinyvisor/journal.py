@@ -82,7 +82,7 @@ class Journal:
         except OSError as error:
             raise TinyvisorError(f"{path} can't be opened for results: {error.strerror}") from None
         try:
-            self.regular = stat.S_ISREG(os.fstat(self._fd).st_mode) and path != STDOUT
+            self.regular: bool = stat.S_ISREG(os.fstat(self._fd).st_mode) and path != STDOUT
             if self.regular:
                 self._lock()
                 self._take_over(resume)

@@ -72,7 +72,7 @@ class Listener:
             watchdog: seconds within which it must say that it lives; None: it need not.
             waits_for_ready: that begins once it is ready, by a message.
         """
-        self.status = ""
+        self.status: str = ""
         self._told = told
         self._period = watchdog
         self._waits_for_ready = waits_for_ready

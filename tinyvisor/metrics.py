@@ -62,7 +62,7 @@ class Tally:
     """What has happened so far. `event` gets every event of a supervisor."""
 
     def __init__(self) -> None:
-        self.launches = Histogram()
+        self.launches: Histogram = Histogram()
         self.exits: Counter[tuple[str, str]] = Counter()
         self.oom_kills: Counter[str] = Counter()
         self.held_up: Counter[str] = Counter()

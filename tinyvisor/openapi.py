@@ -25,15 +25,15 @@ def _told(title: str, base: type[Any], /, **more: Any) -> type[Any]:
     return make_dataclass(title, [(key, types[key]) for key in dict.fromkeys([*(it.name for it in fields(base)), *more])])
 
 
-ProbeTold = _told("Probe", Probe, output=str)
-Instance = _told("Instance", ServiceSummary, pid=int | None)
-Inspection = _told(
+ProbeTold: type[Any] = _told("Probe", Probe, output=str)
+Instance: type[Any] = _told("Instance", ServiceSummary, pid=int | None)
+Inspection: type[Any] = _told(
     "Inspection", Instance,
     started_at=str | None, next_at=str | None, probes=list[ProbeTold], processes=list[str], config=dict[str, Any] | None,  # type: ignore[valid-type]
 )  # fmt: skip
-StatsTold = _told("Stats", Stats, name=str)
-Result = _told("Result", CommandResult, text=str)
-Lost = make_dataclass("Lost", [("time", str), ("event", Literal["lost"]), ("events", int)])
+StatsTold: type[Any] = _told("Stats", Stats, name=str)
+Result: type[Any] = _told("Result", CommandResult, text=str)
+Lost: type = make_dataclass("Lost", [("time", str), ("event", Literal["lost"]), ("events", int)])
 EVENTS: Final = (
     *(_told(kind.__name__, kind, time=str, event=Literal[kind.__name__]) for kind in get_args(Event)),
     Lost,

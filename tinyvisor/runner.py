@@ -335,16 +335,16 @@ class Runner:
     )  # fmt: skip
 
     def __init__(self, group: str, service: Service, around: Surroundings) -> None:
-        self.name = service.name
-        self.group = group
-        self.service = service
-        self.state = NEW
-        self.health = health.UNKNOWN
-        self.has_begun = False
-        self.busy = False
-        self.leaving = False
+        self.name: str = service.name
+        self.group: str = group
+        self.service: Service = service
+        self.state: State = NEW
+        self.health: Health = health.UNKNOWN
+        self.has_begun: bool = False
+        self.busy: bool = False
+        self.leaving: bool = False
         self.needs: tuple[Need, ...] = ()
-        self.generation = 0
+        self.generation: int = 0
         self.probes: tuple[Probe, ...] = ()
         self.grace: float | None = None
         self._stop_wanted = False

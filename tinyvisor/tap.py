@@ -25,7 +25,7 @@ class Tap:
 
     def __init__(self) -> None:
         self.exit: Exit | None = None
-        self.overflowed = False
+        self.overflowed: bool = False
         self._gathered = bytearray()
         self._news = trio.Event()
 

@@ -65,7 +65,7 @@ class Turn:
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self.until = 0.0
+        self.until: float = 0.0
 
     async def __aenter__(self) -> Turn:
         await self._turns.take(self)

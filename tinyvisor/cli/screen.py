@@ -61,7 +61,7 @@ class Daemon:
     """A project's daemon."""
 
     def __init__(self, client: Client) -> None:
-        self.name = client.project
+        self.name: str = client.project
         self._client = client
 
     def look(self) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
@@ -104,7 +104,7 @@ class Screen(App[None]):
         self._news = threading.Lock()  # the threads write to the board, the timer reads it
         self._shown: tuple[str, int] = ("", 0)
         self._gone = threading.Event()
-        self.sub_title = source.name
+        self.sub_title: str = source.name
 
     def compose(self) -> ComposeResult:
         yield Header()

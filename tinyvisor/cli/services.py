@@ -7,9 +7,9 @@ import json
 import select
 import socket
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 
@@ -23,29 +23,32 @@ from tinyvisor.units import parse_duration
 
 STATES = ("scheduled", "waiting", "starting", "running", "backoff", "stopping", "exited", "failed", "stopped")
 """`policy.Phase`, whose import takes longer than the answer."""
+Option: TypeAlias = "Callable[[Any], Any]"
+"""What a command is given an option or an argument by."""
+
 UNPROCESSABLE = 422
 UNUSABLE = 2
 """What a daemon says that has not started."""
 HOLDING_PATIENCE = 1.0
 """Seconds that a stop may take before it is said what it waits for."""
 
-project_option = click.option(
+project_option: Option = click.option(
     "-p",
     "--project-name",
     metavar="NAME",
     shell_complete=complete_project,
     help="Default: the one that runs from this directory.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
-services_argument = click.argument("services", metavar="[SERVICE]...", nargs=-1, shell_complete=complete_service)
-grace_option = click.option(
+json_option: Option = click.option("--json", "as_json", is_flag=True, help="JSON for programs.")
+services_argument: Option = click.argument("services", metavar="[SERVICE]...", nargs=-1, shell_complete=complete_service)
+grace_option: Option = click.option(
     "-t",
     "--timeout",
     "grace",
     type=Parsed("duration", parse_duration),
     help="Kill what is not down after so long (10, 1m30s). Default: each service's stop_grace_period.",
 )
-service_argument = click.argument("service", shell_complete=complete_service)
+service_argument: Option = click.argument("service", shell_complete=complete_service)
 
 
 def client_for(project_name: str | None) -> Client:

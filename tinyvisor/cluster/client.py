@@ -94,7 +94,9 @@ class Cluster:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.client = client
-        self.slots, self.memory_budget, self.say = slots, memory_budget, say
+        self.slots: str | None = slots
+        self.memory_budget: int | None = memory_budget
+        self.say: Callable[[str], None] = say
         self._batch: _Batch | None = None
 
     @property

@@ -200,7 +200,7 @@ class Sent:
     """
 
     def __init__(self) -> None:
-        self.needed = 0
+        self.needed: int = 0
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._users: dict[str, int] = {}
         self._of: dict[int, tuple[str, ...]] = {}

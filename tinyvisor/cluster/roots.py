@@ -50,7 +50,9 @@ class Roots:
     """
 
     def __init__(self, directory: Path, ids: IdMap | None = None, *, limit: int = LIMIT) -> None:
-        self.directory, self.ids, self._limit = directory, ids, limit
+        self.directory: Path = directory
+        self.ids: IdMap | None = ids
+        self._limit = limit
 
     def use(self, digest: str) -> Root | None:
         """A root that is there, which stays for as long as it is in use; None where it is not."""
@@ -162,7 +164,8 @@ class Root:
     """A root in use."""
 
     def __init__(self, path: Path, fd: int) -> None:
-        self.path, self._fd = path, fd
+        self.path: Path = path
+        self._fd = fd
 
     def close(self) -> None:
         """No container has it any more."""
@@ -177,7 +180,8 @@ class Reception:
     """
 
     def __init__(self, roots: Roots, digest: str, lock: Path, fd: int) -> None:
-        self.digest, self.problem = digest, ""
+        self.digest: str = digest
+        self.problem: str = ""
         self._roots, self._lock, self._fd = roots, lock, fd
         self._hash, self._size = hashlib.sha256(), 0
         self._part = roots.directory / f"{digest}.part"

@@ -285,7 +285,7 @@ class _Process:
 
     def __init__(self, plugin: NodePlugin) -> None:
         self._plugin = plugin
-        self.gone = False
+        self.gone: bool = False
         self._sending = threading.Lock()
         ours, theirs = socket.socketpair()
         self._socket = ours
@@ -303,7 +303,7 @@ class _Process:
         finally:
             theirs.close()
         self._reader = ours.makefile("rb", buffering=1 << 20)
-        self.refusal = self._first_word()
+        self.refusal: str = self._first_word()
         if self.refusal:
             self.close()
         else:

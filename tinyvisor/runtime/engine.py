@@ -132,7 +132,7 @@ class Runtime:
 
     def __init__(self, name: str, host: Host, live: bool = False) -> None:
         self.name = name
-        self.host = host
+        self.host: Host = host
         self.live: Live | None = None
         self._wants_live = live
         self._adoption = Adoption()

@@ -101,7 +101,7 @@ class Launches:
         self.trees = trees
         self.userns = userns
         self.shapes = shapes
-        self.workspaces = Workspaces(world)
+        self.workspaces: Workspaces = Workspaces(world)
         self.containers: dict[int, Container] = {}
         self.names: dict[str, Container] = {}
         self._cleaned_up_later: dict[int, Container] = {}

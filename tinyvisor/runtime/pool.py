@@ -59,7 +59,7 @@ class Pool:
         """`demand`: says what is to be made; None: what is taken is replaced when it has ended."""
         self.size = size
         self.error: Exception | None = None
-        self.over = False
+        self.over: bool = False
         self._demand = demand
         self._ended = anyio.Event()
         self._make = make

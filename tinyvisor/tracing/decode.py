@@ -56,15 +56,15 @@ class Call:
             x86: structures are laid out as there, or else as on arm64.
         """
         kinds = _COMPILED.get(name, _UNKNOWN)
-        self.name = name
-        self.raw = registers[: len(kinds)]
+        self.name: str = name
+        self.raw: tuple[int, ...] = registers[: len(kinds)]
         self.paths: list[tuple[int | None, bytes]] = []
-        self.address = ""
-        self.unread = False
-        self.limit = limit
-        self.x86 = x86
-        self.result = 0
-        self.index = 0
+        self.address: str = ""
+        self.unread: bool = False
+        self.limit: int = limit
+        self.x86: bool = x86
+        self.result: int = 0
+        self.index: int = 0
         self._memory = memory
         self._kinds = kinds
         self._texts: list[str] = []

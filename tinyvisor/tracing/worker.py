@@ -188,16 +188,19 @@ class Thread:
     )  # fmt: skip
 
     def __init__(self, tid: int, launching: bool = False, *, named: bool = True) -> None:
-        self.tid = tid
+        self.tid: int = tid
+        self.inner_pid: int
+        self.inner_tid: int
         self.inner_pid, self.inner_tid = _inner_numbers(tid) if named else (0, 0)
-        self.memory = ThreadMemory(tid)
+        self.memory: ThreadMemory = ThreadMemory(tid)
         self.call: Call | None = None
-        self.denied = False
+        self.denied: bool = False
         self.tally: Tally | None = None
         self.resumed: int | None = None
         self.paths: tuple[str, ...] = ()
-        self.entered = self.started = 0.0
-        self.launching = launching
+        self.entered: float = 0.0
+        self.started: float = 0.0
+        self.launching: bool = launching
 
 
 def _inner_numbers(tid: int) -> tuple[int, int]:
@@ -221,7 +224,7 @@ class Output:
         self._lines: list[str] = []
         self._size = 0
         self._ticking = False
-        self.due = False
+        self.due: bool = False
 
     def write(self, line: str) -> None:
         self._lines.append(line)
