@@ -427,7 +427,9 @@ def _split_volume(text: str) -> dict[str, str]:
 
 class _Model(BaseModel):
     # Deferred: of each model that others have in them, the validator is only made as a part of theirs.
-    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, json_schema_extra={"patternProperties": {"^x-": {}}})
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        defer_build=True, extra="forbid", frozen=True, json_schema_extra={"patternProperties": {"^x-": {}}}
+    )
     elsewhere: ClassVar[Mapping[str, str]] = {}
     """Keys that this model lacks and others have, and what to do instead."""
 

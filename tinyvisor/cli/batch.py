@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from tinyvisor.cli.parsed import Parsed
+from tinyvisor.cli.parsed import Option, Parsed
 from tinyvisor.cli.run import CONTAINER, DURATION, FILE, SIZE, container_fields, with_options
 from tinyvisor.errors import ConfigError, TinyvisorError
 from tinyvisor.spec import Spec
@@ -64,7 +64,7 @@ def cpus() -> int:
 
 TLS = ("tls_ca_file", "tls_cert", "tls_key")
 
-OPTIONS = (
+OPTIONS: tuple[Option, ...] = (
     click.option("--each", metavar="COMMAND", help="Run COMMAND for every argument, {} being the argument."),
     click.option("--jobs", "-j", type=Parsed("n|n%", check_concurrency), help="At once (per node). Default: one per CPU."),
     click.option("--memory-budget", type=SIZE, help="The memory limits of running jobs together stay below (per node)."),

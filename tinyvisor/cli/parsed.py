@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     _ParamType = click.ParamType[Any, str]
 else:
     _ParamType = click.ParamType  # generic from 8.4 on only
+
+
+Option: TypeAlias = "Callable[[Any], Any]"
+"""What a command is given an option or an argument by."""
 
 
 class Parsed(_ParamType):

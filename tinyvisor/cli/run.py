@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from tinyvisor.cli.failures import ExitCodes
-from tinyvisor.cli.parsed import Parsed
+from tinyvisor.cli.parsed import Option, Parsed
 from tinyvisor.cli.project import read_variables
 from tinyvisor.cli.values import environment, parse_namespaces, parse_storage
 from tinyvisor.errors import SpecError
@@ -151,7 +151,7 @@ def container_options(*env: str) -> tuple[Callable[[_F], _F], ...]:
     return (*_ROOT, variable, *_RIGHTS)
 
 
-CONTAINER = container_options("--env", "-e")
+CONTAINER: tuple[Option, ...] = container_options("--env", "-e")
 """What the container is; `batch` has these, too."""
 
 RUNNING = (
@@ -165,7 +165,7 @@ RUNNING = (
 )
 """How it is run in the foreground."""
 
-OPTIONS = (*RUNNING[:1], *CONTAINER, *RUNNING[1:])
+OPTIONS: tuple[Option, ...] = (*RUNNING[:1], *CONTAINER, *RUNNING[1:])
 
 
 def with_options(options: Sequence[Callable[[_F], _F]]) -> Callable[[_F], _F]:

@@ -7,15 +7,15 @@ import json
 import select
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import click
 
 from tinyvisor.cli.completion import complete_count, complete_project, complete_service, complete_signal
 from tinyvisor.cli.failures import ExitCodes
-from tinyvisor.cli.parsed import Parsed, SignalCommand
+from tinyvisor.cli.parsed import Option, Parsed, SignalCommand
 from tinyvisor.cli.summary import format_plain, ps_rows, summary_rows
 from tinyvisor.client import Client, Refusal, abandoned, find_project, is_abandoned, known_projects, log_directory_of
 from tinyvisor.errors import TinyvisorError
@@ -23,9 +23,6 @@ from tinyvisor.units import parse_duration
 
 STATES = ("scheduled", "waiting", "starting", "running", "backoff", "stopping", "exited", "failed", "stopped")
 """`policy.Phase`, whose import takes longer than the answer."""
-Option: TypeAlias = "Callable[[Any], Any]"
-"""What a command is given an option or an argument by."""
-
 UNPROCESSABLE = 422
 UNUSABLE = 2
 """What a daemon says that has not started."""
