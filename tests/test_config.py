@@ -1020,7 +1020,8 @@ def projects(draw: st.DrawFn) -> Project:
         of_root = values.get("root_capabilities", frozenset()) - values.get("capabilities", frozenset())
         if values.get("network_mode") == "host":
             values.pop("capabilities", None)  # those of a network are refused there
-            of_root -= {"NET_BIND_SERVICE"}
+        if values.get("network_mode") == "host" or "net" not in values.get("namespaces", {"net"}):
+            of_root -= {"NET_BIND_SERVICE"}  # of no use there
         own_ids = "user" in values.get("namespaces", {"user"}) and values.get("userns_mode") != "host"
         values["root_capabilities"] = of_root if own_ids else frozenset()
         services[name] = Service(
