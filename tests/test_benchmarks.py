@@ -15,8 +15,8 @@ from tests.benchmarks.__main__ import compare, process_ratio
 from tests.benchmarks.cluster import Run, saturation, summarize
 from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, _in_turns
 from tests.benchmarks.counts import Activity, parse_cgroups, parse_descendants, parse_field, parse_objects
-from tests.benchmarks.ranges import entries
 from tests.benchmarks.scale import QUICK, Sizes, add_options, chosen_sizes, edge_rates, growth, json_line
+from tests.benchmarks.usual import entries
 from tinyvisor.runtime.idmap import IDS, MAX_ID, find_ranges
 
 STATUS = "Name:\tinit\nVmHWM:\t     900 kB\nVmRSS:\t     268 kB\nvoluntary_ctxt_switches:\t17\nnonvoluntary_ctxt_switches:\t3\n"

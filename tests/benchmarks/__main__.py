@@ -23,10 +23,10 @@ from tests.benchmarks.cluster import measure_cluster
 from tests.benchmarks.contenders import RUN_PROCESS, Contender, Sample, open_contenders
 from tests.benchmarks.floor import EVERYTHING, PARTS, Floor, open_floor
 from tests.benchmarks.memory import idle_memory
-from tests.benchmarks.ranges import have_ranges
 from tests.benchmarks.scale import FDS, add_options, chosen_sizes, measure_scale
 from tests.benchmarks.supervision import measure_supervision
 from tests.benchmarks.tracing import measure_tracing
+from tests.benchmarks.usual import have_a_usual_host, have_ranges
 
 AT_ONCE = (1, 16)
 SETTLE = 0.2  # seconds: the kernel takes network namespaces down in the background, on the next one's account
@@ -227,6 +227,7 @@ def main() -> int:
             found["cluster"] = trio.run(measure_cluster, options.count, options.rounds, Path(scratch))
         return _write(options.json, found)
     if options.supervision:
+        have_a_usual_host()
         with tempfile.TemporaryDirectory(prefix="tinyvisor-benchmarks-") as scratch:
             found["supervision"] = trio.run(measure_supervision, options.services, Path(scratch))
         return _write(options.json, found)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +44,8 @@ def in_background(scratch: Path, services: dict[str, Found]) -> Iterator[tuple[s
     finally:
         if (run_directory() / f"{name}.json").exists():
             tinyvisor("down", "-p", name)
-        shutil.rmtree(scratch / "logs")
+        # Not removed: ext4 makes no file for some time where one has just been, and looks for long for another place.
+        (scratch / "logs").rename(tempfile.mkdtemp(dir=scratch))
 
 
 @contextlib.contextmanager

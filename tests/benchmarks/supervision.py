@@ -30,6 +30,7 @@ from tinyvisor.places import run_directory
 
 Found = dict[str, Any]
 
+ROUNDS = 3
 WINDOW = 5.0  # seconds of idleness that are looked at
 ASKED = 5  # times that `ps` is timed
 BACKOFF = 0.05  # seconds
@@ -71,15 +72,20 @@ async def measure_services(count: int, scratch: Path) -> Found:
     """`count` services that sleep.
 
     Returns:
-        seconds: ``bare`` (as many containers by the API alone, `memory.AT_ONCE` at a time), ``up``, ``down``, ``ps`` of all,
-        ``ps_of_one``; bytes: ``memory`` of the supervisor, ``memory_of_one`` with one service; ``idle``: the share of one CPU
-        that the supervisor takes when nothing happens.
+        medians of `ROUNDS`; ``up_to_bare``: of the rounds' ratios. Seconds: ``bare`` (as many containers by the API alone,
+        `memory.AT_ONCE` at a time), ``up``, ``down``, ``ps`` of all, ``ps_of_one``; bytes: ``memory`` of the supervisor,
+        ``memory_of_one`` with one service; ``idle``: the share of one CPU that the supervisor takes when nothing happens.
     """
-    async with open_idle(count) as idle:
-        bare = idle.started[-1] - idle.begin
-    one = _ps_and_memory(scratch, 1)
-    many = _ps_and_memory(scratch, count)
-    return {"count": count, "bare": bare} | many | {"ps_of_one": one["ps"], "memory_of_one": one["memory"]}
+    one, bare, many = _ps_and_memory(scratch, 1), [], []
+    for _ in range(ROUNDS):
+        async with open_idle(count) as idle:
+            bare.append(idle.started[-1] - idle.begin)
+        many.append(_ps_and_memory(scratch, count))
+    medians = {key: statistics.median(round_[key] for round_ in many) for key in many[0]}
+    return {
+        "count": count, "bare": statistics.median(bare), **medians, "ps_of_one": one["ps"], "memory_of_one": one["memory"],
+        "up_to_bare": statistics.median(round_["up"] / alone for round_, alone in zip(many, bare, strict=True)),
+    }  # fmt: skip
 
 
 def _ps_and_memory(scratch: Path, count: int) -> Found:
@@ -102,7 +108,7 @@ def print_services(found: Found) -> None:
     each = (found["memory"] - found["memory_of_one"]) / found["count"]
     print(f"\n{found['count']} services")
     for what, value, remark in (
-        ("up -d, s", f"{found['up']:.2f}", f"{found['up'] / found['bare']:.2f} x the containers alone ({found['bare']:.2f})"),
+        ("up -d, s", f"{found['up']:.2f}", f"{found['up_to_bare']:.2f} x the containers alone ({found['bare']:.2f})"),
         ("memory, MB", f"{found['memory'] / 1e6:.1f}", f"{each / 1e3:.1f} KB each"),
         ("idle, of one CPU", f"{found['idle']:.2%}", ""),
         ("ps, s", f"{found['ps']:.3f}", f"{found['ps'] / found['ps_of_one']:.2f} x that of one service"),
