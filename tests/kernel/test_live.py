@@ -483,6 +483,7 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
     container = os.pidfd_open(before["count"]["pid"])
     ended = tinyvisor("down", "-t", "0", "-p", directory.name, cwd=directory.path / "logs")
     assert (ended.returncode, "count " in ended.stdout, "dies " in ended.stdout) == (0, True, True), ended
+    assert "failed" not in ended.stderr
     _wait_ended(container)
     records = (directory.path / "logs" / "count.log").read_bytes().splitlines()
     assert [record.split(b" ", 3)[2:] for record in records] == [

@@ -80,7 +80,7 @@ def start_daemon(
     finally:
         for fd in (writing, log, *given):
             os.close(fd)
-    code, pid = wait_for_word(reading, log_dir)
+    code, pid = wait_for_word(reading, log_dir, quiet=quiet)
     if code != 2 and not quiet:
         print(f'"{name}" runs in the background (pid {pid}); its logs are in {log_dir}')
     return code
@@ -116,16 +116,19 @@ def take_over(fd: int) -> Project:
     return project
 
 
-def wait_for_word(fd: int, log_dir: Path) -> tuple[int, int]:
-    """The outcome of a daemon's start, as `start_daemon` returns it, and its pid; what there is to say about it is printed."""
+def wait_for_word(fd: int, log_dir: Path, *, quiet: bool = False) -> tuple[int, int]:
+    """The outcome of a daemon's start, as `start_daemon` returns it, and its pid. What there is to say about it is printed; `quiet`:
+    only where nothing was started.
+    """
     with open(fd, "rb") as pipe:
         word = pipe.read()
     if not word:
         raise TinyvisorError(f"the daemon ended before it had started; {log_dir / LOG} may say why")
     told = json.loads(word)
-    for line in told["lines"]:
+    code = int(told["code"])
+    for line in told["lines"] if code == 2 or not quiet else ():
         print(line, file=sys.stderr)
-    return int(told["code"]), int(told["pid"])
+    return code, int(told["pid"])
 
 
 def run_daemon(
