@@ -117,8 +117,8 @@ def take_over(fd: int) -> Project:
 
 
 def wait_for_word(fd: int, log_dir: Path, *, quiet: bool = False) -> tuple[int, int]:
-    """The outcome of a daemon's start, as `start_daemon` returns it, and its pid. What there is to say about it is printed; `quiet`:
-    only where nothing was started.
+    """The outcome of a daemon's start, as `start_daemon` returns it, and its pid. What there is to say about it is printed,
+    where `quiet` only of a start that failed.
     """
     with open(fd, "rb") as pipe:
         word = pipe.read()
