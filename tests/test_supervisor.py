@@ -457,8 +457,9 @@ async def test_each_has_its_own_grace_and_what_outlives_it_is_named() -> None:
     assert b.events[-3:] == [ServiceExited("a", b.of(ServiceExited)[-1].exit), held_up, ServiceStopped("a")]
 
 
-async def test_a_stop_before_the_start_starts_nothing() -> None:
-    b = bench(service("a"), service("b", depends_on=["a"]))
+@pytest.mark.parametrize("only", [(), ("b",)])
+async def test_a_stop_before_the_start_starts_nothing(only: tuple[str, ...]) -> None:
+    b = bench(service("a"), service("b", depends_on=["a"]), only=only)
     b.supervisor.request_stop()
     summaries = await b.run()
     assert {summary.state for summary in summaries.values()} == {"stopped"}

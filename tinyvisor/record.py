@@ -1,4 +1,4 @@
-"""`record`: a frozen dataclass with slots, made in a twentieth of the time.
+"""`record`: a frozen dataclass with slots, made in a fraction of the time.
 
 `dataclasses` compiles six functions for each class. Of modules with dozens of small classes that is most of what their import
 takes, and of a command's start a noticeable part. Here all share functions that look at the fields; to make an instance takes

@@ -215,7 +215,8 @@ class Supervisor:
 
     def _begin(self) -> None:
         """Those that are wanted are started, the others noted as stopped."""
-        wanted = set(self._with_dependencies(self._select(self._only)))
+        chosen = self._only and not self._stopping
+        wanted = set(self._with_dependencies(self._select(self._only)) if chosen else self._runners.values())
         for runner in list(self._runners.values()):
             if runner in wanted:
                 runner.feed(Resumed() if runner.name in self._stopped_before else StartRequested())
