@@ -128,7 +128,8 @@ class Supervisor:
         jitter: gives random numbers in 0..1.
         wall: seconds since the epoch, for schedules.
         live: containers outlive us, and `run` goes on from where the supervisor before us has left them; what of the project
-            has changed since is then done as by `reload`; where that has no services at all, what was left stays as it is.
+            has changed since is then done as by `reload`.
+        as_left: it is not, until somebody says `reload`.
 
     Raises:
         SpecError: a name that is no service, or a cycle.
@@ -151,6 +152,7 @@ class Supervisor:
         jitter: Callable[[], float] = random.random,
         wall: Callable[[], float] = time.time,
         live: Live | None = None,
+        as_left: bool = False,
     ) -> None:
         if exit_code_from is not None and exit_code_from not in project.services:
             raise SpecError("exit_code_from", f'there is no service "{exit_code_from}"')
@@ -160,6 +162,7 @@ class Supervisor:
         self._linger = linger
         self._stopped_before = frozenset(stopped)
         self._only = tuple(only)
+        self._as_left = as_left
         self._turns = Turns(max_launches)
         self._around = Surroundings(
             runtime=runtime,
@@ -255,12 +258,12 @@ class Supervisor:
                 self._counts[name] = count
         for name, standing in standings.items():
             self._runners[name].take_up(standing)
-        if self._services:
-            self._become(self._services, self._counts)
-        else:
+        if self._as_left:
             self._link()
             for runner in list(self._runners.values()):
                 self._changed(runner)
+        else:
+            self._become(self._services, self._counts)
 
     def _note(self) -> None:
         """For the next supervisor: how many instances somebody wanted of what."""

@@ -141,13 +141,14 @@ def run_daemon(
     outside: Outside,
     live: bool = False,
     only: Sequence[str] = (),
+    as_left: bool = False,
 ) -> int:
     """Runs `project` until somebody ends it: the daemon's whole life.
 
     Args:
         word_fd: where the outcome of the start goes; closed then.
         live: the containers outlive the daemon, and those of the one before it are taken over.
-        only: as `Supervisor` has it.
+        only, as_left: as `Supervisor` has them.
     """
     import trio
 
@@ -164,7 +165,7 @@ def run_daemon(
     gc.set_threshold(GC_THRESHOLD)
     try:
         rootless.enter(launcher_of(project.name) if live else 0)
-        trio.run(_Daemon(project, log_dir, word, reread, paths, outside, live, only).run)
+        trio.run(_Daemon(project, log_dir, word, reread, paths, outside, live, only, as_left).run)
     except Exception as error:
         problems = expected(error)
         word.say(2, lines(problems, ExitCodes()) if problems else [f"tinyvisor: a bug; {log_dir / LOG} has the traceback"])
@@ -211,6 +212,7 @@ class _Daemon:
         outside: Outside,
         live: bool,
         only: Sequence[str],
+        as_left: bool,
     ) -> None:
         from tinyvisor.runtime.logfile import LogFile
 
@@ -223,6 +225,7 @@ class _Daemon:
         self._exits: dict[str, Any] = {}
         self._live = live
         self._only = only
+        self._as_left = as_left
         self._outside = outside
 
     async def run(self) -> None:
@@ -266,6 +269,7 @@ class _Daemon:
                     only=self._only,
                     linger=True,
                     live=live,
+                    as_left=self._as_left,
                 )
                 ask, asked = trio.open_memory_channel[int](1)
                 control = Control(

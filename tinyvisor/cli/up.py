@@ -144,7 +144,15 @@ def up(
         from tinyvisor.cli.daemon import run_daemon
 
         return run_daemon(
-            project, log_dir=log_dir, word_fd=daemon_fd, reread=load, paths=paths, outside=outside, live=bool(live), only=only
+            project,
+            log_dir=log_dir,
+            word_fd=daemon_fd,
+            reread=load,
+            paths=paths,
+            outside=outside,
+            live=bool(live),
+            only=only,
+            as_left=only_what_is_left,
         )
     if _is_left(project.name):
         from tinyvisor.client import abandoned
