@@ -24,7 +24,7 @@ from tinyvisor.cli.daemon import _hand_over, take_over, words_anew
 from tinyvisor.cli.failures import ExitCodes, expected, lines
 from tinyvisor.cli.foreground import write_result
 from tinyvisor.cli.run import build_spec, run
-from tinyvisor.cli.services import _Holding
+from tinyvisor.cli.services import Starting, _Holding
 from tinyvisor.cli.summary import format_plain, summary_rows
 from tinyvisor.cli.up import wants_colour
 from tinyvisor.client import Client
@@ -515,10 +515,13 @@ def test_a_word_is_a_path_or_a_service(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_what_is_neither_a_path_nor_a_service_is_told_so(tmp_path: Path) -> None:
     (tmp_path / "web.yaml").write_text("command: [x]\nscale: 2\n")
-    found = load([tmp_path], environ={})
-    project.check_services(["web", "web-2"], found, [tmp_path])
+    (tmp_path / "debug.yaml").write_text("command: [x]\nprofiles: [more]\n")
+    found, everything = (load([tmp_path], environ={}, profiles=profiles) for profiles in ([], ["*"]))
+    project.check_services(["web", "web-2"], found, [tmp_path], lambda: everything)
     with pytest.raises(TinyvisorError, match=r'no file or directory "wbe", and no such service in .*did you mean "web"'):
-        project.check_services(["wbe"], found, [tmp_path])
+        project.check_services(["wbe"], found, [tmp_path], lambda: everything)
+    with pytest.raises(TinyvisorError, match='"debug" has a profile that is not active; give it with --profile'):
+        project.check_services(["debug"], found, [tmp_path], lambda: everything)
 
 
 def test_a_daemon_that_starts_anew_reads_its_project_anew() -> None:
@@ -533,6 +536,30 @@ def test_a_project_is_handed_to_the_daemon_as_it_was_read(tmp_path: Path) -> Non
     found = load([file], environ={"WORD": "secret"})
     assert found.services["web"].spec.secrets[0].content == b"secret"
     assert take_over(_hand_over(found)) == found
+
+
+def test_who_waits_for_a_start_is_told_once_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tinyvisor.cli.services.STARTING_PATIENCE", 0)
+    ours, theirs = socket.socketpair()
+    waiting = [{"name": f"w{number}", "state": "waiting", "reason": "waits for db to start"} for number in range(7)]
+    crashes = {"name": "db", "state": "backoff", "reason": "exit 1"}
+    answers = [[{"name": "a", "state": "running", "reason": ""}, crashes], [crashes], [crashes, *waiting]]
+
+    class Daemon(Client):
+        def get(self, path: str, query: object = None, meanwhile: object = None) -> Any:
+            if len(answers) == 1:
+                theirs.send(b"HTTP/1.1 200 OK")
+            return answers.pop(0)
+
+    with ours, theirs:
+        Starting(Daemon("p"), ()).watch(ours)
+    assert capsys.readouterr().err.splitlines() == [
+        "db: waits to be started again: exit 1",
+        *(f"w{number}: waits for db to start" for number in range(5)),
+        "and 2 more",
+    ]
 
 
 def test_who_is_told_what_holds_up_a_stop_of_thousands_reads_the_answer_when_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,14 @@ async def test_who_is_not_ready_in_time_has_failed_to_start(way: str) -> None:
     assert b.runtime.times("stop", "a")[:2] == pytest.approx([30, 60.1])
 
 
+async def test_who_will_never_be_ready_is_told_so_when_its_time_is_over() -> None:
+    b = bench(service("a", start_timeout=30.0, ready_fd=3), scripts={"a": [Script(newline=((1, b""),))]})
+    await b.run()
+    assert [event.reason for event in b.of(ServiceFailed)] == [
+        "it was not ready within 30.0s: it closed its ready_fd without a newline"
+    ]
+
+
 async def test_who_is_ready_in_time_may_do_what_it_likes() -> None:
     """Also what it says later, or a healthcheck that has not passed yet, is not this limit's business."""
     says = ((29.0, b"READY=1"), (40.0, b"STOPPING=1"))

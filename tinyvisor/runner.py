@@ -969,7 +969,8 @@ class Runner:
         self._starting = None
         if not self.health.began:
             given = round(starting.deadline - self.state.started_at, 3)
-            self._condemn(Unfit(f"it was not ready within {format_duration(given)}"))
+            why = f": {self.health.reason}" if self.health.reason else ""
+            self._condemn(Unfit(f"it was not ready within {format_duration(given)}{why}"))
 
     def _extend_start(self, seconds: float) -> None:
         if self._starting is not None:

@@ -450,7 +450,9 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
     directory.write("count", "i=0; while :; do i=$$((i+1)); printf 'line '; echo $$i; sleep 0.005; done")
     directory.write("dies", WAIT.format(code=7))
     directory.write("comes-back", WAIT.format(code=3), "restart: always", "backoff: {initial: 10ms}")
+    directory.write("stopped", WAIT.format(code=0))
     assert directory.up().returncode == 0
+    assert directory.run("stop", "stopped", "-p", directory.name).returncode == 0
     client = Client(directory.name)
 
     def ps() -> dict[str, Any]:
@@ -467,6 +469,7 @@ def test_a_daemon_is_killed_and_the_next_one_goes_on(directory: Directory) -> No
         _end_workload(before[name]["pid"])
 
     assert directory.up().returncode in (0, 1), "1 where it knows by then that one has failed"
+    assert ps()["stopped"]["state"] == "running", "as with one that runs"
     assert [item["state"] for item in client.get("/v1/wait", {"service": "dies"})] == ["failed"]
     while (after := ps())["comes-back"]["state"] != "running":
         client.get("/v1/wait", {"service": "comes-back", "until": "running"})

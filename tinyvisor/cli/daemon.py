@@ -61,7 +61,8 @@ def start_daemon(
     Returns:
         0 when all services run, or have ended well; 1 when one has failed (the others go on); 2 when nothing was started.
     """
-    from tinyvisor.client import is_running
+    from tinyvisor.cli.services import Starting
+    from tinyvisor.client import Client, is_running
 
     if is_running(name):
         raise TinyvisorError(f'the project "{name}" is running already; change it with tinyvisor reload')
@@ -80,7 +81,13 @@ def start_daemon(
     finally:
         for fd in (writing, log, *given):
             os.close(fd)
-    code, pid = wait_for_word(reading, log_dir, quiet=quiet)
+    try:
+        if not quiet:
+            Starting(Client(name), ()).watch(reading)
+        code, pid = wait_for_word(reading, log_dir, quiet=quiet)
+    except KeyboardInterrupt:
+        print(f'"{name}" goes on in the background: see tinyvisor ps, tinyvisor down', file=sys.stderr)
+        raise
     if code != 2 and not quiet:
         print(f'"{name}" runs in the background (pid {pid}); its logs are in {log_dir}')
     return code

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from tinyvisor.errors import TinyvisorError
+from tinyvisor.errors import ConfigError, TinyvisorError
 from tinyvisor.spec import NAME, Project
 
 SUFFIXES = (".yaml", ".yml")
@@ -71,7 +72,9 @@ def split_words(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     return paths, names
 
 
-def check_services(names: Sequence[str], project: Project, paths: Sequence[Path]) -> None:
+def check_services(
+    names: Sequence[str], project: Project, paths: Sequence[Path], with_all_profiles: Callable[[], Project]
+) -> None:
     """Raises:
     TinyvisorError: one of `names` is nothing of `project`, which `paths` describe.
     """
@@ -80,6 +83,10 @@ def check_services(names: Sequence[str], project: Project, paths: Sequence[Path]
         if name not in known:
             from tinyvisor.config import near
 
+            with suppress(ConfigError):
+                everything = with_all_profiles()
+                if name in everything.services or name in everything.instances:
+                    raise TinyvisorError(f'"{name}" has a profile that is not active; give it with --profile')
             where = ", ".join(map(str, paths))
             raise TinyvisorError(f'there is no file or directory "{name}", and no such service in {where}{near(name, known)}')
 

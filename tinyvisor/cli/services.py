@@ -28,6 +28,10 @@ UNUSABLE = 2
 """What a daemon says that has not started."""
 HOLDING_PATIENCE = 1.0
 """Seconds that a stop may take before it is said what it waits for."""
+STARTING_PATIENCE = 3.0
+"""And a start."""
+MAX_TOLD = 5
+"""Services that are named at once while a start takes its time."""
 
 project_option: Option = click.option(
     "-p",
@@ -225,6 +229,38 @@ class _Holding:
             if found and found != self._said.get(item["name"]):
                 self._said[item["name"]] = found
                 click.echo(f"{item['name']}: waiting for {', '.join(found)}", err=True)
+
+
+class Starting:
+    """Says, while somebody waits until all `services` run, which don't, and why: once for each reason."""
+
+    def __init__(self, client: Client, services: Sequence[str]) -> None:
+        self._client = client
+        self._services = services
+        self._said: dict[str, str] = {}
+
+    def watch(self, answer: socket.socket | int) -> None:
+        """Until the answer comes."""
+        while not select.select([answer], [], [], STARTING_PATIENCE)[0]:
+            with contextlib.suppress(TinyvisorError):  # it does not listen yet, or has just ended
+                self._look()
+
+    def _look(self) -> None:
+        found = self._client.get("/v1/services", {"service": list(self._services)})
+        texts = {item["name"]: _hindrance(item) for item in found if item["state"] in ("waiting", "backoff")}
+        new = [name for name, text in texts.items() if self._said.get(name) != text]
+        self._said |= texts
+        for name in new[:MAX_TOLD]:
+            click.echo(f"{name}: {texts[name]}", err=True)
+        if len(new) > MAX_TOLD:
+            click.echo(f"and {len(new) - MAX_TOLD} more", err=True)
+
+
+def _hindrance(item: Mapping[str, Any]) -> str:
+    """Why a service does not run yet."""
+    if item["state"] == "backoff":
+        return f"waits to be started again: {item['reason']}"
+    return item["reason"] or "waits to be started"
 
 
 @click.command()

@@ -20,6 +20,9 @@ from tinyvisor.spec import Project
 if TYPE_CHECKING:
     from tinyvisor.cli.standby import Standby
 
+NOTHING = 2
+"""What `_detach` returns where nothing was started."""
+
 
 @click.command()
 @click.argument("words", metavar="[PATH|SERVICE]...", nargs=-1)
@@ -104,16 +107,21 @@ def up(
     paths: Sequence[Path]
     paths, names = split_words(words)
     only = [*only, *names]
+
+    def with_all_profiles() -> Project:
+        return load_project(paths, project_name, env_file, ["*"])
+
     if detach:
         from tinyvisor.cli.standby import Standby
 
         with Standby() as standby:
             project = load_project(paths, project_name, env_file, profiles)
-            check_services(only, project, paths or default_paths())
+            check_services(only, project, paths or default_paths(), with_all_profiles)
             if _is_running(project.name):
                 standby.discard()
                 return _reload(project.name, paths or default_paths(), only)
-            survives = _is_left(project.name) or (can_live() if live is None else live)
+            is_left = _is_left(project.name)
+            survives = is_left or (can_live() if live is None else live)
             options = [
                 *(["--live"] if survives else []),
                 *(["--env-file", str(env_file.absolute())] if env_file is not None else []),
@@ -122,7 +130,8 @@ def up(
                 *(["--socket-group", socket_group] if socket_group else []),
                 *(["--metrics-port", str(metrics_port)] if metrics_port is not None else []),
             ]
-            return _detach(project, paths, log_dir, options, standby)
+            code = _detach(project, paths, log_dir, options, standby)
+            return _start_stopped(project.name, only) if is_left and code != NOTHING else code
     pid1.leave()
     from tinyvisor.cli.daemon import take_over
 
@@ -134,7 +143,7 @@ def up(
     project = load() if project_fd is None else take_over(project_fd)
     if not only_what_is_left:
         paths = paths or default_paths()
-        check_services(only, project, paths)
+        check_services(only, project, paths, with_all_profiles)
     log_dir = _logs_of(project, log_dir)
 
     from tinyvisor.cli.outside import Outside
@@ -209,7 +218,7 @@ def _reload(name: str, paths: Sequence[Path], only: Sequence[str]) -> int:
     Raises:
         TinyvisorError: it runs from other files.
     """
-    from tinyvisor.cli.services import reload_project, show_results
+    from tinyvisor.cli.services import reload_project
     from tinyvisor.client import Client
 
     client = Client(name)
@@ -221,11 +230,21 @@ def _reload(name: str, paths: Sequence[Path], only: Sequence[str]) -> int:
         )
     if code := reload_project(client):
         return code
+    return _start_stopped(name, only)
+
+
+def _start_stopped(name: str, only: Sequence[str]) -> int:
+    """What somebody has stopped is started, or of that `only`; returns when it runs: 0, or 1 where something has failed."""
+    from tinyvisor.cli.services import Starting, show_results
+    from tinyvisor.client import Client
+
+    client = Client(name)
     services = {"service": list(only)}
     stopped = [item["name"] for item in client.get("/v1/services", services) if item["state"] == "stopped"]
     if stopped:
         show_results(client.post("/v1/services/start", {"services": stopped}))
-    return int(any(item["state"] == "failed" for item in client.get("/v1/wait", services | {"until": "running"})))
+    found = client.get("/v1/wait", services | {"until": "running"}, meanwhile=Starting(client, only).watch)
+    return int(any(item["state"] == "failed" for item in found))
 
 
 def _detach(project: Project, paths: Sequence[Path], log_dir: Path | None, options: Sequence[str], standby: Standby) -> int:

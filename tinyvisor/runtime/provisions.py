@@ -231,7 +231,8 @@ def _content(spec: Spec, secret: Secret) -> bytes:
     try:
         return _read(secret.file)
     except OSError as exc:
-        raise LaunchError(spec.name, f"read the secret {secret.target} from {secret.file}", exc.errno or 0) from None
+        step, number, text = f"read the secret {secret.target} from {secret.file}", exc.errno or 0, exc.strerror or ""
+        raise LaunchError(spec.name, step, number, "" if text == os.strerror(number) else text) from None
 
 
 def _read(path: Path) -> bytes:
@@ -244,7 +245,7 @@ def _read(path: Path) -> bytes:
         while len(content) <= MAX_SECRET and (more := file.read(MAX_SECRET + 1 - len(content))):
             content += more
     if len(content) > MAX_SECRET:
-        raise OSError(errno.EFBIG, "too large")
+        raise OSError(errno.EFBIG, f"more than {MAX_SECRET} bytes")
     return bytes(content)
 
 
