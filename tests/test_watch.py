@@ -118,5 +118,35 @@ async def test_an_upgrade_waits_for_no_service() -> None:
     daemon._word = cast(Any, SimpleNamespace(say=lambda *words: said.append(words)))
     started = _Started()
     started.started()
-    await daemon._report(Supervisor(), started)
+    await daemon._report(Supervisor(), started, True, False)
     assert said == [(1, ["tinyvisor: b failed: exit 1"])]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+@pytest.mark.parametrize("only, starts", [((), ["a", "b"]), (("b", "c"), ["b"]), (("c",), None)])
+async def test_who_takes_over_starts_what_was_stopped_and_waits_for_what_is_asked_for(only: Any, starts: Any) -> None:
+    done: list[Any] = []
+
+    class Supervisor:
+        def summaries(self, names: Any) -> tuple[ServiceSummary, ...]:
+            return tuple(ServiceSummary(name=name, state="stopped") for name in names or ("a", "b", "c"))
+
+        def stopped_by_hand(self) -> frozenset[str]:
+            return frozenset(("a", "b"))
+
+        def start(self, names: Any) -> None:
+            done.append(names)
+
+        async def wait(self, names: Any, until: str) -> tuple[ServiceSummary, ...]:
+            done.append((names, until))
+            return ()
+
+    daemon = object.__new__(_Daemon)
+    daemon._word = cast(Any, SimpleNamespace(say=lambda *words: None))
+    daemon._as_left = False
+    daemon._only = only
+    started = _Started()
+    started.started()
+    await daemon._report(Supervisor(), started, False, True)
+    assert done == [*([starts] if starts else []), (only, "running")]

@@ -258,7 +258,8 @@ class _Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             anew = starts_anew(name)  # we are who does
-            if anew or is_abandoned(name):  # whose fds all come at once
+            left = not anew and is_abandoned(name)
+            if anew or left:  # whose fds all come at once
                 _allow_many_files()
             async with open_runtime(name=name, live=self._live) as runtime:  # holds the project's lock
                 _allow_many_files()  # us; the launcher is there by now, whose limit is the containers'
@@ -307,7 +308,7 @@ class _Daemon:
                             nursery.start_soon(control.serve, listener)
                             nursery.start_soon(self._upgrade_when_asked, asked, control)
                             started = _Started()
-                            nursery.start_soon(self._report, supervisor, started if anew else None)
+                            nursery.start_soon(self._report, supervisor, started, anew, left)
                             control.finish(await supervisor.run(task_status=started))
                             await control.drained(DRAIN_PATIENCE)
                             nursery.cancel_scope.cancel()
@@ -339,10 +340,17 @@ class _Daemon:
         command = interpreter.command("tinyvisor", *words_anew(sys.argv[1:], fd))
         os.execv(command[0], command)
 
-    async def _report(self, supervisor: Any, taken_up: _Started | None) -> None:
-        if taken_up is not None:  # who waits for an upgrade waits for no service
-            await taken_up.wait()
-        summaries = supervisor.summaries() if taken_up is not None else await supervisor.wait(until="running")
+    async def _report(self, supervisor: Any, started: _Started, anew: bool, left: bool) -> None:
+        only: Sequence[str] = ()
+        if anew or left:
+            await started.wait()
+        if left and not self._as_left:
+            only, stopped = self._only, supervisor.stopped_by_hand()
+            # As an `up -d` does where the daemon lives.
+            if names := [summary.name for summary in supervisor.summaries(only) if summary.name in stopped]:
+                supervisor.start(names)
+        # Who waits for an upgrade waits for no service.
+        summaries = supervisor.summaries() if anew else await supervisor.wait(only, until="running")
         failed = [summary for summary in summaries if summary.state == "failed"]
         self._word.say(int(bool(failed)), [f"tinyvisor: {it.name} failed: {it.reason}" for it in failed])
 

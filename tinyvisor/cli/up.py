@@ -20,9 +20,6 @@ from tinyvisor.spec import Project
 if TYPE_CHECKING:
     from tinyvisor.cli.standby import Standby
 
-NOTHING = 2
-"""What `_detach` returns where nothing was started."""
-
 
 @click.command()
 @click.argument("words", metavar="[PATH|SERVICE]...", nargs=-1)
@@ -120,8 +117,7 @@ def up(
             if _is_running(project.name):
                 standby.discard()
                 return _reload(project.name, paths or default_paths(), only)
-            is_left = _is_left(project.name)
-            survives = is_left or (can_live() if live is None else live)
+            survives = _is_left(project.name) or (can_live() if live is None else live)
             options = [
                 *(["--live"] if survives else []),
                 *(["--env-file", str(env_file.absolute())] if env_file is not None else []),
@@ -130,8 +126,7 @@ def up(
                 *(["--socket-group", socket_group] if socket_group else []),
                 *(["--metrics-port", str(metrics_port)] if metrics_port is not None else []),
             ]
-            code = _detach(project, paths, log_dir, options, standby)
-            return _start_stopped(project.name, only) if is_left and code != NOTHING else code
+            return _detach(project, paths, log_dir, options, standby)
     pid1.leave()
     from tinyvisor.cli.daemon import take_over
 
@@ -218,7 +213,7 @@ def _reload(name: str, paths: Sequence[Path], only: Sequence[str]) -> int:
     Raises:
         TinyvisorError: it runs from other files.
     """
-    from tinyvisor.cli.services import reload_project
+    from tinyvisor.cli.services import Starting, reload_project, show_results
     from tinyvisor.client import Client
 
     client = Client(name)
@@ -230,15 +225,6 @@ def _reload(name: str, paths: Sequence[Path], only: Sequence[str]) -> int:
         )
     if code := reload_project(client):
         return code
-    return _start_stopped(name, only)
-
-
-def _start_stopped(name: str, only: Sequence[str]) -> int:
-    """What somebody has stopped is started, or of that `only`; returns when it runs: 0, or 1 where something has failed."""
-    from tinyvisor.cli.services import Starting, show_results
-    from tinyvisor.client import Client
-
-    client = Client(name)
     services = {"service": list(only)}
     stopped = [item["name"] for item in client.get("/v1/services", services) if item["state"] == "stopped"]
     if stopped:
